@@ -1,0 +1,137 @@
+"""The graph contract: names, dtypes and shapes of every graph's inputs and outputs.
+
+This is the only place where these names are typed; export, engines, runtime and tests read them
+from here. "compute" is float32 in a bundle and float16 in a half-precision engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from m2kit.config import ModelSpec, TransformerSpec
+from m2kit.errors import SpecError
+
+ENCODER = "encoder"
+LFQ = "lfq"
+DECODER = "decoder"
+INTER_STEP = "inter_step"
+INTRA_STEP = "intra_step"
+TOKENIZER_GRAPHS = (ENCODER, LFQ, DECODER)
+STEP_GRAPHS = (INTER_STEP, INTRA_STEP)
+
+IMAGE = "image"
+LATENT = "latent"
+CODES = "codes"
+TOKENS = "tokens"
+CLASS_ID = "class_id"
+TOKEN = "token"
+POSITION = "position"
+HIDDEN = "hidden"
+SUB_TOKEN = "sub_token"
+SUB_POSITION = "sub_position"
+PRESENT = "present"
+
+PORTABLE = "portable"  # the lowering of primitive ops that every backend runs
+
+
+def past_key(layer: int) -> str:
+    """Name of a layer's cached keys."""
+    return f"past.{layer}.key"
+
+
+def past_value(layer: int) -> str:
+    """Name of a layer's cached values."""
+    return f"past.{layer}.value"
+
+
+def logits(sub_position: int) -> str:
+    """Name of the logits over sub-vocabulary k."""
+    return f"logits.{sub_position}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output: `dtype` is float32, int64 or compute; str dimensions are symbolic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphIO:
+    """Inputs and outputs of one graph, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def graph_names(spec: ModelSpec) -> tuple[str, ...]:
+    """The graphs that a bundle of this spec holds."""
+    return TOKENIZER_GRAPHS + (STEP_GRAPHS if spec.transformer else ())
+
+
+def graph_io(spec: ModelSpec, graph: str) -> GraphIO:
+    """Inputs and outputs of one graph.
+
+    Raises:
+        SpecError: The spec has no such graph.
+    """
+    if graph not in graph_names(spec):
+        raise SpecError(f"no graph {graph!r}: this model has {', '.join(graph_names(spec))}")
+    if graph in TOKENIZER_GRAPHS:
+        return _tokenizer_io(spec)[graph]
+    transformer = spec.transformer
+    assert transformer is not None
+    return _inter_io(transformer) if graph == INTER_STEP else _intra_io(transformer)
+
+
+def _tokenizer_io(spec: ModelSpec) -> dict[str, GraphIO]:
+    code_bits = spec.tokenizer.code_bits
+    image = TensorSpec(IMAGE, "float32", ("B", 3, "H", "W"))
+    latent = TensorSpec(LATENT, "float32", ("B", code_bits, "h", "w"))
+    codes = TensorSpec(CODES, "float32", ("B", code_bits, "h", "w"))
+    tokens = TensorSpec(TOKENS, "int64", ("B", "h", "w", len(spec.bits)))
+    return {
+        ENCODER: GraphIO((image,), (latent,)),
+        LFQ: GraphIO((latent,), (codes, tokens)),
+        DECODER: GraphIO((codes,), (image,)),
+    }
+
+
+def _past(spec: TransformerSpec, layers: int, capacity: int) -> tuple[TensorSpec, ...]:
+    shape = ("R", spec.heads, capacity, spec.head_size)
+    names = [name(layer) for layer in range(layers) for name in (past_key, past_value)]
+    return tuple(TensorSpec(name, "compute", shape) for name in names)
+
+
+def _present(spec: TransformerSpec, layers: int) -> TensorSpec:
+    return TensorSpec(PRESENT, "compute", (2 * layers, "R", spec.heads, 1, spec.head_size))
+
+
+def _inter_io(spec: TransformerSpec) -> GraphIO:
+    inputs = (
+        TensorSpec(CLASS_ID, "int64", ("R",)),
+        TensorSpec(TOKEN, "int64", ("R", len(spec.bits))),
+        TensorSpec(POSITION, "int64", (1,)),
+    )
+    hidden = TensorSpec(HIDDEN, "compute", ("R", spec.width))
+    return GraphIO(
+        inputs + _past(spec, spec.inter_layers, spec.positions),
+        (hidden, _present(spec, spec.inter_layers)),
+    )
+
+
+def _intra_io(spec: TransformerSpec) -> GraphIO:
+    inputs = (
+        TensorSpec(HIDDEN, "compute", ("R", spec.width)),
+        TensorSpec(SUB_TOKEN, "int64", ("R",)),
+        TensorSpec(SUB_POSITION, "int64", (1,)),
+    )
+    heads = tuple(
+        TensorSpec(logits(k), "float32", ("R", size)) for k, size in enumerate(spec.vocabularies)
+    )
+    return GraphIO(
+        inputs + _past(spec, spec.intra_layers, len(spec.bits)),
+        (*heads, _present(spec, spec.intra_layers)),
+    )

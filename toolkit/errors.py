@@ -1,0 +1,65 @@
+"""Every error that m2kit raises on purpose. The command line prints the message as one line and
+exits with status 1; a message says what was expected, what was found and what to do.
+
+    M2KitError
+    +-- SpecError         an architecture that cannot exist, or that a file does not tell
+    +-- CheckpointError   a checkpoint that cannot be read or does not hold a whole model
+    +-- FolderError       a bundle or engine folder that is damaged, missing or of the wrong kind
+    +-- BackendError      a backend, provider or package that is not available here
+    +-- InputError        an image, class, token or option outside what the model takes
+    +-- ParityError       two implementations that should agree and do not
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class M2KitError(Exception):
+    """Base of all errors a user can cause and mend."""
+
+
+class SpecError(M2KitError):
+    """An architecture that cannot exist, or that a file does not tell."""
+
+
+class CheckpointError(M2KitError):
+    """A checkpoint that cannot be read or does not hold a whole model."""
+
+
+class FolderError(M2KitError):
+    """A bundle or engine folder that is damaged, missing or of the wrong kind."""
+
+
+class BackendError(M2KitError):
+    """A backend, provider or package that is not available here."""
+
+
+class InputError(M2KitError):
+    """An image, class, token or option outside what the model takes."""
+
+
+class ParityError(M2KitError):
+    """Two implementations that should agree and do not."""
+
+
+def require(module: str, *, extra: str, what: str) -> ModuleType:
+    """The imported module, or a BackendError that names the extra to install.
+
+    Args:
+        module: Import name, for example "onnxruntime".
+        extra: The extra of m2kit that brings it, for example "cpu".
+        what: What needs it, as the start of a sentence.
+
+    Raises:
+        BackendError: The module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        raise BackendError(
+            f"{what} needs the package {missing}, which is not installed here: "
+            f"pip install 'm2kit[{extra}]'"
+        ) from error

@@ -1,0 +1,146 @@
+"""Writing and hashing the folders m2kit leaves on disk.
+
+A folder appears whole or not at all: it is written beside its destination under a temporary name,
+flushed, and renamed when complete. What a killed run leaves behind has a name that nothing opens,
+and the next run to the same destination removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from m2kit.errors import FolderError
+
+_CHUNK_BYTES = 1 << 22
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, marker: str) -> Iterator[Path]:
+    """A temporary folder that becomes `destination` when the block ends without an error.
+
+    Args:
+        destination: Where the folder shall be. One that is there already is replaced, but only
+            if it holds `marker`: anything else is not ours to delete.
+        marker: The manifest's file name, for example "bundle.json".
+
+    Raises:
+        FolderError: `destination` is something else, or its parent cannot be written.
+    """
+    destination = Path(os.path.abspath(destination))
+    if os.path.lexists(destination) and not (destination / marker).is_file():
+        raise FolderError(
+            f"{destination} exists and holds no {marker}, so it will not be replaced; "
+            "choose another output with -o"
+        )
+    temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(destination)
+        temporary.mkdir()
+    except OSError as error:
+        raise FolderError(
+            f"cannot write to {destination.parent}: {error.strerror}; choose another output with -o"
+        ) from error
+    try:
+        yield temporary
+        _flush(temporary)
+        _replace(temporary, destination)
+    except OSError as error:
+        raise FolderError(
+            f"writing {destination} failed: {error.strerror or error}; nothing was left behind; "
+            "free some space or choose another output with -o"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, destination: Path) -> None:
+    """Rename into place; a folder being replaced is moved aside first and restored on failure."""
+    if not destination.exists():
+        temporary.rename(destination)
+        return
+    old = temporary.with_name(temporary.name + "-old")
+    destination.rename(old)
+    try:
+        temporary.rename(destination)
+    except OSError:
+        old.rename(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(destination: Path) -> None:
+    """Remove what runs that no longer live left beside `destination`."""
+    prefix = f".{destination.name}.tmp-"
+    for path in destination.parent.glob(f"{prefix}*"):
+        pid, _, old = path.name[len(prefix) :].partition("-")
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if old and not destination.exists():
+            path.rename(destination)  # killed between the two renames: give the old one back
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_file(destination: Path) -> Iterator[Path]:
+    """A temporary path that becomes the file `destination` when the block ends without an error.
+
+    Raises:
+        FolderError: It cannot be written there.
+    """
+    destination = Path(os.path.abspath(destination))
+    if destination.is_dir():
+        raise FolderError(f"{destination} is a folder, expected a file name; choose another -o")
+    temporary = destination.parent / f".{destination.stem}.tmp-{os.getpid()}{destination.suffix}"
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(destination)
+    except OSError as error:
+        raise FolderError(
+            f"cannot write {destination}: {error.strerror or error}; choose another output with -o"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Pictures in and out: files to float arrays, float arrays to grid PNGs.
+
+Pixel values follow the official code: in, x / 127.5 - 1; out, 255 * (x + 1) / 2 clipped to 0..255
+and truncated (not rounded) to uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from m2kit.errors import InputError
+from m2kit.folders import new_file
+
+_GAP_PIXELS = 2
+
+
+def read_image(path: Path) -> npt.NDArray[np.float32]:
+    """An image file as (3, H, W) float32 in [-1, 1].
+
+    Raises:
+        InputError: Not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image file") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: expected an image such as PNG or JPEG ({error})") from error
+    return (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
+
+
+def read_images(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
+    """Image files of one size as (B, 3, H, W) float32 in [-1, 1].
+
+    Raises:
+        InputError: Not an image, or images of different sizes.
+    """
+    images = [read_image(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise InputError(
+                f"images of one call must have one size: {paths[0]} has "
+                f"{images[0].shape[1]} x {images[0].shape[2]}, {path} has "
+                f"{image.shape[1]} x {image.shape[2]}"
+            )
+    return np.stack(images)
+
+
+def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """(B, 3, H, W) float32 in [-1, 1] as (B, H, W, 3) uint8."""
+    scaled = np.clip(255 * (images + 1) / 2, 0, 255)
+    return scaled.astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def write_grid(
+    path: Path, images: npt.NDArray[np.float32], *, columns: int, scale: int = 1
+) -> None:
+    """Write images as one grid PNG, row by row.
+
+    Args:
+        path: Where to; written whole or not at all.
+        images: (B, 3, H, W) float32 in [-1, 1].
+        columns: Images per row.
+        scale: Whole factor by which each pixel is enlarged.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"an image grid is a PNG: expected a name ending in .png, found {path}")
+    pixels = uint8_from_images(images).repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, _ = pixels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap = _GAP_PIXELS
+    grid = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8
+    )
+    for index in range(count):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        grid[top : top + height, left : left + width] = pixels[index]
+    with new_file(path) as temporary:
+        Image.fromarray(grid).save(temporary)
+
+
+def psnr(images: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float:
+    """Peak signal-to-noise ratio in dB: the mean over images, on truncated uint8 pixels."""
+    a = uint8_from_images(images).astype(np.float64)
+    b = uint8_from_images(others).astype(np.float64)
+    error = np.maximum(((a - b) ** 2).mean(axis=(1, 2, 3)), 1e-10)
+    return float((10 * np.log10(255.0**2 / error)).mean())

@@ -1,0 +1,1 @@
+"""The models, with exactly the official parameter names and numerics; they know nothing of export."""

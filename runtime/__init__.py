@@ -1,0 +1,1 @@
+"""The lightweight runtime: numpy and one backend. Never torch, onnx or click."""

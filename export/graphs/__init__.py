@@ -1,0 +1,1 @@
+"""One module per graph of the contract, and two of shared layers (convolutional, transformer)."""

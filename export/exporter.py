@@ -1,0 +1,146 @@
+"""Checkpoint -> bundle: write the graphs and the weights, then prove that they compute the same.
+
+A bundle exists only if every graph agrees with PyTorch and a whole guided, greedy trajectory
+decoded by ONNX Runtime through the cached steps is what PyTorch, teacher-forced, would have chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import m2kit
+from m2kit import contract
+from m2kit.config import ModelSpec
+from m2kit.errors import require
+from m2kit.export.graphs.decoder import decoder
+from m2kit.export.graphs.encoder import encoder
+from m2kit.export.graphs.inter_step import EMBEDDINGS, inter_step
+from m2kit.export.graphs.intra_step import intra_step
+from m2kit.export.graphs.lfq import lfq
+from m2kit.export.reference import make_reference
+from m2kit.export.writer import Array, GraphWriter, WeightFile
+from m2kit.folders import new_folder
+from m2kit.manifest import (
+    BUNDLE,
+    REFERENCE_FILE,
+    Manifest,
+    files_table,
+    manifest_name,
+    write_manifest,
+)
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from m2kit.runtime.sampling import DEFAULTS, Sampling
+from m2kit.runtime.verification import compare, require_parity
+from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
+from m2kit.training.models.transformer import embedding_names
+
+GRAPHS: dict[str, Callable[[ModelSpec, WeightFile], GraphWriter]] = {
+    contract.ENCODER: encoder,
+    contract.LFQ: lfq,
+    contract.DECODER: decoder,
+    contract.INTER_STEP: inter_step,
+    contract.INTRA_STEP: intra_step,
+}
+Progress = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint, destination: Path, name: str, progress: Progress = lambda stage: None
+) -> Manifest:
+    """Write the bundle of a checkpoint.
+
+    Args:
+        checkpoint: What to export.
+        destination: The bundle folder; appears only when complete and in parity.
+        name: The model's name, kept in the bundle.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        ParityError: A graph does not agree with PyTorch.
+        FolderError: The destination cannot be written.
+        BackendError: onnxruntime, which the parity check needs, is not installed.
+    """
+    require("onnxruntime", extra="cpu", what="export's parity check")
+    spec = checkpoint.spec
+    with new_folder(destination, manifest_name(BUNDLE)) as folder:
+        progress("writing graphs and weights")
+        lowering = write_graphs(spec, folder, _weights(checkpoint))
+        manifest = Manifest(
+            kind=BUNDLE,
+            name=name,
+            spec=spec,
+            sampling=_sampling_defaults(spec, checkpoint.sampling),
+            lowerings={contract.PORTABLE: lowering},
+            files={},
+            source=checkpoint.source,
+            versions=_versions(),
+            parity={},
+            training=checkpoint.training,
+        )
+        backend = OnnxRuntimeBackend(folder, manifest)
+        with Engine(spec, backend, defaults=manifest.sampling) as engine:
+            progress("decoding a trajectory with ONNX Runtime, scoring it with PyTorch")
+            reference = make_reference(engine, model_from_checkpoint(checkpoint))
+            np.savez(folder / REFERENCE_FILE, **reference)
+            progress("comparing every graph with PyTorch")
+            report = compare(engine, reference)
+        require_parity(report, "the exported model")
+        manifest = replace(manifest, files=files_table(folder), parity=report)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def write_graphs(
+    spec: ModelSpec, folder: Path, load: Callable[[str], Array]
+) -> dict[str, dict[str, Any]]:
+    """Write every graph of a spec and the weights file they share.
+
+    Returns:
+        The lowering's entry in bundle.json: graph -> {"file", "inputs", "outputs", "compute"}.
+    """
+    weights = WeightFile(load)
+    writers = {graph: GRAPHS[graph](spec, weights) for graph in contract.graph_names(spec)}
+    weights.write(folder)
+    entries = {}
+    for graph, writer in writers.items():
+        writer.save(folder / f"{graph}.onnx")
+        io = contract.graph_io(spec, graph)
+        entries[graph] = {
+            "file": f"{graph}.onnx",
+            "compute": "float32",
+            "inputs": [[t.name, t.dtype, list(t.shape)] for t in io.inputs],
+            "outputs": [[t.name, t.dtype, list(t.shape)] for t in io.outputs],
+        }
+    return entries
+
+
+def _weights(checkpoint: Checkpoint) -> Callable[[str], Array]:
+    """Loads one tensor of the checkpoint as float32; the embedding tables as the one they form."""
+
+    def load(name: str) -> Array:
+        if name == EMBEDDINGS:
+            names = embedding_names(len(checkpoint.spec.bits))
+            return np.concatenate([load(f"transformer.{part}.weight") for part in names])
+        array: Array = checkpoint.weights[name].float().numpy()
+        return array
+
+    return load
+
+
+def _sampling_defaults(spec: ModelSpec, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own sampling, one value per sub-token, checked."""
+    options = {name: value for name, value in stored.items() if name in DEFAULTS}
+    resolved = Sampling(**options).resolve(len(spec.bits), {})
+    return {name: list(getattr(resolved, name)) for name in DEFAULTS} if spec.transformer else {}
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "onnx_ir", "onnxruntime", "numpy")
+    modules = {name: require(name, extra="export,cpu", what="export") for name in names}
+    return {"m2kit": m2kit.__version__} | {n: str(m.__version__) for n, m in modules.items()}

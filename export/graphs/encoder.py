@@ -1,0 +1,29 @@
+"""encoder: image (B, 3, H, W) -> latent (B, Z, h, w)."""
+
+from __future__ import annotations
+
+from m2kit.config import ModelSpec
+from m2kit.contract import ENCODER, IMAGE, LATENT, graph_io
+from m2kit.export.graphs.convolutional import conv, group_norm, res_block, silu
+from m2kit.export.writer import GraphWriter, WeightFile
+
+
+def encoder(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
+    """The encoder graph."""
+    g = GraphWriter(ENCODER, graph_io(spec, ENCODER), weights)
+    tokenizer = spec.tokenizer
+    channels = tokenizer.channels
+    x = conv(g, g.inputs[IMAGE], "encoder.conv_in", 3, tokenizer.base_channels, bias=False)
+    entering = tokenizer.base_channels
+    for level, width in enumerate(channels):
+        for block in range(tokenizer.blocks_per_level):
+            x = res_block(g, x, f"encoder.down.{level}.block.{block}", entering, width)
+            entering = width
+        if level < len(channels) - 1:
+            x = conv(g, x, f"encoder.down.{level}.downsample", width, width, stride=2)
+    for block in range(tokenizer.blocks_per_level):
+        x = res_block(g, x, f"encoder.mid_block.{block}", entering, entering)
+    x = silu(g, group_norm(g, x, "encoder.norm_out", entering))
+    x = conv(g, x, "encoder.conv_out", entering, tokenizer.code_bits, kernel=1)
+    g.output(LATENT, x)
+    return g

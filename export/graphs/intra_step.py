@@ -1,0 +1,35 @@
+"""intra_step: context or previous sub-token -> logits of every head, through the cached layers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from m2kit.config import ModelSpec
+from m2kit.contract import HIDDEN, INTRA_STEP, SUB_POSITION, SUB_TOKEN, graph_io, logits
+from m2kit.export.graphs.attention import layers, linear, position_tables, rms_norm
+from m2kit.export.graphs.inter_step import sub_token_embeddings, sub_token_offsets
+from m2kit.export.writer import GraphWriter, WeightFile
+
+
+def intra_step(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
+    """The intra step graph, portable lowering."""
+    transformer = spec.transformer
+    assert transformer is not None
+    g = GraphWriter(INTRA_STEP, graph_io(spec, INTRA_STEP), weights)
+    hidden, sub_token, sub_position = (g.inputs[n] for n in (HIDDEN, SUB_TOKEN, SUB_POSITION))
+    with g.scope("embedding"):
+        # Sub-position k is fed sub-token k - 1; row 0 stands in where nothing precedes.
+        offsets = [0, *sub_token_offsets(transformer)[:-1]]
+        offset = g.op("Gather", g.constant(offsets, np.int64), sub_position, axis=0)
+        rows = g.op("Add", sub_token, offset)
+        embedded = g.op("Gather", sub_token_embeddings(g, transformer), rows, axis=0)
+        first = g.op("Equal", sub_position, g.ints([0]))
+        x = g.op("Where", first, hidden, embedded)
+    tables = position_tables(g, sub_position, transformer, len(transformer.bits))
+    prefix = "transformer.factorized_blocks"
+    x = layers(g, x, prefix, transformer, tables, transformer.intra_layers)
+    x = rms_norm(g, x, "transformer.norm", transformer.width)
+    for k, size in enumerate(transformer.vocabularies):
+        with g.float_island():
+            g.output(logits(k), linear(g, x, f"transformer.head.{k}", transformer.width, size))
+    return g

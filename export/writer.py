@@ -1,0 +1,201 @@
+"""Writes one ONNX graph, node by node, and the weights file that all graphs of a bundle share.
+
+Graphs are written, not traced: every node is primitive opset 18, carries its precision mark from
+the moment it exists, and does not depend on the torch version. No weight is in memory until
+`WeightFile.write` streams it from the checkpoint; identical tensors are stored once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from m2kit.contract import GraphIO, TensorSpec
+from m2kit.manifest import WEIGHTS_FILE
+
+OPSET = 18
+IR_VERSION = 10
+PRECISION = "m2kit.precision"  # metadata key of every node: "float" or "any"
+ALIGNMENT_BYTES = 65_536  # of every tensor in the weights file, so that it can be memory-mapped
+
+Array = npt.NDArray[Any]
+Weights = Callable[[str], Array]  # checkpoint name -> array
+
+
+class WeightFile:
+    """The tensors of a bundle: shapes known from the start, bytes only when written."""
+
+    def __init__(self, load: Weights) -> None:
+        """Take tensors from `load(name)`, a float32 array."""
+        self._load = load
+        self._tensors: dict[str, tuple[tuple[int, ...], Callable[[Array], Array]]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def add(
+        self, name: str, shape: tuple[int, ...], convert: Callable[[Array], Array]
+    ) -> None:
+        """Declare a tensor; `convert` turns the checkpoint's array into the stored one."""
+        known = self._tensors.setdefault(name, (shape, convert))
+        assert known[0] == shape, f"{name} declared as {known[0]} and as {shape}"
+
+    def write(self, folder: Path) -> None:
+        """Stream every tensor into the weights file."""
+        seen: dict[str, tuple[int, int]] = {}
+        with (folder / WEIGHTS_FILE).open("wb") as file:
+            for name, (shape, convert) in self._tensors.items():
+                array = np.ascontiguousarray(convert(self._load(name)), np.float32)
+                assert array.shape == shape, f"{name}: declared {shape}, loaded {array.shape}"
+                data = array.data.cast("B")
+                digest = hashlib.sha256(data).hexdigest()
+                if digest not in seen:
+                    offset = -(-file.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+                    file.seek(offset)
+                    file.write(data)
+                    seen[digest] = (offset, array.nbytes)
+                self._places[name] = seen[digest]
+
+    def tensor(self, name: str) -> ir.ExternalTensor:
+        """A reference to a written tensor."""
+        offset, length = self._places[name]
+        return ir.ExternalTensor(
+            WEIGHTS_FILE,
+            offset,
+            length,
+            ir.DataType.FLOAT,
+            shape=ir.Shape(self._tensors[name][0]),
+            name=name,
+        )
+
+
+_TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "compute": ir.DataType.FLOAT,
+    "int64": ir.DataType.INT64,
+}
+
+
+class GraphWriter:
+    """One graph under construction. `op` adds a node and returns its first output."""
+
+    def __init__(self, name: str, io: GraphIO, weights: WeightFile) -> None:
+        """Begin a graph with the inputs of its contract.
+
+        Attributes:
+            inputs: Name -> value, in the contract's order.
+        """
+        self.name = name
+        self.inputs = {tensor.name: _value(tensor) for tensor in io.inputs}
+        self._io = io
+        self._weights = weights
+        self._nodes: list[ir.Node] = []
+        self._outputs: dict[str, ir.Value] = {}
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._weight_values: dict[str, ir.Value] = {}
+        self._scope: list[str] = []
+        self._precision = "any"
+
+    @contextlib.contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names nodes after the part of the model they belong to."""
+        self._scope.append(name)
+        yield
+        self._scope.pop()
+
+    @contextlib.contextmanager
+    def float_island(self) -> Iterator[None]:
+        """Marks nodes that must stay float32 when the graph is turned into half precision."""
+        outer, self._precision = self._precision, "float"
+        yield
+        self._precision = outer
+
+    def output(self, name: str, value: ir.Value) -> None:
+        """Make `value` the output of that name."""
+        (tensor,) = (tensor for tensor in self._io.outputs if tensor.name == name)
+        value.name = name
+        value.type = ir.TensorType(_TYPES[tensor.dtype])
+        value.shape = ir.Shape(tensor.shape)
+        self._outputs[name] = value
+
+    def weight(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        convert: Callable[[Array], Array] = lambda array: array,
+    ) -> ir.Value:
+        """A checkpoint tensor, stored with `shape` after `convert`."""
+        if name not in self._weight_values:
+            self._weights.add(name, shape, convert)
+            self._weight_values[name] = ir.Value(
+                name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape)
+            )
+        return self._weight_values[name]
+
+    def constant(self, array: npt.ArrayLike, dtype: type = np.float32) -> ir.Value:
+        """A small constant kept inside the graph; equal ones are one initializer."""
+        data = np.asarray(array, dtype)
+        key = (data.dtype.name, data.tobytes(), data.shape)
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            tensor = ir.tensor(data, name=name)
+            self._constants[key] = ir.Value(
+                name=name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(data.shape),
+                const_value=tensor,
+            )
+        return self._constants[key]
+
+    def ints(self, values: Sequence[int]) -> ir.Value:
+        """A 1-D int64 constant: axes, shapes, sizes."""
+        return self.constant(values, np.int64)
+
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """Add a node with one output."""
+        return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: ir.Value, outputs: int, **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Add a node with several outputs."""
+        name = "/".join([*self._scope, f"{op_type}_{len(self._nodes)}"])
+        suffixes = [""] if outputs == 1 else [f".{index}" for index in range(outputs)]
+        node = ir.node(
+            op_type,
+            inputs=list(inputs),
+            attributes=attributes or None,
+            outputs=[ir.Value(name=name + suffix) for suffix in suffixes],
+            name=name,
+            metadata_props={PRECISION: self._precision},
+        )
+        self._nodes.append(node)
+        return node.outputs
+
+    def save(self, path: Path) -> None:
+        """Write the finished graph; the weights file must have been written."""
+        for name, value in self._weight_values.items():
+            value.const_value = self._weights.tensor(name)
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            [self._outputs[tensor.name] for tensor in self._io.outputs],
+            nodes=self._nodes,
+            initializers=[*self._weight_values.values(), *self._constants.values()],
+            opset_imports={"": OPSET},
+            name=self.name,
+        )
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="m2kit")
+        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _value(tensor: TensorSpec) -> ir.Value:
+    return ir.Value(
+        name=tensor.name,
+        type=ir.TensorType(_TYPES[tensor.dtype]),
+        shape=ir.Shape(tensor.shape),
+    )

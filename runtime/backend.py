@@ -1,0 +1,61 @@
+"""What a backend must offer. The decoding loop, guidance and sampling know only these protocols.
+
+Arrays in `inputs` and `outputs` are bound once: the caller writes inputs in place before a run and
+reads outputs after it. The KV cache belongs to the step, never to the decoding loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+
+class Step(Protocol):
+    """One step graph with its buffers and its KV cache.
+
+    Attributes:
+        inputs: The named inputs the caller writes (contract.py); position inputs and the cache
+            are not among them.
+        outputs: The named outputs the caller may read; overwritten by the next run.
+    """
+
+    inputs: Mapping[str, npt.NDArray[Any]]
+    outputs: Mapping[str, npt.NDArray[Any]]
+
+    def reset(self) -> None:
+        """Begin a new sequence: position 0 is next."""
+
+    def run(self, position: int) -> None:
+        """Compute one position; it sees the positions committed before it."""
+
+    def commit(self, position: int) -> None:
+        """Append what the last run computed to the cache, at `position`."""
+
+
+class Steps(Protocol):
+    """The two step graphs for one number of rows; the inter step's hidden output feeds the intra
+    step without passing through the caller."""
+
+    inter: Step
+    intra: Step
+
+
+class Backend(Protocol):
+    """One opened model.
+
+    Attributes:
+        name: Such as "onnxruntime".
+    """
+
+    name: str
+
+    def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
+
+    def open_steps(self, rows: int) -> Steps:
+        """Allocate and bind the step graphs for `rows` rows (R)."""
+
+    def close(self) -> None:
+        """Release what the backend holds; it is not used afterwards."""

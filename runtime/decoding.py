@@ -1,0 +1,106 @@
+"""The decoding loop, the only one in m2kit: positions outside, sub-tokens inside.
+
+Training draws its samples and export checks parity through it, on other backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from m2kit import contract
+from m2kit.config import TransformerSpec
+from m2kit.runtime.backend import Steps
+
+
+class Drawn(NamedTuple):
+    """One finished position.
+
+    Attributes:
+        position: 0..N-1.
+        tokens: (B, h, w, K) int64, a view that fills up; positions not yet drawn are 0.
+    """
+
+    position: int
+    tokens: npt.NDArray[np.int64]
+
+
+class TokenSource(Protocol):
+    """Where the ids of a position come from: a sampler, or known tokens."""
+
+    def draw(
+        self, position: int, k: int, logits: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int64]:
+        """(R, V_k) logits of sub-token k -> (B) ids."""
+
+
+class KnownTokens:
+    """A token source that forces given tokens and keeps the logits it is shown.
+
+    Attributes:
+        logits: K arrays (R, N, V_k) float32, filled as the loop runs.
+    """
+
+    def __init__(self, tokens: npt.NDArray[np.int64], rows: int, spec: TransformerSpec) -> None:
+        """Force tokens (B, h, w, K) on `rows` rows."""
+        self._tokens = tokens.reshape(len(tokens), spec.positions, len(spec.bits))
+        self.logits = [
+            np.empty((rows, spec.positions, size), np.float32) for size in spec.vocabularies
+        ]
+
+    def draw(
+        self, position: int, k: int, logits: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int64]:
+        """Keep the logits, return the known ids."""
+        self.logits[k][:, position] = logits
+        return self._tokens[:, position, k]
+
+
+def decode(
+    steps: Steps,
+    spec: TransformerSpec,
+    row_classes: npt.NDArray[np.int64],
+    images: int,
+    source: TokenSource,
+) -> Iterator[Drawn]:
+    """Decode a batch, one position per iteration.
+
+    Args:
+        steps: The step graphs, bound for R rows.
+        spec: The architecture.
+        row_classes: (R) int64 class of every row: B conditional rows, then, with guidance, B rows
+            of the unconditional class.
+        images: B.
+        source: Where ids come from.
+
+    Yields:
+        Each position when all its sub-tokens are drawn.
+    """
+    inter, intra = steps.inter, steps.intra
+    repeats = len(row_classes) // images
+    tokens = np.zeros((images, spec.positions, len(spec.bits)), np.int64)
+    grid = tokens.reshape(images, *spec.grid, len(spec.bits))
+    logits = [intra.outputs[contract.logits(k)] for k in range(len(spec.bits))]
+    class_id, token = inter.inputs[contract.CLASS_ID], inter.inputs[contract.TOKEN]
+    sub_token = intra.inputs[contract.SUB_TOKEN]
+    class_id[:] = row_classes
+    token[:] = 0  # not used at position 0, but must be a valid id
+    rows_of_images = [slice(i * images, (i + 1) * images) for i in range(repeats)]
+    inter.reset()
+    for position in range(spec.positions):
+        inter.run(position)
+        inter.commit(position)
+        intra.reset()
+        sub_token[:] = 0
+        for k, sub_logits in enumerate(logits):
+            intra.run(k)
+            intra.commit(k)
+            ids = source.draw(position, k, sub_logits)
+            tokens[:, position, k] = ids
+            for rows in rows_of_images:  # both halves are fed the same token
+                sub_token[rows] = ids
+                token[rows, k] = ids
+        yield Drawn(position, grid)

@@ -1,0 +1,181 @@
+"""ONNX Runtime: runs the portable graphs of a bundle or engine folder on a CPU or through CUDA.
+
+Step graphs are bound once to numpy buffers (IO binding); the KV cache is one array and a commit is
+one slice assignment. With the CUDA provider the same host buffers are bound, so the cache travels
+at every step: correct, not fast. That provider has not been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2kit import contract
+from m2kit.config import ModelSpec
+from m2kit.errors import BackendError, require
+from m2kit.manifest import Manifest
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_NUMPY_TYPES: dict[str, type] = {"float32": np.float32, "int64": np.int64, "compute": np.float32}
+
+
+class OnnxRuntimeBackend:
+    """The Backend protocol over ONNX Runtime sessions, opened when first used."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, provider: str = "cpu", threads: int | None = None
+    ) -> None:
+        """Prepare to open the graphs of a folder.
+
+        Args:
+            folder: A bundle or engine folder.
+            manifest: Its manifest.
+            provider: "cpu" or "cuda".
+            threads: Threads inside an operator; None lets ONNX Runtime choose.
+
+        Raises:
+            BackendError: onnxruntime is not installed, or does not have that provider.
+        """
+        self._ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+        self._ort.set_default_logger_severity(3)
+        self._folder, self._manifest = folder, manifest
+        self._threads = threads
+        self._provider = _provider(self._ort, provider)
+        self._sessions: dict[str, Any] = {}
+
+    def session(self, graph: str) -> Any:
+        """The session of one graph.
+
+        Raises:
+            BackendError: ONNX Runtime cannot load it, or silently left the provider asked for.
+        """
+        if graph in self._sessions:
+            return self._sessions[graph]
+        options = self._ort.SessionOptions()
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        path = self._folder / self._manifest.graph_file(contract.PORTABLE, graph)
+        try:
+            session = self._ort.InferenceSession(path, options, providers=[self._provider])
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise BackendError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+        if session.get_providers()[0] != self._provider:
+            raise BackendError(
+                f"ONNX Runtime fell back to {session.get_providers()[0]}: {self._provider} could "
+                "not start (no GPU, driver or CUDA libraries); use --provider cpu or mend CUDA"
+            )
+        self._sessions[graph] = session
+        return session
+
+    def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
+        names = [tensor.name for tensor in contract.graph_io(self._manifest.spec, graph).outputs]
+        return dict(zip(names, self.session(graph).run(names, dict(feeds)), strict=True))
+
+    def open_steps(self, rows: int) -> OnnxRuntimeSteps:
+        """Allocate and bind the step graphs for `rows` rows (R)."""
+        return OnnxRuntimeSteps(self, self._manifest.spec, rows)
+
+    def close(self) -> None:
+        """Drop the sessions."""
+        self._sessions.clear()
+
+
+class OnnxRuntimeSteps:
+    """Both step graphs; the hidden buffer of the inter step is an input of the intra step."""
+
+    def __init__(self, backend: OnnxRuntimeBackend, spec: ModelSpec, rows: int) -> None:
+        """Allocate and bind."""
+        assert spec.transformer is not None
+        self.inter = OnnxRuntimeStep(
+            backend.session(contract.INTER_STEP),
+            contract.graph_io(spec, contract.INTER_STEP),
+            rows,
+            contract.POSITION,
+            shared={},
+        )
+        self.intra = OnnxRuntimeStep(
+            backend.session(contract.INTRA_STEP),
+            contract.graph_io(spec, contract.INTRA_STEP),
+            rows,
+            contract.SUB_POSITION,
+            shared={contract.HIDDEN: self.inter.outputs[contract.HIDDEN]},
+        )
+
+
+class OnnxRuntimeStep:
+    """One step graph: buffers bound once, the cache one array (2L, R, H, S, d)."""
+
+    def __init__(
+        self,
+        session: Any,
+        io: contract.GraphIO,
+        rows: int,
+        position_name: str,
+        shared: dict[str, npt.NDArray[Any]],
+    ) -> None:
+        """Allocate and bind every input and output of the graph for `rows` rows."""
+        self._session = session
+        self._binding = session.io_binding()
+        past = [tensor for tensor in io.inputs if tensor.name.startswith("past.")]
+        self._cache = np.zeros((len(past), *_shape(past[0], rows)), np.float32)
+        caches = {tensor.name: self._cache[index] for index, tensor in enumerate(past)}
+        own = {
+            tensor.name: np.zeros(_shape(tensor, rows), _NUMPY_TYPES[tensor.dtype])
+            for tensor in io.inputs
+            if tensor.name not in caches and tensor.name not in shared
+        }
+        self.outputs = {
+            tensor.name: np.zeros(_shape(tensor, rows), _NUMPY_TYPES[tensor.dtype])
+            for tensor in io.outputs
+        }
+        for name, array in {**own, **shared, **caches}.items():
+            self._binding.bind_input(
+                name, "cpu", 0, array.dtype, array.shape, array.ctypes.data
+            )
+        for name, array in self.outputs.items():
+            self._binding.bind_output(
+                name, "cpu", 0, array.dtype, array.shape, array.ctypes.data
+            )
+        self._position = own.pop(position_name)
+        self.inputs = {**own, **shared}
+        self._present = self.outputs[contract.PRESENT]
+
+    def reset(self) -> None:
+        """Begin a new sequence; rows written before are masked, so nothing is cleared."""
+
+    def run(self, position: int) -> None:
+        """Compute one position; it sees the positions committed before it."""
+        self._position[0] = position
+        self._session.run_with_iobinding(self._binding)
+
+    def commit(self, position: int) -> None:
+        """Append what the last run computed to the cache, at `position`."""
+        self._cache[:, :, :, position] = self._present[:, :, :, 0]
+
+
+def _shape(tensor: contract.TensorSpec, rows: int) -> tuple[int, ...]:
+    return tuple(rows if isinstance(size, str) else size for size in tensor.shape)
+
+
+def _provider(ort: Any, name: str) -> str:
+    if name not in PROVIDERS:
+        raise BackendError(f"provider must be one of {', '.join(PROVIDERS)}, found {name!r}")
+    provider = PROVIDERS[name]
+    if provider not in ort.get_available_providers():
+        raise BackendError(
+            f"this onnxruntime has no {provider} (it has "
+            f"{', '.join(ort.get_available_providers())}): pip uninstall onnxruntime, then "
+            "pip install 'm2kit[gpu]' (the two wheels must not be installed together)"
+        )
+    return provider
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""Bundle -> engine: builders for each backend. Never torch."""

@@ -114,6 +114,7 @@ def write_graphs(
         entries[graph] = {
             "file": f"{graph}.onnx",
             "compute": "float32",
+            "ops": writer.op_counts(),
             "inputs": [[t.name, t.dtype, list(t.shape)] for t in io.inputs],
             "outputs": [[t.name, t.dtype, list(t.shape)] for t in io.outputs],
         }

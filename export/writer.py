@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,10 @@ class GraphWriter:
         )
         self._nodes.append(node)
         return node.outputs
+
+    def op_counts(self) -> dict[str, int]:
+        """Number of nodes of each operator."""
+        return dict(sorted(Counter(node.op_type for node in self._nodes).items()))
 
     def save(self, path: Path) -> None:
         """Write the finished graph; the weights file must have been written."""

@@ -1,0 +1,71 @@
+"""The command line. Commands parse, call one function and print; heavy imports happen inside."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, NoReturn
+
+import click
+
+from m2kit import __version__
+from m2kit.cli.building import build_engine, export
+from m2kit.cli.imaging import decode, encode, generate, reconstruct
+from m2kit.cli.reporting import describe, inspect, verify
+from m2kit.cli.training import train
+from m2kit.errors import M2KitError
+
+
+class Failure(click.ClickException):
+    """One red line on stderr and exit status 1."""
+
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        """Print the message."""
+        click.secho(f"error: {' '.join(self.message.split())}", fg="red", err=True)
+
+
+class Commands(click.Group):
+    """A group that turns m2kit's and the system's errors into one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except M2KitError as error:
+            raise Failure(str(error)) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise Failure(f"{where}{error.strerror or error}") from error
+        except MemoryError as error:
+            raise Failure("out of memory; close other programs or use a smaller batch") from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="m2kit")
+def cli() -> None:
+    """Open-MAGVIT2 from a PyTorch checkpoint to images on the machine at hand.
+
+    \b
+    m2kit export --ckpt ar_l.pt      checkpoint -> ar_l.bundle
+    m2kit build-engine               bundle -> ar_l.engine
+    m2kit generate --engine ar_l.engine --class 207 -o samples.png
+    """
+
+
+for command in (
+    train, export, build_engine, generate, encode, decode, reconstruct, verify, inspect, describe,
+):  # fmt: skip
+    cli.add_command(command)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(143)
+
+
+def main() -> None:
+    """Entry point: SIGTERM unwinds like an exception, so that temporary folders are removed."""
+    signal.signal(signal.SIGTERM, _terminate)
+    cli(prog_name="m2kit")

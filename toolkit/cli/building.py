@@ -1,0 +1,88 @@
+"""export and build-engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from m2kit.cli.options import json_option, only_folder
+from m2kit.cli.output import print_result, size_text, stage
+from m2kit.config import overrides_from_text
+from m2kit.errors import InputError, require
+from m2kit.manifest import BUNDLE, Manifest
+
+
+@click.command()
+@click.option("--ckpt", required=True, type=click.Path(path_type=Path),
+              help="Checkpoint: an AR file or a tokenizer file.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="Bundle folder.  [default: NAME.bundle in this directory]")  # fmt: skip
+@click.option("--spec", "spec_text",
+              help="What the tensors' shapes do not tell: a JSON file, or JSON such as "
+              '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.')  # fmt: skip
+@click.option("--weights", type=click.Choice(["ema", "live"]),
+              help="Which weights of a tokenizer file.  [default: ema where it has them]")  # fmt: skip
+@json_option
+def export(
+    ckpt: Path, output: Path | None, spec_text: str | None, weights: str | None, as_json: bool
+) -> None:
+    """Turn a checkpoint into a bundle of ONNX graphs, checked against PyTorch."""
+    require("torch", extra="export,cpu", what="export")
+    require("onnx_ir", extra="export,cpu", what="export")
+    from m2kit.export.exporter import export_bundle
+    from m2kit.training.checkpoint import read_checkpoint
+
+    stage(f"reading {ckpt}")
+    checkpoint = read_checkpoint(ckpt, overrides=_overrides(spec_text), weights=weights)
+    for name, value in checkpoint.source["assumed"].items():
+        stage(f"assuming {name} {value}: the file does not tell (set it with --spec)")
+    destination = output or Path(f"{ckpt.stem}.bundle")
+    manifest = export_bundle(checkpoint, destination, ckpt.stem, stage)
+    _print_folder(destination, manifest, as_json, {"weights": checkpoint.source["weights"]})
+
+
+@click.command("build-engine")
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="Engine folder.  [default: NAME.engine in this directory]")  # fmt: skip
+@click.option("--backend", type=click.Choice(["onnxruntime"]), default="onnxruntime",
+              show_default=True, help="What will run the engine.")  # fmt: skip
+@json_option
+def build_engine(bundle: Path | None, output: Path | None, backend: str, as_json: bool) -> None:
+    """Turn BUNDLE (by default the only one in this directory) into an engine."""
+    from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
+
+    bundle = only_folder(BUNDLE, bundle)
+    destination = output or Path(f"{bundle.name.removesuffix('.bundle')}.engine")
+    manifest = build_onnxruntime_engine(bundle, destination, stage)
+    _print_folder(destination, manifest, as_json, {"backend": backend})
+
+
+def _overrides(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    if text.lstrip().startswith("{"):
+        return overrides_from_text(text)
+    try:
+        return overrides_from_text(Path(text).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--spec: {text} is neither JSON nor a readable JSON file") from error
+
+
+def _print_folder(
+    path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]
+) -> None:
+    worst = max(
+        (check.get("difference", 0.0) for check in manifest.parity["checks"].values()), default=0.0
+    )
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    rows = {
+        manifest.kind: str(path),
+        **more,
+        "size": size_text(size),
+        "parity": f"passed, {len(manifest.parity['checks'])} checks, largest difference {worst:.1e}",
+    }
+    value = {manifest.kind: str(path), **more, "bytes": size, "parity": manifest.parity}
+    print_result(rows, as_json, value)

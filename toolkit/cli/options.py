@@ -1,0 +1,98 @@
+"""Options that several commands share, and the defaults that need no typing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from m2kit.errors import FolderError, InputError
+from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_MAKERS = {
+    BUNDLE: "make one with `m2kit export --ckpt FILE`",
+    ENGINE: "make one with `m2kit build-engine`",
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def engine_options(command: Command) -> Command:
+    """--engine, --provider and --threads."""
+    for option in (
+        click.option("--threads", type=click.IntRange(min=1),
+                     help="Threads inside an operator.  [default: ONNX Runtime's choice]"),
+        click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu",
+                     show_default=True, help="Where ONNX Runtime runs; never falls back."),
+        click.option("--engine", type=click.Path(path_type=Path),
+                     help="Engine folder.  [default: the one *.engine in this directory]"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def output_option(default: str, what: str) -> Callable[[Command], Command]:
+    """-o / --output with a default path."""
+    return click.option(
+        "-o", "--output", type=click.Path(path_type=Path), default=default,
+        show_default=True, help=what,
+    )  # fmt: skip
+
+
+def batch_option(default: int) -> Callable[[Command], Command]:
+    """--batch: images computed at once; results do not depend on it."""
+    return click.option(
+        "--batch", type=click.IntRange(min=1), default=default, show_default=True,
+        help="Images computed at once; results do not depend on it.",
+    )  # fmt: skip
+
+
+def numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that reads "2" or "1.9,2.0" as one number or a tuple of them."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        if value is None:
+            return None
+        try:
+            values = tuple(kind(part) for part in value.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"expected {kind.__name__} numbers, found {value!r}") from error
+        return values[0] if len(values) == 1 else values
+
+    return parse
+
+
+def only_folder(kind: str, chosen: Path | None) -> Path:
+    """The chosen folder, or the only bundle or engine of the working directory.
+
+    Raises:
+        FolderError: None is there, or several.
+    """
+    if chosen is not None:
+        return chosen
+    found = sorted(
+        path for path in Path().iterdir()
+        if not path.name.startswith(".") and kind_of_folder(path) == kind
+    )  # fmt: skip
+    if not found:
+        raise FolderError(f"no {kind} in this directory: {_MAKERS[kind]}, or name one")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise FolderError(f"several {kind}s in this directory: name one of {names}")
+    return found[0]
+
+
+def class_list(text: tuple[str, ...]) -> list[int]:
+    """Class ids from values such as "207" or "1,5,9".
+
+    Raises:
+        InputError: Not whole numbers.
+    """
+    parts = [part.strip() for value in text for part in value.split(",")]
+    try:
+        return [int(part) for part in parts]
+    except ValueError as error:
+        raise InputError(f"--class takes class numbers such as 207 or 1,5,9, found {parts}") from error

@@ -1,0 +1,62 @@
+"""How commands print: a result as a table or as JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+
+def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> None:
+    """Print rows as a two-column table, or `value` (by default the rows) as one JSON line."""
+    if as_json:
+        click.echo(json.dumps(rows if value is None else value))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, item in rows.items():
+        table.add_row(name, str(item))
+    Console(soft_wrap=False, highlight=False).print(table, markup=False)
+
+
+def stage(name: str) -> None:
+    """Say on stderr what a long command does now."""
+    click.echo(f"{name} ...", err=True)
+
+
+@contextmanager
+def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
+    """A bar on stderr with rate and time left; yields a function that advances it by n."""
+    columns = (
+        TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total, rate="")
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            speed = progress.tasks[0].speed
+            progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance
+
+
+def size_text(count: int) -> str:
+    """Bytes in MB (10^6)."""
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,136 @@
+"""train tokenizer and train ar. The defaults are those of the digits example."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from m2kit.cli.options import json_option, numbers
+from m2kit.cli.output import print_result
+from m2kit.errors import require
+
+
+def _run_options(command: Any) -> Any:
+    """What both trainers take."""
+    for option in (
+        click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
+        click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--data", type=click.Choice(["digits"]), default="digits", show_default=True,
+                     help="Training data: scikit-learn's digits, 32 x 32."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _whole(name: str, default: int, text: str) -> Any:
+    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True,
+                        help=text)  # fmt: skip
+
+
+def _real(name: str, default: float, text: str) -> Any:
+    return click.option(name, type=click.FloatRange(min=0), default=default, show_default=True,
+                        help=text)  # fmt: skip
+
+
+def _listed(name: str, default: str, kind: type, text: str) -> Any:
+    return click.option(name, callback=numbers(kind), default=default, show_default=True, help=text)
+
+
+@click.group()
+def train() -> None:
+    """Train the tokenizer, then the autoregressive model on its tokens."""
+    for module in ("torch", "lightning", "sklearn", "matplotlib"):
+        require(module, extra="train", what="training")
+
+
+@train.command()
+@_run_options
+@_whole("--base-channels", 32, "Channels after the first convolution.")
+@_listed("--channel-multipliers", "1,1,2,2", int, "One per level, full resolution first.")
+@_whole("--blocks-per-level", 1, "Residual blocks per level.")
+@_whole("--code-bits", 8, "Bits of a code; the codebook has 2^bits entries.")
+@_whole("--epochs", 16, "Passes over the training images.")
+@_whole("--batch", 32, "Images per step.")
+@_real("--learning-rate", 1e-3, "Peak learning rate.")
+@_real("--ema-decay", 0.98, "Decay of the weights' moving average per step.")
+@_real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.")
+@_real("--entropy-temperature", 0.01, "Temperature of its soft assignment.")
+@_real("--commitment-weight", 0.25, "Weight of the commitment loss.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/tokenizer",
+              show_default=True, help="Run folder.")  # fmt: skip
+@json_option
+def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **options: Any) -> None:
+    """Train the image tokenizer; leaves tokenizer.pt, curves.png and samples.png."""
+    from m2kit.training.tokenizer_trainer import (
+        CHECKPOINT_FILE,
+        TokenizerSettings,
+        train_tokenizer,
+    )
+
+    del options["data"]
+    options["channel_multipliers"] = _tuple(options["channel_multipliers"])
+    settings = TokenizerSettings(**options)
+    training = train_tokenizer(settings, output, resume=resume, progress=progress)
+    shown = {
+        "checkpoint": str(output / CHECKPOINT_FILE),
+        "codebook usage on training images": f"{training['codebook_usage']:.2%}",
+        "held-out PSNR": f"{training['held_out_psnr_db']} dB",
+    }
+    print_result(shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training})
+
+
+@train.command()
+@_run_options
+@click.option("--tokenizer", "tokenizer_file", type=click.Path(path_type=Path),
+              default="runs/tokenizer/tokenizer.pt", show_default=True,
+              help="Tokenizer file; its EMA weights are used.")  # fmt: skip
+@_whole("--width", 128, "Width of both transformers.")
+@_whole("--heads", 4, "Attention heads.")
+@_whole("--inter-layers", 4, "Layers over positions.")
+@_whole("--intra-layers", 1, "Layers over the sub-tokens of a position.")
+@_whole("--ffn-width", 384, "Hidden width of the feed-forward.")
+@_listed("--bits", "3,5", int, "Bits of each sub-token.")
+@_whole("--epochs", 60, "Passes over the training images.")
+@_whole("--batch", 64, "Images per step.")
+@_real("--learning-rate", 1e-3, "Peak learning rate.")
+@_real("--weight-decay", 0.05, "Of AdamW.")
+@_real("--dropout", 0.1, "On the input embedding and the residual branches.")
+@_real("--class-dropout", 0.1, "Share of images trained without their class.")
+@_real("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
+@click.option("--shift", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Also train on images moved by up to this many pixels.")  # fmt: skip
+@_listed("--guidance", "2.0,2.0", float, "Default guidance kept in the checkpoint.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/ar",
+              show_default=True, help="Run folder.")  # fmt: skip
+@json_option
+def ar(
+    output: Path,
+    tokenizer_file: Path,
+    resume: bool,
+    progress: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train the autoregressive model; leaves ar.pt, curves.png and samples.png."""
+    from m2kit.training.ar_trainer import CHECKPOINT_FILE, settings_for, train_ar
+
+    del options["data"]
+    for name in ("bits", "guidance"):
+        options[name] = _tuple(options[name])
+    settings = settings_for(tokenizer_file, **options)
+    training = train_ar(settings, tokenizer_file, output, resume=resume, progress=progress)
+    shown = {
+        "checkpoint": str(output / CHECKPOINT_FILE),
+        "chosen epoch": training["chosen_epoch"],
+        "held-out bits per token": training["held_out_bits_per_token"],
+        "training bits per token": training["training_bits_per_token"],
+        "codebook usage on training images": f"{training['codebook_usage']:.2%}",
+    }
+    print_result(shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training})
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

@@ -39,9 +39,7 @@ class WeightFile:
         self._tensors: dict[str, tuple[tuple[int, ...], Callable[[Array], Array]]] = {}
         self._places: dict[str, tuple[int, int]] = {}
 
-    def add(
-        self, name: str, shape: tuple[int, ...], convert: Callable[[Array], Array]
-    ) -> None:
+    def add(self, name: str, shape: tuple[int, ...], convert: Callable[[Array], Array]) -> None:
         """Declare a tensor; `convert` turns the checkpoint's array into the stored one."""
         known = self._tensors.setdefault(name, (shape, convert))
         assert known[0] == shape, f"{name} declared as {known[0]} and as {shape}"

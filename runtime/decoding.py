@@ -31,9 +31,7 @@ class Drawn(NamedTuple):
 class TokenSource(Protocol):
     """Where the ids of a position come from: a sampler, or known tokens."""
 
-    def draw(
-        self, position: int, k: int, logits: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.int64]:
+    def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """(R, V_k) logits of sub-token k -> (B) ids."""
 
 
@@ -51,9 +49,7 @@ class KnownTokens:
             np.empty((rows, spec.positions, size), np.float32) for size in spec.vocabularies
         ]
 
-    def draw(
-        self, position: int, k: int, logits: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.int64]:
+    def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Keep the logits, return the known ids."""
         self.logits[k][:, position] = logits
         return self._tokens[:, position, k]

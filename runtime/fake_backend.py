@@ -41,9 +41,7 @@ class FakeBackend:
             thresholds = np.linspace(-0.9, 0.9, bits).reshape(1, bits, 1, 1)
             return {contract.LATENT: (mean - thresholds).astype(np.float32)}
         if graph == contract.LFQ:
-            tokens = tokens_from_codes(
-                feeds[contract.LATENT], spec.bits, spec.tokenizer.bit_order
-            )
+            tokens = tokens_from_codes(feeds[contract.LATENT], spec.bits, spec.tokenizer.bit_order)
             codes = codes_from_tokens(tokens, spec.bits, spec.tokenizer.bit_order)
             return {contract.CODES: codes, contract.TOKENS: tokens}
         mean = feeds[contract.CODES].mean(axis=1, keepdims=True)

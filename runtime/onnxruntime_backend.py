@@ -136,13 +136,9 @@ class OnnxRuntimeStep:
             for tensor in io.outputs
         }
         for name, array in {**own, **shared, **caches}.items():
-            self._binding.bind_input(
-                name, "cpu", 0, array.dtype, array.shape, array.ctypes.data
-            )
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in self.outputs.items():
-            self._binding.bind_output(
-                name, "cpu", 0, array.dtype, array.shape, array.ctypes.data
-            )
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._position = own.pop(position_name)
         self.inputs = {**own, **shared}
         self._present = self.outputs[contract.PRESENT]

@@ -115,7 +115,7 @@ def uniforms(
     """
     out = np.empty((len(image_numbers), draws))
     for row, number in enumerate(image_numbers):
-        raw = np.random.Philox(key=[seed, int(number)]).random_raw(draws)
+        raw = np.random.Philox(key=np.array([seed, number], dtype=np.uint64)).random_raw(draws)
         out[row] = (raw >> np.uint64(11)) * 2.0**-53
     return out
 
@@ -162,9 +162,7 @@ def draw(
     return np.asarray((cumulative <= threshold).sum(axis=-1), dtype=np.int64)
 
 
-def guide(
-    logits: npt.NDArray[np.float32], images: int, scale: float
-) -> npt.NDArray[np.float32]:
+def guide(logits: npt.NDArray[np.float32], images: int, scale: float) -> npt.NDArray[np.float32]:
     """Classifier-free guidance u + s (c - u): (R, V) with R = 2B or B -> (B, V) float32.
 
     Rows 0..B-1 are conditional and B..2B-1 unconditional.
@@ -195,9 +193,7 @@ class Sampler:
         draws = 0 if sampling.greedy else positions * self._sub_tokens
         self._uniforms = uniforms(sampling.seed, image_numbers, draws)
 
-    def draw(
-        self, position: int, k: int, logits: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.int64]:
+    def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """(R, V_k) logits of sub-token k -> (B) ids."""
         sampling = self.sampling
         guided = guide(logits, self.images, sampling.guidance[k])

@@ -237,7 +237,9 @@ def overrides_from_text(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise SpecError(f'--spec must hold a JSON object such as {{"heads": 20}}: {error}') from error
+        raise SpecError(
+            f'--spec must hold a JSON object such as {{"heads": 20}}: {error}'
+        ) from error
     if not isinstance(value, dict):
         raise SpecError(f'--spec must hold a JSON object such as {{"heads": 20}}, found {value!r}')
     known = field_names(TokenizerSpec) | field_names(TransformerSpec)

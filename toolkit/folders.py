@@ -143,4 +143,5 @@ def new_file(destination: Path) -> Iterator[Path]:
             f"cannot write {destination}: {error.strerror or error}; choose another output with -o"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -156,9 +156,7 @@ def check_files(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -
         elif _sha256(path, trust_seen_weights) != expected["sha256"]:
             problems.append(f"{name}: its bytes have changed (sha256 differs)")
     if problems:
-        raise FolderError(
-            f"{folder} is damaged: {'; '.join(problems)}; {_REBUILD[manifest.kind]}"
-        )
+        raise FolderError(f"{folder} is damaged: {'; '.join(problems)}; {_REBUILD[manifest.kind]}")
 
 
 def _article(kind: str) -> str:

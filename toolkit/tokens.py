@@ -68,7 +68,11 @@ def check_tokens(tokens: npt.ArrayLike, bits: tuple[int, ...]) -> npt.NDArray[np
         InputError: Wrong rank, wrong K, not integers, or an id outside its sub-vocabulary.
     """
     array = np.asarray(tokens)
-    if array.ndim != 4 or array.shape[-1] != len(bits) or not np.issubdtype(array.dtype, np.integer):
+    if (
+        array.ndim != 4
+        or array.shape[-1] != len(bits)
+        or not np.issubdtype(array.dtype, np.integer)
+    ):
         raise InputError(
             f"tokens must be integers of shape (B, h, w, {len(bits)}), "
             f"found {array.dtype} of shape {array.shape}"

@@ -4,7 +4,7 @@ sub-token, 10 % class dropout, AdamW with warm-up, EMA; the model is chosen by h
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from m2kit.training.checkpoint import (
     read_checkpoint,
     write_ar_checkpoint,
 )
-from m2kit.training.digits import CLASSES, LabelledImages, digits
+from m2kit.training.digits import CLASSES, LabelledImages, digits, warped
 from m2kit.training.evaluation import codebook_usage
 from m2kit.training.loop import (
     BEST_FILE,
@@ -60,7 +60,7 @@ class ARSettings:
         dropout: On the input embedding and both residual branches.
         class_dropout: Share of images trained under the unconditional class.
         ema_decay: Of the weights' moving average.
-        shift: Training images are also encoded after moving them by up to this many pixels.
+        versions: Training images are encoded this many times: as they are, then warped a little.
         guidance: Default guidance scale per sub-token, kept in the checkpoint.
         tokenizer_sha256: Of the tokenizer file.
         seed: Of initial weights, order and dropout.
@@ -79,7 +79,7 @@ class ARSettings:
     dropout: float
     class_dropout: float
     ema_decay: float
-    shift: int
+    versions: int
     guidance: tuple[float, ...]
     tokenizer_sha256: str
     seed: int
@@ -101,7 +101,7 @@ class ARSettings:
 
 class ARModule(AveragedModule):
     """The training step of the transformer; batches are (class (B), tokens (B, V, N, K)) with V
-    shifted versions of each image, of which every step draws one."""
+    versions of each image, of which every step draws one."""
 
     def __init__(self, settings: ARSettings, spec: TransformerSpec, steps: int) -> None:
         net = Transformer(spec, settings.dropout)
@@ -176,8 +176,8 @@ def train_ar(
         )
     resume_from = open_run(folder, settings, resume)
     train, held_out = digits()
-    train_tokens = _tokens(tokenizer, train, settings.bits, settings.shift)
-    held_out_tokens = _tokens(tokenizer, held_out, settings.bits, 0)
+    train_tokens = _tokens(tokenizer, train, settings)
+    held_out_tokens = _tokens(tokenizer, held_out, replace(settings, versions=1))
     height, width = (side // tokenizer.spec.tokenizer.downsampling for side in
                      train.images.shape[2:])  # fmt: skip
     spec = settings.spec((height, width))
@@ -233,20 +233,15 @@ def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
 
 
 @torch.no_grad()
-def _tokens(
-    model: TorchModel, data: LabelledImages, bits: tuple[int, ...], shift: int
-) -> Tensor:
-    """(n, V, N, K) tokens of the images, the unmoved one first, then moved by whole pixels."""
-    moves = [(0, 0)] + [(dy, dx) for dy in range(-shift, shift + 1)
-                        for dx in range(-shift, shift + 1) if (dy, dx) != (0, 0)]  # fmt: skip
+def _tokens(model: TorchModel, data: LabelledImages, settings: ARSettings) -> Tensor:
+    """(n, V, N, K) tokens of V versions of the images, the unchanged one first."""
+    generator = torch.Generator().manual_seed(settings.seed)
     versions = []
-    for dy, dx in moves:
-        padded = functional.pad(data.images, [shift] * 4, value=-1.0)
-        top, left = shift + dy, shift + dx
-        side_h, side_w = data.images.shape[2:]
-        moved = padded[:, :, top : top + side_h, left : left + side_w]
-        codes = torch.cat([model.tokenizer.codes(part) for part in moved.split(256)])
-        versions.append(lfq.tokens_from_codes(codes, bits, "lsb").flatten(1, 2))
+    for version in range(settings.versions):
+        images = warped(data.images, generator) if version else data.images
+        codes = torch.cat([model.tokenizer.codes(part) for part in images.split(256)])
+        bit_order = model.spec.tokenizer.bit_order
+        versions.append(lfq.tokens_from_codes(codes, settings.bits, bit_order).flatten(1, 2))
     return torch.stack(versions, dim=1)
 
 

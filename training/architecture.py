@@ -52,7 +52,7 @@ def spec_from_shapes(
         raise SpecError(
             f"the file does not tell the number of heads of a transformer of width {width}, and no "
             f"preset has its shapes ({', '.join(n for n in PRESETS if n.startswith('ar-'))}); "
-            f'give it with --spec, for example --spec \'{{"heads": {max(1, width // 64)}}}\''
+            f"give it with --spec, for example --spec '{{\"heads\": {max(1, width // 64)}}}'"
         )
     if "grid" not in known:
         # The published models have as many latent rows as pixels per row: 16 x 16 at f16.
@@ -77,9 +77,11 @@ def _published(tokenizer: dict[str, Any], transformer: dict[str, Any]) -> ModelS
     """The published model that has exactly these shape-told fields."""
     for preset in PRESETS.values():
         spec = preset.spec
-        if spec.transformer and all(
-            getattr(spec.transformer, name) == value for name, value in transformer.items()
-        ) and all(getattr(spec.tokenizer, name) == value for name, value in tokenizer.items()):
+        if (
+            spec.transformer
+            and all(getattr(spec.transformer, name) == value for name, value in transformer.items())
+            and all(getattr(spec.tokenizer, name) == value for name, value in tokenizer.items())
+        ):
             return spec
     return None
 

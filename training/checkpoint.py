@@ -105,7 +105,9 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> TorchModel:
     tokenizer, transformer = _modules(spec, torch.device("meta"))
     for prefix, module in (("", tokenizer), ("transformer.", transformer)):
         if module is not None:
-            state = {name: checkpoint.weights[prefix + name].float() for name in module.state_dict()}
+            state = {
+                name: checkpoint.weights[prefix + name].float() for name in module.state_dict()
+            }
             module.load_state_dict(state, assign=True)
             module.eval().requires_grad_(False)
     if transformer is not None:

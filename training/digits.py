@@ -10,6 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.nn import functional
 
 CLASSES = 10
 SIZE = 32
@@ -29,7 +30,7 @@ def digits() -> tuple[LabelledImages, LabelledImages]:
     """Training images and held-out images (20 %, stratified by class)."""
     data = load_digits()
     small = torch.from_numpy(data.images).float()[:, None] / 8 - 1  # 0..16 -> [-1, 1]
-    large = torch.nn.functional.interpolate(small, SIZE, mode="bicubic").clamp(-1, 1)
+    large = functional.interpolate(small, SIZE, mode="bicubic").clamp(-1, 1)
     images = large.expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(data.target).long()
     train, held_out = train_test_split(
@@ -39,6 +40,19 @@ def digits() -> tuple[LabelledImages, LabelledImages]:
         LabelledImages(images[train], labels[train]),
         LabelledImages(images[held_out], labels[held_out]),
     )
+
+
+def warped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned by up to 8 degrees, scaled by up to 8 % and moved by up to 6 % of its
+    side, at random; (n, 3, H, W) in [-1, 1], black (-1) where nothing was."""
+    count = len(images)
+    angle, scale, *shift = (torch.rand(4, count, generator=generator) * 2 - 1) * torch.tensor(
+        [[0.14], [0.08], [0.12], [0.12]]
+    )
+    cos, sin = angle.cos() * (1 + scale), angle.sin() * (1 + scale)
+    rows = [torch.stack([cos, -sin, shift[0]], -1), torch.stack([sin, cos, shift[1]], -1)]
+    grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images + 1, grid, align_corners=False) - 1
 
 
 def features(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -66,9 +66,7 @@ def evaluate_digits(
     )
 
 
-def share_of_copies(
-    tokens: npt.NDArray[np.int64], training_tokens: npt.NDArray[np.int64]
-) -> float:
+def share_of_copies(tokens: npt.NDArray[np.int64], training_tokens: npt.NDArray[np.int64]) -> float:
     """Share of (B, h, w, K) tokens that occur, whole, among training tokens (n, h, w, K)."""
     known = {image.tobytes() for image in training_tokens}
     return sum(image.tobytes() in known for image in tokens) / len(tokens)

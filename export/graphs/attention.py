@@ -107,9 +107,7 @@ def _attention(
     return linear(g, flat, f"{name}.wo", width, width), key, value
 
 
-def _rotate(
-    g: GraphWriter, x: ir.Value, tables: PositionTables, heads: int, size: int
-) -> ir.Value:
+def _rotate(g: GraphWriter, x: ir.Value, tables: PositionTables, heads: int, size: int) -> ir.Value:
     """Turn the interleaved pairs of (R, heads * d) by the position's angles: (R, heads, 1, d)."""
     pairs = g.op("Reshape", x, g.ints([-1, heads, size // 2, 2]))
     even, odd = g.ops("Split", pairs, g.ints([1, 1]), outputs=2, axis=-1)  # (R, heads, d / 2, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from m2kit.cli.options import json_option, only_folder
-from m2kit.cli.output import print_result, size_text, stage
+from m2kit.cli.output import note, print_result, size_text, stage
 from m2kit.config import overrides_from_text
 from m2kit.errors import InputError, require
 from m2kit.manifest import BUNDLE, Manifest
@@ -37,7 +37,7 @@ def export(
     stage(f"reading {ckpt}")
     checkpoint = read_checkpoint(ckpt, overrides=_overrides(spec_text), weights=weights)
     for name, value in checkpoint.source["assumed"].items():
-        stage(f"assuming {name} {value}: the file does not tell (set it with --spec)")
+        note(f"assuming {name} {value}: the file does not tell (set it with --spec)")
     destination = output or Path(f"{ckpt.stem}.bundle")
     manifest = export_bundle(checkpoint, destination, ckpt.stem, stage)
     _print_folder(destination, manifest, as_json, {"weights": checkpoint.source["weights"]})
@@ -71,9 +71,7 @@ def _overrides(text: str | None) -> dict[str, Any]:
         raise InputError(f"--spec: {text} is neither JSON nor a readable JSON file") from error
 
 
-def _print_folder(
-    path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]
-) -> None:
+def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]) -> None:
     worst = max(
         (check.get("difference", 0.0) for check in manifest.parity["checks"].values()), default=0.0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,13 @@ def sampling_options(command: Any) -> Any:
 
 @click.command()
 @engine_options
-@click.option("--class", "classes", multiple=True, metavar="ID[,ID...]",
-              help="Class to draw; may be repeated.  [default: the first ten, a row each]")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="ID[,ID...]",
+    help="Class to draw; may be repeated.  [default: the first ten, a row each]",
+)
 @click.option("-n", "count", type=click.IntRange(min=1), default=8, show_default=True,
               help="Images per class.")  # fmt: skip
 @sampling_options
@@ -112,9 +118,7 @@ def encode(
         pixels = read_images(images)
         ids = np.concatenate([opened.encode(part) for part in _batches(pixels, batch)])
         write_tokens(output, ids, opened.spec)
-    print_result(
-        {"images": len(ids), "grid": list(ids.shape[1:3]), "output": str(output)}, as_json
-    )
+    print_result({"images": len(ids), "grid": list(ids.shape[1:3]), "output": str(output)}, as_json)
 
 
 @click.command()
@@ -188,13 +192,18 @@ def _sample(
         engine.sample(class_ids, sampling)  # raises, saying what is missing
     if first + len(class_ids) > 2**64:
         raise InputError(f"--first-image {first} is too large: image numbers end at 2^64-1")
+    numbers_of_images = np.array([first + i for i in range(len(class_ids))], dtype=np.uint64)
+    streams = (
+        engine.generate(part, sampling, image_numbers=numbers_of_part)
+        for part, numbers_of_part in zip(
+            _batches(class_ids, batch), _batches(numbers_of_images, batch), strict=True
+        )
+    )
+    opened = next(streams)  # checks classes and options before a bar is drawn
     parts = []
     with progress_bar("drawing", len(class_ids) * transformer.positions, "tokens") as advance:
-        done = 0
-        for part in _batches(class_ids, batch):
-            image_numbers = [first + done + i for i in range(len(part))]
-            for drawn in engine.generate(part, sampling, image_numbers=image_numbers):
-                advance(len(part))
+        for stream in itertools.chain([opened], streams):
+            for drawn in stream:
+                advance(len(drawn.tokens))
             parts.append(drawn.tokens)
-            done += len(part)
     return np.concatenate(parts)

@@ -59,7 +59,9 @@ def numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None]
         try:
             values = tuple(kind(part) for part in value.split(","))
         except ValueError as error:
-            raise click.BadParameter(f"expected {kind.__name__} numbers, found {value!r}") from error
+            raise click.BadParameter(
+                f"expected {kind.__name__} numbers, found {value!r}"
+            ) from error
         return values[0] if len(values) == 1 else values
 
     return parse
@@ -95,4 +97,6 @@ def class_list(text: tuple[str, ...]) -> list[int]:
     try:
         return [int(part) for part in parts]
     except ValueError as error:
-        raise InputError(f"--class takes class numbers such as 207 or 1,5,9, found {parts}") from error
+        raise InputError(
+            f"--class takes class numbers such as 207 or 1,5,9, found {parts}"
+        ) from error

@@ -35,7 +35,12 @@ def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> N
 
 def stage(name: str) -> None:
     """Say on stderr what a long command does now."""
-    click.echo(f"{name} ...", err=True)
+    note(f"{name} ...")
+
+
+def note(text: str) -> None:
+    """Say something on stderr."""
+    click.echo(text, err=True)
 
 
 @contextmanager
@@ -58,5 +63,5 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
 
 
 def size_text(count: int) -> str:
-    """Bytes in MB (10^6)."""
-    return f"{count / 1e6:,.1f} MB"
+    """Bytes in kB or MB (powers of ten)."""
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"

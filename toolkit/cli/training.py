@@ -52,7 +52,7 @@ def train() -> None:
 @_listed("--channel-multipliers", "1,1,2,2", int, "One per level, full resolution first.")
 @_whole("--blocks-per-level", 1, "Residual blocks per level.")
 @_whole("--code-bits", 8, "Bits of a code; the codebook has 2^bits entries.")
-@_whole("--epochs", 16, "Passes over the training images.")
+@_whole("--epochs", 14, "Passes over the training images.")
 @_whole("--batch", 32, "Images per step.")
 @_real("--learning-rate", 1e-3, "Peak learning rate.")
 @_real("--ema-decay", 0.98, "Decay of the weights' moving average per step.")
@@ -93,15 +93,14 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @_whole("--intra-layers", 1, "Layers over the sub-tokens of a position.")
 @_whole("--ffn-width", 384, "Hidden width of the feed-forward.")
 @_listed("--bits", "3,5", int, "Bits of each sub-token.")
-@_whole("--epochs", 60, "Passes over the training images.")
+@_whole("--epochs", 40, "Passes over the training images.")
 @_whole("--batch", 64, "Images per step.")
 @_real("--learning-rate", 1e-3, "Peak learning rate.")
 @_real("--weight-decay", 0.05, "Of AdamW.")
 @_real("--dropout", 0.1, "On the input embedding and the residual branches.")
 @_real("--class-dropout", 0.1, "Share of images trained without their class.")
 @_real("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
-@click.option("--shift", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Also train on images moved by up to this many pixels.")  # fmt: skip
+@_whole("--versions", 16, "Versions of each training image: as it is, then warped a little.")
 @_listed("--guidance", "2.0,2.0", float, "Default guidance kept in the checkpoint.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/ar",
               show_default=True, help="Run folder.")  # fmt: skip

@@ -8,6 +8,8 @@ level's blocks; depth-to-space in DCR order (block offsets are the slow channel 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,7 +51,7 @@ class Level(nn.Module):
         super().__init__()
         widths = [channels_in, *[channels_out] * blocks]
         self.block = nn.ModuleList(
-            ResBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            ResBlock(a, b) for a, b in itertools.pairwise(widths)
         )
 
 

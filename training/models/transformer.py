@@ -43,7 +43,9 @@ class KeyValueCache:
     def __init__(self, layers: int, rows: int, capacity: int, spec: TransformerSpec) -> None:
         self.rows = torch.zeros(2 * layers, rows, spec.heads, capacity, spec.head_size)
 
-    def append(self, layer: int, position: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def append(
+        self, layer: int, position: int, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Write one position of a layer; returns its keys and values up to there, (R, H, t, d)."""
         self.rows[2 * layer, :, :, position : position + 1] = key
         self.rows[2 * layer + 1, :, :, position : position + 1] = value

@@ -1,0 +1,48 @@
+# Every target a person or CI needs. PYTHON chooses the interpreter of `make install`.
+PYTHON ?= python3
+BIN := .venv/bin
+M2KIT := $(BIN)/m2kit
+DIGITS := examples/digits
+
+.PHONY: install demo demo-train demo-evaluate test check types bench clean
+
+install: .venv/.installed  ## make .venv with everything for development on a CPU
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## export, build and draw digits from the shipped checkpoint
+	$(M2KIT) export --ckpt $(DIGITS)/digits.pt -o build/demo/digits.bundle
+	$(M2KIT) build-engine build/demo/digits.bundle -o build/demo/digits.engine
+	$(M2KIT) generate --engine build/demo/digits.engine --seed 1 -o build/demo/digits.png
+
+demo-train: install  ## train the shipped checkpoint again, from nothing
+	rm -rf build/train
+	$(M2KIT) train tokenizer --seed 0 -o build/train/tokenizer
+	$(M2KIT) train ar --seed 0 --tokenizer build/train/tokenizer/tokenizer.pt -o build/train/ar
+
+demo-evaluate: demo  ## are the digits digits, and not copies?
+	$(BIN)/python $(DIGITS)/evaluate.py build/demo/digits.engine
+
+test: install  ## the whole suite
+	$(BIN)/python -m pytest
+
+check: install types  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	MYPYPATH=.types $(BIN)/mypy --config-file setup.cfg -p m2kit.cli -p m2kit.runtime -p m2kit.engines \
+	  $(patsubst toolkit/%.py,-m m2kit.%,$(filter-out toolkit/__init__.py,$(wildcard toolkit/*.py)))
+
+types:  # mypy cannot follow the folder mapping of an editable install: give it links
+	rm -rf .types && mkdir -p .types/m2kit
+	for path in toolkit/*; do ln -s "../../$$path" .types/m2kit/; done
+	for name in training export engines runtime; do ln -s "../../$$name" .types/m2kit/; done
+
+bench: demo  ## the demo engine against the same model in PyTorch, in one run
+	$(BIN)/python $(DIGITS)/bench.py build/demo/digits.engine $(DIGITS)/digits.pt
+
+clean:
+	rm -rf build .types

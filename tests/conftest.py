@@ -1,0 +1,103 @@
+"""Fixtures that several rooms share. Nothing here imports torch: tests/toolkit and tests/runtime
+run where it is not installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2kit.config import ModelSpec, TokenizerSpec, TransformerSpec
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+DIGITS_CHECKPOINT = ROOT / "examples" / "digits" / "digits.pt"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--digits-engine", type=Path, help="use this engine instead of exporting the example"
+    )
+
+
+def tiny_spec(**transformer) -> ModelSpec:
+    """A model small enough for any test; keywords replace transformer fields."""
+    fields = {
+        "width": 16,
+        "heads": 2,
+        "inter_layers": 2,
+        "intra_layers": 1,
+        "ffn_width": 24,
+        "grid": (2, 3),
+        "classes": 4,
+        "bits": (2, 3),
+        "rope_base": 10000.0,
+    } | transformer
+    bits = sum(fields["bits"]) or 5
+    return ModelSpec(TokenizerSpec(32, (1, 1), 1, bits, True, "lsb"), TransformerSpec(**fields))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """Keeps the user's own cache out of the tests."""
+    path = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads golden arrays by name."""
+    return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+def run_m2kit(*arguments, cwd, check=True, env=None, **options):
+    """Run the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "m2kit", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+        timeout=300,
+        **options,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Exports a checkpoint and builds its engine, once a session: (bundle, engine)."""
+    pytest.importorskip("torch")
+    from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
+    from m2kit.export.exporter import export_bundle
+    from m2kit.training.checkpoint import read_checkpoint
+
+    made = {}
+
+    def make(path, weights=None, **overrides):
+        key = (path, weights, tuple(sorted(overrides.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(path.stem)
+            checkpoint = read_checkpoint(path, overrides=overrides, weights=weights)
+            export_bundle(checkpoint, folder / "m.bundle", path.stem)
+            build_onnxruntime_engine(folder / "m.bundle", folder / "m.engine")
+            made[key] = (folder / "m.bundle", folder / "m.engine")
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_engine(request):
+    """The engine folder of the digits example."""
+    given = request.config.getoption("--digits-engine")
+    if given:
+        return given
+    return request.getfixturevalue("exported")(DIGITS_CHECKPOINT)[1]

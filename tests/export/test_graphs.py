@@ -1,0 +1,145 @@
+"""What the exported graphs are made of: contract, ops, marks, names, bytes."""
+
+import filecmp
+
+import numpy as np
+import onnx
+import pytest
+from conftest import GOLDEN, tiny_spec
+
+from m2kit import contract
+from m2kit.config import PRESETS, ModelSpec
+from m2kit.export.exporter import GRAPHS, export_bundle, write_graphs
+from m2kit.export.writer import ALIGNMENT_BYTES, PRECISION
+from m2kit.manifest import WEIGHTS_FILE
+from m2kit.training.checkpoint import expected_shapes, read_checkpoint
+
+# Everything Orin's TensorRT 10.3 parses; none of the fused transformer or normalization ops.
+PORTABLE_OPS = {
+    "Add", "Cast", "Concat", "Conv", "DepthToSpace", "Div", "Equal", "Gather", "Greater",
+    "InstanceNormalization", "Less", "MatMul", "Mul", "ReduceMean", "ReduceProd", "ReduceSum",
+    "Reshape", "Shape", "Sigmoid", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose",
+    "Unsqueeze", "Where",
+}  # fmt: skip
+FLOAT_ONLY = {"InstanceNormalization", "Softmax", "ReduceMean", "Sqrt", "Greater", "Less"}
+
+
+@pytest.fixture(scope="module")
+def bundle(exported):
+    return exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
+
+
+@pytest.fixture(scope="module")
+def graphs(bundle):
+    return {name: onnx.load(bundle / f"{name}.onnx", load_external_data=False) for name in GRAPHS}
+
+
+def shape_of(value):
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_param or dim.dim_value for dim in dims)
+
+
+def test_inputs_and_outputs_are_those_of_the_contract(graphs, bundle):
+    spec = read_checkpoint(GOLDEN / "ar_tiny.ckpt", overrides={"heads": 4}).spec
+    for name, model in graphs.items():
+        io = contract.graph_io(spec, name)
+        for declared, found in ((io.inputs, model.graph.input), (io.outputs, model.graph.output)):
+            assert [(t.name, t.shape) for t in declared] == [(v.name, shape_of(v)) for v in found]
+        onnx.checker.check_model(str(bundle / f"{name}.onnx"), full_check=True)
+
+
+def test_graphs_are_portable_opset_18_with_ir_10(graphs):
+    for name, model in graphs.items():
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+        assert model.ir_version <= 10
+        assert {node.op_type for node in model.graph.node} <= PORTABLE_OPS, name
+
+
+def test_every_node_carries_its_precision_mark_and_nothing_else(graphs):
+    for model in graphs.values():
+        for node in model.graph.node:
+            marks = {entry.key: entry.value for entry in node.metadata_props}
+            assert set(marks) == {PRECISION}
+            assert marks[PRECISION] in ("float", "any")
+            if node.op_type in FLOAT_ONLY:
+                assert marks[PRECISION] == "float", node.name
+            assert not node.doc_string
+
+
+def test_scores_rope_and_logits_are_float_islands_and_weights_are_not(graphs):
+    marks = {
+        node.name: (node, node.metadata_props[0].value) for node in graphs["inter_step"].graph.node
+    }
+    weights = {tensor.name for tensor in graphs["inter_step"].graph.initializer}
+    for node, mark in marks.values():
+        if node.op_type == "MatMul" and weights & set(node.input):
+            assert mark == "any", node.name
+        if node.op_type == "Where" and "attention" not in node.name and "blocks" in node.name:
+            assert mark == "float", node.name
+    for node in graphs["intra_step"].graph.node:
+        if node.output[0].startswith("logits."):
+            assert node.metadata_props[0].value == "float"
+
+
+def test_weights_are_used_by_matmul_as_they_are(graphs):
+    for model in graphs.values():
+        initializers = {tensor.name for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            assert node.op_type != "Gemm"
+            if node.op_type == "Transpose":
+                assert not initializers & set(node.input), node.name
+
+
+def test_weights_are_stored_once_aligned_and_under_their_checkpoint_names(graphs, bundle):
+    spec = read_checkpoint(GOLDEN / "ar_tiny.ckpt", overrides={"heads": 4}).spec
+    names, places = set(), {}
+    for model in graphs.values():
+        for tensor in model.graph.initializer:
+            external = {entry.key: entry.value for entry in tensor.external_data}
+            if not external:
+                assert np.prod(tensor.dims) <= 512, tensor.name  # small constants only
+                continue
+            assert external["location"] == WEIGHTS_FILE
+            assert int(external["offset"]) % ALIGNMENT_BYTES == 0
+            assert places.setdefault(tensor.name, external) == external
+            names.add(tensor.name)
+    embeddings = {"transformer.pre_emb.weight", "transformer.post_emb.weight"}
+    expected = set(expected_shapes(spec)) - embeddings | {"transformer.sub_token_embeddings"}
+    assert names == expected
+    used = {(p["offset"], int(p["length"])) for p in places.values()}
+    assert (bundle / WEIGHTS_FILE).stat().st_size >= sum(length for _, length in used)
+
+
+def test_identical_tensors_are_stored_once(tmp_path):
+    spec = tiny_spec()
+    shapes = expected_shapes(spec) | {
+        "transformer.sub_token_embeddings": (sum(spec.transformer.vocabularies), 16)
+    }
+    write_graphs(spec, tmp_path, lambda name: np.ones(shapes[name], np.float32))
+    distinct = {np.prod(shape) for shape in shapes.values()}
+    assert (tmp_path / WEIGHTS_FILE).stat().st_size < (len(distinct) + 1) * ALIGNMENT_BYTES
+
+
+def test_the_same_checkpoint_exported_twice_gives_the_same_bytes(bundle, tmp_path):
+    checkpoint = read_checkpoint(GOLDEN / "ar_tiny.ckpt", overrides={"heads": 4})
+    again = tmp_path / "elsewhere" / "other.bundle"
+    export_bundle(checkpoint, again, "ar_tiny")
+    names = sorted(path.name for path in bundle.iterdir())
+    assert names == sorted(path.name for path in again.iterdir())
+    match, mismatch, errors = filecmp.cmpfiles(bundle, again, names, shallow=False)
+    assert (sorted(match), mismatch, errors) == (names, [], [])
+
+
+@pytest.mark.parametrize("name", ["tokenizer-128-v0.1", "ar-b"])
+def test_published_sizes_make_valid_graphs(name, tmp_path):
+    """Structure only: one shared tensor of zeros stands in for every weight of its size."""
+    spec: ModelSpec = PRESETS[name].spec
+    if spec.transformer:
+        shapes = expected_shapes(spec)
+        table = (sum(spec.transformer.vocabularies), spec.transformer.width)
+        shapes |= {"transformer.sub_token_embeddings": table}
+    else:
+        shapes = expected_shapes(spec)
+    write_graphs(spec, tmp_path, lambda tensor: np.zeros(shapes[tensor], np.float32))
+    for graph in contract.graph_names(spec):
+        onnx.checker.check_model(str(tmp_path / f"{graph}.onnx"), full_check=True)

@@ -1,0 +1,138 @@
+"""The loop, on a backend whose logits depend on everything it was fed."""
+
+import numpy as np
+import pytest
+from conftest import tiny_spec
+
+from m2kit import Sampling
+from m2kit.config import ModelSpec
+from m2kit.errors import InputError
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.fake_backend import FakeBackend, FakeSteps
+
+SPECS = [tiny_spec(), tiny_spec(bits=(5,)), tiny_spec(bits=(1, 2, 1)), tiny_spec(bits=(1, 1, 2, 1))]
+
+
+def engine(spec=SPECS[0]):
+    return Engine(spec, FakeBackend(spec))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"K{len(spec.bits)}")
+def test_an_image_does_not_depend_on_batch_order_or_neighbours(spec):
+    sampling = Sampling(seed=3, guidance=2.0)
+    together = engine(spec).sample([0, 1, 2, 3], sampling)
+    reordered = engine(spec).sample([3, 1], sampling, image_numbers=[3, 1])
+    np.testing.assert_array_equal(reordered, together[[3, 1]])
+    alone = engine(spec).sample([2], sampling, image_numbers=[2])
+    np.testing.assert_array_equal(alone, together[[2]])
+
+
+def test_seed_image_number_and_class_each_change_the_image():
+    base = engine().sample([1], Sampling(seed=3))
+    assert (engine().sample([1], Sampling(seed=3)) == base).all()
+    assert (engine().sample([1], Sampling(seed=4)) != base).any()
+    assert (engine().sample([2], Sampling(seed=3)) != base).any()
+    assert (engine().sample([1], Sampling(seed=3), image_numbers=[1]) != base).any()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"K{len(spec.bits)}")
+def test_scoring_greedy_tokens_finds_them_likeliest(spec):
+    tokens = engine(spec).sample([0, 3], Sampling(greedy=True))
+    logits = engine(spec).score([0, 3], tokens)
+    for k, part in enumerate(logits):
+        assert part.shape == (2, 2, 3, 2 ** spec.bits[k])
+        np.testing.assert_array_equal(part.argmax(-1), tokens[..., k])
+
+
+@pytest.mark.parametrize("scales", [(1.0, 3.0), (3.0, 1.0), (0.0, 0.5)])
+def test_mixed_guidance_scales_are_applied_per_sub_token(scales):
+    tokens = engine().sample([1], Sampling(greedy=True, guidance=scales))
+    conditional = engine().score([1], tokens)
+    unconditional = engine().score([4], tokens)
+    for k, scale in enumerate(scales):
+        c, u = conditional[k], unconditional[k]
+        np.testing.assert_array_equal((u + scale * (c - u)).argmax(-1), tokens[..., k])
+
+
+def test_no_unconditional_rows_are_computed_without_guidance(monkeypatch):
+    rows = []
+    monkeypatch.setattr(FakeBackend, "open_steps", lambda self, r: (
+        rows.append(r), FakeSteps(SPECS[0].transformer, r))[1])  # fmt: skip
+    engine().sample([0, 1, 2])
+    engine().sample([0, 1, 2], Sampling(guidance=(1.0, 1.0)))
+    engine().sample([0, 1, 2], Sampling(guidance=(1.0, 1.5)))
+    assert rows == [3, 3, 6]
+
+
+def test_generate_yields_every_position_and_fills_up():
+    seen = [(step.position, step.tokens.copy()) for step in engine().generate([1], Sampling())]
+    assert [position for position, _ in seen] == list(range(6))
+    final = seen[-1][1].reshape(6, 2)
+    for position, tokens in seen:
+        flat = tokens.reshape(6, 2)
+        np.testing.assert_array_equal(flat[: position + 1], final[: position + 1])
+        assert (flat[position + 1 :] == 0).all()
+    np.testing.assert_array_equal(engine().sample([1]), seen[-1][1])
+
+
+def test_the_double_notices_calls_out_of_order():
+    step = FakeSteps(SPECS[0].transformer, 1).inter
+    with pytest.raises(RuntimeError, match="out of order"):
+        step.run(1)
+    step.run(0)
+    step.commit(0)
+    with pytest.raises(RuntimeError, match="without run"):
+        step.commit(1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ([4], r"class 4 is out of range: this model has classes 0\.\.3"),
+        ([-1], "class -1 is out of range"),
+        ([], "non-empty"),
+        ([0.5], "integers"),
+        ([[0]], "shape"),
+    ],
+)
+def test_bad_classes_are_refused_before_any_work(classes, words):
+    with pytest.raises(InputError, match=words):
+        engine().generate(classes)
+
+
+def test_scoring_checks_its_tokens():
+    with pytest.raises(InputError, match=r"shape \(1, 2, 3, 2\), found \(1, 1, 3, 2\)"):
+        engine().score([0], np.zeros((1, 1, 3, 2), int))
+
+
+def test_a_tokenizer_alone_encodes_and_decodes_but_does_not_generate():
+    alone = engine(ModelSpec(SPECS[0].tokenizer, None))
+    tokens = alone.encode(np.zeros((1, 3, 4, 6), np.float32))
+    assert tokens.shape == (1, 2, 3, 1)
+    assert alone.decode(tokens).shape == (1, 3, 4, 6)
+    with pytest.raises(InputError, match="tokenizer only"):
+        alone.sample([0])
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((3, 4, 4), np.float32), r"\(B, 3, H, W\), found \(3, 4, 4\)"),
+        (np.zeros((1, 1, 4, 4), np.float32), "shape"),
+        (np.zeros((1, 3, 4, 4), np.uint8), "found uint8"),
+        (np.full((1, 3, 4, 4), 255.0), r"\[-1, 1\], found 255"),
+        (np.full((1, 3, 4, 4), np.nan), r"\[-1, 1\]"),
+        (np.zeros((1, 3, 4, 5), np.float32), "multiples of 2, found 4 x 5"),
+        (np.zeros((1, 3, 2, 2), np.float32), "single latent position"),
+    ],
+)
+def test_bad_images_are_refused(images, words):
+    with pytest.raises(InputError, match=words):
+        engine().encode(images)
+
+
+def test_an_engine_closes_its_backend():
+    backend = FakeBackend(SPECS[0])
+    with Engine(SPECS[0], backend):
+        assert not backend.closed
+    assert backend.closed

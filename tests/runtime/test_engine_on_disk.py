@@ -1,0 +1,133 @@
+"""Engines opened from folders, on ONNX Runtime, with the digits example."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import m2kit
+from m2kit.errors import BackendError, FolderError, ParityError
+from m2kit.runtime.verification import compare, read_reference, require_parity
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def copied(digits_engine, tmp_path):
+    """A copy of the engine that may be damaged."""
+    return shutil.copytree(digits_engine, tmp_path / "digits.engine")
+
+
+def test_images_do_not_depend_on_batch_order_or_neighbours(digits_engine):
+    with m2kit.open_engine(digits_engine) as engine:
+        classes = np.arange(30) % 10
+        sampling = m2kit.Sampling(seed=11)
+        together = engine.sample(classes, sampling)
+        order = np.random.default_rng(0).permutation(30)
+        parts = [
+            engine.sample(classes[part], sampling, image_numbers=part)
+            for part in np.split(order, [1, 4, 11])
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), together[order])
+        whole = engine.decode(together)
+        singly = np.concatenate([engine.decode(tokens[None]) for tokens in together])
+        np.testing.assert_allclose(singly, whole, atol=1e-5)
+
+
+def test_an_engine_carries_what_it_is_and_its_defaults(digits_engine):
+    with m2kit.open_engine(digits_engine) as engine:
+        assert engine.info.kind == "engine"
+        assert engine.info.build["backend"] == "onnxruntime"
+        assert engine.info.parity["passed"]
+        assert engine.spec.transformer.grid == (4, 4)
+        default = engine.sample([3], m2kit.Sampling(seed=1))
+        stated = engine.sample([3], m2kit.Sampling(seed=1, guidance=engine.defaults["guidance"]))
+        np.testing.assert_array_equal(default, stated)
+
+
+def test_the_reference_notices_a_wrong_graph(digits_engine):
+    with m2kit.open_engine(digits_engine) as engine:
+        reference = read_reference(digits_engine / "reference.npz")
+        assert compare(engine, reference)["passed"]
+        reference["logits_1"] = reference["logits_1"] + np.float32(0.01)
+        reference["tokens"] = reference["tokens"].copy()
+        reference["tokens"][0, 0, 0, 0] ^= 1
+        report = compare(engine, reference)
+        failed = {name for name, check in report["checks"].items() if not check["passed"]}
+        assert {"decoder", "logits of sub-token 1", "greedy trajectory"} <= failed
+        with pytest.raises(ParityError, match="greedy trajectory"):
+            require_parity(report, "the engine")
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "inter_step.onnx", "engine.json", "reference.npz"])
+def test_a_changed_byte_anywhere_is_found(copied, name):
+    data = bytearray((copied / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / name).write_bytes(data)
+    with pytest.raises(FolderError):
+        m2kit.open_engine(copied)
+
+
+def test_a_missing_file_is_named(copied):
+    (copied / "lfq.onnx").unlink()
+    with pytest.raises(FolderError, match=r"lfq\.onnx: missing"):
+        m2kit.open_engine(copied)
+
+
+def test_an_engine_of_another_backend_is_refused(copied):
+    from m2kit.folders import sha256_of_json
+
+    path = copied / "engine.json"
+    value = json.loads(path.read_text())
+    value["build"]["backend"] = "tensorrt"
+    del value["digest"]
+    path.write_text(json.dumps(value | {"digest": sha256_of_json(value)}))
+    with pytest.raises(BackendError, match="'tensorrt'"):
+        m2kit.open_engine(copied)
+
+
+def test_a_missing_provider_is_an_error_and_never_a_fallback(digits_engine):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    with pytest.raises(BackendError, match="no CUDAExecutionProvider"):
+        m2kit.open_engine(digits_engine, provider="cuda")
+
+
+def test_a_provider_that_falls_back_is_an_error(digits_engine, monkeypatch):
+    """onnxruntime-gpu offers CUDA on a machine without a GPU and then quietly runs on the CPU."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options)
+    )
+    with (
+        m2kit.open_engine(digits_engine, provider="cuda") as engine,
+        pytest.raises(BackendError, match="fell back to CPUExecutionProvider"),
+    ):
+        engine.sample([0])
+
+
+def test_the_runtime_runs_where_the_heavy_packages_are_missing(digits_engine):
+    script = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {{"torch", "onnx", "onnx_ir", "lightning", "polygraphy", "click"}}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import m2kit
+with m2kit.open_engine({str(digits_engine)!r}) as engine:
+    tokens = engine.sample([1, 2], m2kit.Sampling(seed=1))
+    images = engine.decode(tokens)
+    engine.score([1, 2], tokens)
+    print(engine.encode(images.clip(-1, 1)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "(2, 4, 4, 2)", done.stderr

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m2kit import Sampling
+from m2kit.errors import InputError
+from m2kit.runtime.sampling import (
+    Sampler,
+    check_image_numbers,
+    draw,
+    guide,
+    probabilities,
+    uniforms,
+)
+
+
+@pytest.mark.parametrize(
+    ("seed", "number", "first"),
+    [
+        (0, 0, [0.011546754286331562, 0.24154919656271812, 0.11142585551493822]),
+        (1, 0, [0.3035680343067586, 0.8487087496857769, 0.1561347780434731]),
+        (0, 1, [0.8133540609793564, 0.7513314251083365, 0.6716490436969984]),
+        (0, 2**63, [0.5849458304897319, 0.5024474599984217, 0.09156485321371732]),
+        (2**64 - 1, 2**64 - 1, [0.4268615279451663, 0.5715123063997486, 0.9912623766802293]),
+    ],
+)
+def test_the_first_uniforms_never_change(seed, number, first):
+    found = uniforms(seed, np.array([number], np.uint64), 3)[0]
+    assert found.tolist() == first
+
+
+def test_uniforms_of_an_image_do_not_depend_on_its_neighbours():
+    alone = uniforms(7, np.array([5], np.uint64), 40)
+    together = uniforms(7, np.array([9, 5, 2], np.uint64), 40)
+    np.testing.assert_array_equal(alone[0], together[1])
+    assert ((together >= 0) & (together < 1)).all()
+
+
+@pytest.mark.parametrize("name", sorted(
+    key for key in np.load(GOLDEN / "ar_tiny.npz") if key.startswith("sampler_probs")
+))  # fmt: skip
+def test_distributions_are_those_of_the_official_sampler(name, golden):
+    data = golden("ar_tiny")
+    temperature, top_k, top_p = (part[1:] for part in name.split("_")[2:])
+    found = probabilities(
+        data["sampler_logits"],
+        temperature=float(temperature),
+        top_k=int(top_k),
+        top_p=float(top_p),
+    )
+    np.testing.assert_allclose(found, data[name], atol=1e-6)
+
+
+def test_ties_at_the_kth_logit_are_all_kept():
+    logits = np.array([[3.0, 1.0, 1.0, 1.0, 0.0]], np.float32)
+    kept = probabilities(logits, temperature=1.0, top_k=2, top_p=1.0)[0] > 0
+    assert kept.tolist() == [True, True, True, True, False]
+
+
+def test_the_token_that_crosses_p_is_kept():
+    logits = np.log(np.array([[0.5, 0.3, 0.2]], np.float32))
+    for p, count in ((0.4, 1), (0.6, 2), (0.85, 3), (1.0, 3)):
+        kept = probabilities(logits, temperature=1.0, top_k=0, top_p=p)[0] > 0
+        assert kept.sum() == count
+
+
+def test_draw_takes_the_first_id_past_the_uniform():
+    probability = np.array([[0.0, 0.25, 0.0, 0.75, 0.0]] * 4)
+    uniform = np.array([0.0, 0.2499, 0.25, 1 - 2.0**-53])
+    assert draw(probability, uniform).tolist() == [1, 1, 3, 3]
+
+
+@given(st.integers(0, 2**32))
+def test_draw_never_takes_an_id_without_probability(seed):
+    random = np.random.default_rng(seed)
+    probability = random.random((8, 33)) * (random.random((8, 33)) < 0.2)
+    probability[:, 7] += 1e-300
+    ids = draw(probability, np.full(8, 1 - 2.0**-53))
+    assert (probability[np.arange(8), ids] > 0).all()
+
+
+def test_guidance_mixes_conditional_and_unconditional_rows():
+    logits = np.array([[1.0, 2.0], [0.5, 0.0]], np.float32)
+    np.testing.assert_allclose(guide(logits, 1, 3.0), [[2.0, 6.0]])
+    np.testing.assert_array_equal(guide(logits, 1, 1.0), logits[:1])
+    np.testing.assert_array_equal(guide(logits, 1, 0.0), logits[1:])
+    np.testing.assert_array_equal(guide(logits, 2, 1.0), logits)
+
+
+def test_defaults_come_from_the_model_and_then_from_m2kit():
+    found = Sampling(temperature=0.5).resolve(2, {"guidance": [1.9, 2.0], "temperature": [3, 3]})
+    assert found.guidance == (1.9, 2.0)
+    assert found.temperature == (0.5, 0.5)
+    assert found.top_k == (0, 0)
+    assert found.top_p == (1.0, 1.0)
+    assert found.guided
+    assert not Sampling(guidance=1).resolve(2, {}).guided
+    assert Sampling(guidance=(1, 3)).resolve(2, {}).guided
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seed": -1}, "seed must lie in"),
+        ({"seed": 2**64}, "seed must lie in"),
+        ({"guidance": (1, 2, 3)}, "each of the 2 sub-tokens; found 3"),
+        ({"guidance": float("nan")}, "guidance must be"),
+        ({"temperature": 0}, "temperature must be"),
+        ({"top_k": -1}, "top_k must be"),
+        ({"top_k": 1.5}, "top_k must be"),
+        ({"top_p": 0}, "top_p must be"),
+        ({"top_p": 1.1}, "top_p must be"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        Sampling(**options).resolve(2, {})
+
+
+def test_image_numbers_are_checked():
+    assert check_image_numbers(None, 3).tolist() == [0, 1, 2]
+    assert check_image_numbers([2**64 - 1], 1).tolist() == [2**64 - 1]
+    for bad in ([1], [-1, 0], [0, 2**64]):
+        with pytest.raises(InputError, match="image_numbers must be 2 integers"):
+            check_image_numbers(bad, 2)
+
+
+def test_greedy_takes_the_arg_max_of_guided_logits():
+    sampling = Sampling(greedy=True, guidance=2.0).resolve(1, {})
+    sampler = Sampler(sampling, np.array([0], np.uint64), positions=1)
+    logits = np.array([[1.0, 1.5], [0.0, 1.2]], np.float32)  # conditional alone would take 1
+    assert sampler.draw(0, 0, logits).tolist() == [0]

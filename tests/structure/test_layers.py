@@ -1,0 +1,91 @@
+"""The import table of docs/design.md, section 1."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+FOLDERS = ("toolkit", "training", "export", "engines", "runtime")
+BASE = {"m2kit", "numpy"}
+ALLOWED = {  # imported packages and m2kit folders, at the top of a module
+    "toolkit": {"m2kit", "numpy", "click", "PIL", "rich"},
+    "training": BASE | {"torch", "lightning", "sklearn", "m2kit.runtime", "m2kit.training"},
+    "export": BASE | {"torch", "onnx_ir", "m2kit.runtime", "m2kit.export", "m2kit.training.models",
+                      "m2kit.training.checkpoint", "m2kit.training.torch_backend"},
+    "engines": BASE | {"onnx", "onnx_ir", "polygraphy", "m2kit.runtime", "m2kit.engines"},
+    "runtime": BASE | {"m2kit.runtime"},
+}  # fmt: skip
+LAZY = {  # in addition, inside a function
+    "toolkit": {"m2kit.runtime", "m2kit.training", "m2kit.export", "m2kit.engines"},
+    "training": {"matplotlib"},
+}
+
+
+def modules():
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(tree):
+    """(name, at the top) of every import of a module."""
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from ((name, id(node) not in inside) for name in names)
+
+
+def permitted(name, allowed):
+    if name.split(".")[0] in sys.stdlib_module_names:
+        return True
+    rooms = [f"m2kit.{folder}" for folder in FOLDERS if folder != "toolkit"]
+    if any(name == room or name.startswith(room + ".") for room in rooms):
+        return any(name == a or name.startswith(a + ".") for a in allowed if a.startswith("m2kit."))
+    return name.split(".")[0] in allowed
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_its_folder_may(path):
+    folder = path.relative_to(ROOT).parts[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checking = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    tree.body = [node for node in tree.body if id(node) not in checking]
+    for name, top in imports(tree):
+        allowed = ALLOWED[folder] | (set() if top else LAZY.get(folder, set()))
+        assert permitted(name, allowed), f"{path}: {name} {'at the top' if top else 'inside'}"
+
+
+def test_the_check_itself_notices_a_forbidden_import():
+    assert not permitted("torch", ALLOWED["runtime"])
+    assert not permitted("m2kit.export.writer", ALLOWED["engines"])
+    assert not permitted("m2kit.training.ar_trainer.x", ALLOWED["export"])
+    assert permitted("m2kit.training.models.rope.rotary_table", ALLOWED["export"])
+    assert permitted("m2kit.errors.M2KitError", ALLOWED["runtime"])
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_opens_with_prose_and_stays_one_room(path):
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), "no module docstring"
+    assert len(text.splitlines()) <= 400
+
+
+def test_tests_never_read_outside_the_project():
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path != Path(__file__):
+            assert "../shared" not in path.read_text(encoding="utf-8")

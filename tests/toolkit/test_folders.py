@@ -1,0 +1,95 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from m2kit.errors import FolderError
+from m2kit.folders import new_file, new_folder
+
+
+def make(path, text="new"):
+    with new_folder(path, "bundle.json") as folder:
+        (folder / "bundle.json").write_text(text)
+
+
+def test_a_folder_appears_only_when_complete(tmp_path):
+    target = tmp_path / "deep" / "x.bundle"
+    with new_folder(target, "bundle.json") as folder:
+        (folder / "bundle.json").write_text("{}")
+        assert not target.exists()
+    assert [p.name for p in target.iterdir()] == ["bundle.json"]
+    assert [p.name for p in target.parent.iterdir()] == ["x.bundle"]
+
+
+def test_an_error_leaves_nothing_and_keeps_the_old_one(tmp_path):
+    target = tmp_path / "x.bundle"
+    make(target, "old")
+    with pytest.raises(RuntimeError), new_folder(target, "bundle.json") as folder:
+        (folder / "bundle.json").write_text("new")
+        raise RuntimeError
+    assert (target / "bundle.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
+    make(target)
+    assert (target / "bundle.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_not_ours_is_never_replaced(tmp_path, kind):
+    target = tmp_path / "x.bundle"
+    if kind == "file":
+        target.write_text("precious")
+    else:
+        target.mkdir()
+        (target / "precious").write_text("precious")
+    with pytest.raises(FolderError, match="will not be replaced"):
+        make(target)
+    assert target.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
+
+
+def test_leftovers_of_a_dead_run_are_removed_and_of_a_living_one_kept(tmp_path):
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    dead = tmp_path / f".x.bundle.tmp-{child.stdout.strip()}"
+    living = tmp_path / f".x.bundle.tmp-{os.getppid()}"
+    for path in (dead, living):
+        path.mkdir()
+    make(tmp_path / "x.bundle")
+    assert not dead.exists()
+    assert living.exists()
+
+
+def test_a_run_killed_between_its_two_renames_gives_the_old_folder_back(tmp_path):
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    target = tmp_path / "x.bundle"
+    make(target, "old")
+    target.rename(tmp_path / f".x.bundle.tmp-{child.stdout.strip()}-old")
+    with pytest.raises(RuntimeError), new_folder(target, "bundle.json"):
+        raise RuntimeError
+    assert (target / "bundle.json").read_text() == "old"
+
+
+def test_a_file_appears_only_when_complete(tmp_path):
+    target = tmp_path / "a.png"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), new_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with new_file(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_path_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="choose another output"):
+        make(tmp_path / "file" / "x.bundle")
+    with pytest.raises(FolderError, match="choose another"), new_file(tmp_path / "file" / "a.png"):
+        pass
+    with pytest.raises(FolderError, match="is a folder"), new_file(tmp_path):
+        pass

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from conftest import tiny_spec
+from PIL import Image
+
+from m2kit.config import ModelSpec
+from m2kit.errors import InputError
+from m2kit.images import psnr, read_image, read_images, uint8_from_images, write_grid
+from m2kit.token_file import read_tokens, write_tokens
+
+
+def test_pixels_are_truncated_not_rounded():
+    values = np.array([-2.0, -1.0, 0.0, 0.999, 1.0, 2.0], np.float32)
+    image = np.broadcast_to(values, (1, 3, 1, 6))
+    assert uint8_from_images(image)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_a_picture_survives_reading_and_writing(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (3, 4, 5)
+    assert image.dtype == np.float32
+    back = uint8_from_images(image[None] + 1e-4)[0]  # the tiny lift undoes truncation
+    np.testing.assert_array_equal(back, pixels)
+
+
+def test_a_grid_holds_the_images_row_by_row(tmp_path):
+    images = np.stack([np.full((3, 2, 2), v, np.float32) for v in (-1, 0, 1)])
+    write_grid(tmp_path / "g.png", images, columns=2, scale=2)
+    grid = np.asarray(Image.open(tmp_path / "g.png"))
+    assert grid.shape == (10, 10, 3)
+    assert (grid[0, 0, 0], grid[0, 6, 0], grid[6, 0, 0], grid[9, 9, 0]) == (0, 127, 255, 255)
+
+
+def test_what_is_not_a_picture_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("no")
+    with pytest.raises(InputError, match="expected an image"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match="no such image"):
+        read_image(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"ending in \.png"):
+        write_grid(tmp_path / "g.jpg", np.zeros((1, 3, 2, 2), np.float32), columns=1)
+
+
+def test_images_of_two_sizes_are_refused(tmp_path):
+    for name, side in (("a.png", 4), ("b.png", 5)):
+        Image.new("RGB", (side, side)).save(tmp_path / name)
+    with pytest.raises(InputError, match=r"4 x 4, .*b\.png has 5 x 5"):
+        read_images([tmp_path / "a.png", tmp_path / "b.png"])
+
+
+def test_psnr_of_one_grey_level():
+    image = np.zeros((1, 3, 2, 2), np.float32)
+    assert psnr(image, image + 2 / 255) == pytest.approx(48.13, abs=0.01)
+
+
+def test_token_files_read_back_and_refuse_another_model(tmp_path):
+    spec = tiny_spec()
+    ids = np.arange(12).reshape(1, 2, 3, 2) % 4
+    write_tokens(tmp_path / "a.npz", ids, spec)
+    np.testing.assert_array_equal(read_tokens(tmp_path / "a.npz", spec), ids)
+    with pytest.raises(InputError, match=r"sub-tokens of \[2, 3\] bits"):
+        read_tokens(tmp_path / "a.npz", ModelSpec(spec.tokenizer, None))
+    (tmp_path / "b.npz").write_text("no")
+    with pytest.raises(InputError, match="expected a token file"):
+        read_tokens(tmp_path / "b.npz", spec)
+    np.save(tmp_path / "c.npy", ids)
+    with pytest.raises(InputError, match="expected a token file"):
+        read_tokens(tmp_path / "c.npy", spec)
+    with pytest.raises(InputError, match=r"ending in \.npz"):
+        write_tokens(tmp_path / "a.txt", ids, spec)

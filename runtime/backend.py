@@ -13,16 +13,15 @@ import numpy.typing as npt
 
 
 class Step(Protocol):
-    """One step graph with its buffers and its KV cache.
+    """One step graph with its buffers and its KV cache."""
 
-    Attributes:
-        inputs: The named inputs the caller writes (contract.py); position inputs and the cache
-            are not among them.
-        outputs: The named outputs the caller may read; overwritten by the next run.
-    """
+    @property
+    def inputs(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The named inputs the caller writes (contract.py), without position and cache."""
 
-    inputs: Mapping[str, npt.NDArray[Any]]
-    outputs: Mapping[str, npt.NDArray[Any]]
+    @property
+    def outputs(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The named outputs the caller may read; overwritten by the next run."""
 
     def reset(self) -> None:
         """Begin a new sequence: position 0 is next."""
@@ -38,18 +37,17 @@ class Steps(Protocol):
     """The two step graphs for one number of rows; the inter step's hidden output feeds the intra
     step without passing through the caller."""
 
-    inter: Step
-    intra: Step
+    @property
+    def inter(self) -> Step:
+        """The step over positions."""
+
+    @property
+    def intra(self) -> Step:
+        """The step over the sub-tokens of one position."""
 
 
 class Backend(Protocol):
-    """One opened model.
-
-    Attributes:
-        name: Such as "onnxruntime".
-    """
-
-    name: str
+    """One opened model."""
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, lfq or decoder on named inputs; returns its named outputs."""

@@ -126,12 +126,12 @@ class OnnxRuntimeStep:
         past = [tensor for tensor in io.inputs if tensor.name.startswith("past.")]
         self._cache = np.zeros((len(past), *_shape(past[0], rows)), np.float32)
         caches = {tensor.name: self._cache[index] for index, tensor in enumerate(past)}
-        own = {
+        own: dict[str, npt.NDArray[Any]] = {
             tensor.name: np.zeros(_shape(tensor, rows), _NUMPY_TYPES[tensor.dtype])
             for tensor in io.inputs
             if tensor.name not in caches and tensor.name not in shared
         }
-        self.outputs = {
+        self.outputs: dict[str, npt.NDArray[Any]] = {
             tensor.name: np.zeros(_shape(tensor, rows), _NUMPY_TYPES[tensor.dtype])
             for tensor in io.outputs
         }

@@ -79,6 +79,14 @@ class ResolvedSampling:
         return any(scale != 1 for scale in self.guidance)
 
 
+_EXPECTED = {
+    "guidance": "a finite number >= 0",
+    "temperature": "a finite number > 0",
+    "top_k": "a whole number >= 0",
+    "top_p": "a number above 0, up to 1",
+}
+
+
 def _per_sub_token(name: str, value: Any, sub_tokens: int) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else (value,) * sub_tokens
     if len(values) != sub_tokens:
@@ -86,16 +94,15 @@ def _per_sub_token(name: str, value: Any, sub_tokens: int) -> tuple[Any, ...]:
             f"{name} takes one value, or one for each of the {sub_tokens} sub-tokens; "
             f"found {len(values)}"
         )
-    ranges = {
-        "guidance": ("a finite number >= 0", lambda v: v >= 0),
-        "temperature": ("a finite number > 0", lambda v: v > 0),
-        "top_k": ("a whole number >= 0", lambda v: v >= 0 and v == int(v)),
-        "top_p": ("a number in 0..1, above 0", lambda v: 0 < v <= 1),
-    }
-    expected, valid = ranges[name]
     for item in values:
-        if not np.isfinite(item) or not valid(item):
-            raise InputError(f"{name} must be {expected}, found {item}")
+        in_range = {
+            "guidance": item >= 0,
+            "temperature": item > 0,
+            "top_k": item >= 0 and item == item // 1,
+            "top_p": 0 < item <= 1,
+        }[name]
+        if not np.isfinite(item) or not in_range:
+            raise InputError(f"{name} must be {_EXPECTED[name]}, found {item}")
     return tuple(int(v) if name == "top_k" else float(v) for v in values)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from m2kit.config import ModelSpec, TokenizerSpec, TransformerSpec
 
@@ -53,6 +54,12 @@ def home(tmp_path_factory, monkeypatch):
 def golden():
     """Loads golden arrays by name."""
     return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+def picture(path):
+    """The pixels of an image file, (H, W, 3) uint8."""
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def run_m2kit(*arguments, cwd, check=True, env=None, **options):

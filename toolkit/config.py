@@ -32,8 +32,8 @@ class TokenizerSpec:
 
     Attributes:
         base_channels: Channels after the first convolution.
-        channel_multipliers: One per level, full resolution first; level l has
-            base_channels * channel_multipliers[l] channels. Every level but the last halves h and w.
+        channel_multipliers: One per level, full resolution first; level l has base_channels times
+            channel_multipliers[l] channels. Every level but the last halves h and w.
         blocks_per_level: Residual blocks per level, and in the middle.
         code_bits: Z, the latent channels; the codebook has 2^Z entries.
         adaptive_norm: Whether the decoder has adaptive GroupNorm (not in the V0.1 release).

@@ -131,8 +131,6 @@ def new_file(destination: Path) -> Iterator[Path]:
         FolderError: It cannot be written there.
     """
     destination = Path(os.path.abspath(destination))
-    if destination.is_dir():
-        raise FolderError(f"{destination} is a folder, expected a file name; choose another -o")
     temporary = destination.parent / f".{destination.stem}.tmp-{os.getpid()}{destination.suffix}"
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -145,3 +143,20 @@ def new_file(destination: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Refuse an output file before any work is spent on it.
+
+    Raises:
+        FolderError: The wrong kind of name, a folder, or nothing that can be written.
+    """
+    if path.suffix.lower() != suffix:
+        raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another -o")
+    if path.is_dir():
+        raise FolderError(f"{path} is a folder, expected a file name; choose another -o")
+    parent = Path(os.path.abspath(path)).parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise FolderError(f"cannot write {path}: {parent} is not a writable folder")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from m2kit.errors import InputError
-from m2kit.folders import new_file
+from m2kit.folders import check_output, new_file
 
 _GAP_PIXELS = 2
 
@@ -69,8 +69,7 @@ def write_grid(
         columns: Images per row.
         scale: Whole factor by which each pixel is enlarged.
     """
-    if path.suffix.lower() != ".png":
-        raise InputError(f"an image grid is a PNG: expected a name ending in .png, found {path}")
+    check_output(path, ".png")
     pixels = uint8_from_images(images).repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = pixels.shape
     columns = min(columns, count)

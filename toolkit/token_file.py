@@ -15,14 +15,13 @@ import numpy.typing as npt
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
-from m2kit.folders import new_file, sha256_of_json
+from m2kit.folders import check_output, new_file, sha256_of_json
 from m2kit.tokens import check_tokens
 
 
 def write_tokens(path: Path, tokens: npt.NDArray[np.int64], spec: ModelSpec) -> None:
     """Write tokens (B, h, w, K) of a model; whole or not at all."""
-    if path.suffix != ".npz":
-        raise InputError(f"a token file is an .npz: expected a name ending in .npz, found {path}")
+    check_output(path, ".npz")
     with new_file(path) as temporary:
         np.savez_compressed(
             temporary,

@@ -1,1 +1,1 @@
-"""PyTorch: models, checkpoints, data, losses, trainers and evaluation. torch lives here and in export."""
+"""PyTorch: models, checkpoints, data, losses, trainers and evaluation."""

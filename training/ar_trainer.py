@@ -178,8 +178,9 @@ def train_ar(
     train, held_out = digits()
     train_tokens = _tokens(tokenizer, train, settings)
     held_out_tokens = _tokens(tokenizer, held_out, replace(settings, versions=1))
-    height, width = (side // tokenizer.spec.tokenizer.downsampling for side in
-                     train.images.shape[2:])  # fmt: skip
+    height, width = (
+        side // tokenizer.spec.tokenizer.downsampling for side in train.images.shape[2:]
+    )
     spec = settings.spec((height, width))
     torch.manual_seed(settings.seed)
     batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)

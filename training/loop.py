@@ -72,9 +72,13 @@ class AveragedModule(lightning.LightningModule):
         self.ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self._seed = seed
 
-    def on_train_epoch_start(self) -> None:
-        """Draw this epoch's randomness (dropout, class dropout) from (seed, epoch)."""
-        torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw an epoch's randomness (dropout, class dropout) from (seed, epoch).
+
+        Not in on_train_epoch_start: the loader draws from the same generator after that.
+        """
+        if batch_idx == 0:
+            torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Update the average after each optimizer step."""
@@ -183,14 +187,23 @@ def fit(
     """
     callbacks: list[Any] = [
         MetricsLog(folder / METRICS_FILE),
-        ModelCheckpoint(folder, Path(RESUME_FILE).stem, save_on_train_epoch_end=True,
-                        enable_version_counter=False)
-    ]  # fmt: skip
+        ModelCheckpoint(
+            folder,
+            Path(RESUME_FILE).stem,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+    ]
     if choose_by:
         callbacks.append(
-            ModelCheckpoint(folder, Path(BEST_FILE).stem, monitor=choose_by,
-                            save_weights_only=True, enable_version_counter=False)
-        )  # fmt: skip
+            ModelCheckpoint(
+                folder,
+                Path(BEST_FILE).stem,
+                monitor=choose_by,
+                save_weights_only=True,
+                enable_version_counter=False,
+            )
+        )
     if progress:
         callbacks.append(RichProgressBar())
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -92,8 +92,12 @@ class TokenizerModule(AveragedModule):
             + settings.entropy_weight * (per_position - overall)
             + settings.commitment_weight * commitment
         )
-        values = {"l1": l1, "entropy_per_position": per_position, "entropy_of_mean": overall,
-                  "commitment": commitment}  # fmt: skip
+        values = {
+            "l1": l1,
+            "entropy_per_position": per_position,
+            "entropy_of_mean": overall,
+            "commitment": commitment,
+        }
         self.log_dict(values, on_step=False, on_epoch=True)
         return loss
 

@@ -22,7 +22,7 @@ _MASKED = -1e30  # in float32, before softmax; the new position itself is never 
 
 @dataclass(frozen=True, slots=True)
 class PositionTables:
-    """What all layers need to know of the position: cos and sin (1, d / 2), mask (S) of past slots."""
+    """What layers need of the position: cos and sin (1, d / 2, 1), mask (S) of earlier slots."""
 
     cos: ir.Value
     sin: ir.Value

@@ -24,8 +24,9 @@ def conv(
     inputs = [x, g.weight(f"{name}.weight", (channels_out, channels_in, kernel, kernel))]
     if bias:
         inputs.append(g.weight(f"{name}.bias", (channels_out,)))
-    return g.op("Conv", *inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2,
-                pads=[kernel // 2] * 4)  # fmt: skip
+    return g.op(
+        "Conv", *inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4
+    )
 
 
 def silu(g: GraphWriter, x: ir.Value) -> ir.Value:

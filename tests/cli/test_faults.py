@@ -48,8 +48,10 @@ def interrupt_when_begun(arguments, folder, prefix, sent):
     """Start a command and send a signal as soon as its temporary folder appears."""
     process = subprocess.Popen(
         [sys.executable, "-m", "m2kit", *map(str, arguments)],
-        cwd=folder, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 60
     while not list(folder.glob(f"{prefix}*")):
         assert process.poll() is None, process.stderr.read()

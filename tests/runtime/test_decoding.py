@@ -56,8 +56,11 @@ def test_mixed_guidance_scales_are_applied_per_sub_token(scales):
 
 def test_no_unconditional_rows_are_computed_without_guidance(monkeypatch):
     rows = []
-    monkeypatch.setattr(FakeBackend, "open_steps", lambda self, r: (
-        rows.append(r), FakeSteps(SPECS[0].transformer, r))[1])  # fmt: skip
+    monkeypatch.setattr(
+        FakeBackend,
+        "open_steps",
+        lambda self, r: (rows.append(r), FakeSteps(SPECS[0].transformer, r))[1],
+    )
     engine().sample([0, 1, 2])
     engine().sample([0, 1, 2], Sampling(guidance=(1.0, 1.0)))
     engine().sample([0, 1, 2], Sampling(guidance=(1.0, 1.5)))

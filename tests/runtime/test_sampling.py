@@ -38,9 +38,10 @@ def test_uniforms_of_an_image_do_not_depend_on_its_neighbours():
     assert ((together >= 0) & (together < 1)).all()
 
 
-@pytest.mark.parametrize("name", sorted(
-    key for key in np.load(GOLDEN / "ar_tiny.npz") if key.startswith("sampler_probs")
-))  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    sorted(key for key in np.load(GOLDEN / "ar_tiny.npz") if key.startswith("sampler_probs")),
+)
 def test_distributions_are_those_of_the_official_sampler(name, golden):
     data = golden("ar_tiny")
     temperature, top_k, top_p = (part[1:] for part in name.split("_")[2:])

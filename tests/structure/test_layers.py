@@ -12,11 +12,19 @@ BASE = {"m2kit", "numpy"}
 ALLOWED = {  # imported packages and m2kit folders, at the top of a module
     "toolkit": {"m2kit", "numpy", "click", "PIL", "rich"},
     "training": BASE | {"torch", "lightning", "sklearn", "m2kit.runtime", "m2kit.training"},
-    "export": BASE | {"torch", "onnx_ir", "m2kit.runtime", "m2kit.export", "m2kit.training.models",
-                      "m2kit.training.checkpoint", "m2kit.training.torch_backend"},
+    "export": BASE
+    | {
+        "torch",
+        "onnx_ir",
+        "m2kit.runtime",
+        "m2kit.export",
+        "m2kit.training.models",
+        "m2kit.training.checkpoint",
+        "m2kit.training.torch_backend",
+    },
     "engines": BASE | {"onnx", "onnx_ir", "polygraphy", "m2kit.runtime", "m2kit.engines"},
     "runtime": BASE | {"m2kit.runtime"},
-}  # fmt: skip
+}
 LAZY = {  # in addition, inside a function
     "toolkit": {"m2kit.runtime", "m2kit.training", "m2kit.export", "m2kit.engines"},
     "training": {"matplotlib"},

@@ -7,25 +7,46 @@ from conftest import ROOT
 
 import m2kit
 
-MAPPING = {"toolkit": "m2kit", "training": "m2kit/training", "export": "m2kit/export",
-           "engines": "m2kit/engines", "runtime": "m2kit/runtime"}  # fmt: skip
+MAPPING = {
+    "toolkit": "m2kit",
+    "training": "m2kit/training",
+    "export": "m2kit/export",
+    "engines": "m2kit/engines",
+    "runtime": "m2kit/runtime",
+}
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT,
-                             capture_output=True, text=True, check=True)  # fmt: skip
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in tracked.stdout.splitlines():
         if (ROOT / name).is_file() and not name.startswith(("tests/", "examples/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-         "--wheel-dir", str(folder), str(source)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(folder),
+            str(source),
+        ],
+        check=True,
+        capture_output=True,
+    )
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 

@@ -25,12 +25,20 @@ def test_the_commands_and_the_snippet_run_in_the_order_they_stand(tmp_path):
     ran = [line for line in lines if line.startswith("m2kit ")]
     assert len(ran) >= 3
     for line in ran:
-        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True,
-                              env={**os.environ, "PATH": path}, timeout=300)  # fmt: skip
+        done = subprocess.run(
+            line,
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": path},
+            timeout=300,
+        )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     (snippet,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True,
-                          text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -10,8 +10,15 @@ def test_step_graphs_have_the_shapes_of_the_design():
     spec = tiny_spec()
     inter = contract.graph_io(spec, contract.INTER_STEP)
     names = [tensor.name for tensor in inter.inputs]
-    assert names == ["class_id", "token", "position", "past.0.key", "past.0.value",
-                     "past.1.key", "past.1.value"]  # fmt: skip
+    assert names == [
+        "class_id",
+        "token",
+        "position",
+        "past.0.key",
+        "past.0.value",
+        "past.1.key",
+        "past.1.value",
+    ]
     assert inter.inputs[3].shape == ("R", 2, 6, 8)  # H, S = N, d
     assert [(t.name, t.shape) for t in inter.outputs] == [
         ("hidden", ("R", 16)),

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from m2kit.errors import FolderError
-from m2kit.folders import new_file, new_folder
+from m2kit.folders import check_output, new_file, new_folder
 
 
 def make(path, text="new"):
@@ -50,8 +50,12 @@ def test_what_is_not_ours_is_never_replaced(tmp_path, kind):
 
 
 def test_leftovers_of_a_dead_run_are_removed_and_of_a_living_one_kept(tmp_path):
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                           capture_output=True, text=True, check=True)  # fmt: skip
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     dead = tmp_path / f".x.bundle.tmp-{child.stdout.strip()}"
     living = tmp_path / f".x.bundle.tmp-{os.getppid()}"
     for path in (dead, living):
@@ -62,8 +66,12 @@ def test_leftovers_of_a_dead_run_are_removed_and_of_a_living_one_kept(tmp_path):
 
 
 def test_a_run_killed_between_its_two_renames_gives_the_old_folder_back(tmp_path):
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                           capture_output=True, text=True, check=True)  # fmt: skip
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     target = tmp_path / "x.bundle"
     make(target, "old")
     target.rename(tmp_path / f".x.bundle.tmp-{child.stdout.strip()}-old")
@@ -91,5 +99,16 @@ def test_a_path_that_cannot_be_written_is_one_error(tmp_path):
         make(tmp_path / "file" / "x.bundle")
     with pytest.raises(FolderError, match="choose another"), new_file(tmp_path / "file" / "a.png"):
         pass
-    with pytest.raises(FolderError, match="is a folder"), new_file(tmp_path):
-        pass
+
+
+def test_an_output_is_checked_before_work_is_spent_on_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    check_output(tmp_path / "new" / "deep" / "a.png", ".png")
+    for name, words in (
+        ("a.jpg", r"ending in \.png"),
+        ("folder.png", "is a folder"),
+        ("file/a.png", "not a writable folder"),
+    ):
+        with pytest.raises(FolderError, match=words):
+            check_output(tmp_path / name, ".png")

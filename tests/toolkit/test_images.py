@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from conftest import tiny_spec
+from conftest import picture, tiny_spec
 from PIL import Image
 
 from m2kit.config import ModelSpec
-from m2kit.errors import InputError
+from m2kit.errors import FolderError, InputError
 from m2kit.images import psnr, read_image, read_images, uint8_from_images, write_grid
 from m2kit.token_file import read_tokens, write_tokens
 
@@ -28,7 +28,7 @@ def test_a_picture_survives_reading_and_writing(tmp_path):
 def test_a_grid_holds_the_images_row_by_row(tmp_path):
     images = np.stack([np.full((3, 2, 2), v, np.float32) for v in (-1, 0, 1)])
     write_grid(tmp_path / "g.png", images, columns=2, scale=2)
-    grid = np.asarray(Image.open(tmp_path / "g.png"))
+    grid = picture(tmp_path / "g.png")
     assert grid.shape == (10, 10, 3)
     assert (grid[0, 0, 0], grid[0, 6, 0], grid[6, 0, 0], grid[9, 9, 0]) == (0, 127, 255, 255)
 
@@ -39,7 +39,7 @@ def test_what_is_not_a_picture_is_refused(tmp_path):
         read_image(tmp_path / "a.png")
     with pytest.raises(InputError, match="no such image"):
         read_image(tmp_path / "b.png")
-    with pytest.raises(InputError, match=r"ending in \.png"):
+    with pytest.raises(FolderError, match=r"ending in \.png"):
         write_grid(tmp_path / "g.jpg", np.zeros((1, 3, 2, 2), np.float32), columns=1)
 
 
@@ -68,5 +68,5 @@ def test_token_files_read_back_and_refuse_another_model(tmp_path):
     np.save(tmp_path / "c.npy", ids)
     with pytest.raises(InputError, match="expected a token file"):
         read_tokens(tmp_path / "c.npy", spec)
-    with pytest.raises(InputError, match=r"ending in \.npz"):
+    with pytest.raises(FolderError, match=r"ending in \.npz"):
         write_tokens(tmp_path / "a.txt", ids, spec)

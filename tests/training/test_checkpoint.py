@@ -71,26 +71,33 @@ def test_a_tokenizer_file_gives_ema_weights_unless_live_ones_are_asked_for():
     [
         (lambda s: s.pop("transformer.norm.weight"), r"missing tensors: transformer\.norm\.weight"),
         (lambda s: s.update({"transformer.x": torch.ones(1)}), "unexpected tensors: transformer.x"),
-        (lambda s: s.update({"transformer.norm.weight": torch.ones(63)}),
-         r"misshaped tensors: transformer\.norm\.weight \(expected \[64\], found \[63\]\)"),
+        (
+            lambda s: s.update({"transformer.norm.weight": torch.ones(63)}),
+            r"misshaped tensors: transformer\.norm\.weight \(expected \[64\], found \[63\]\)",
+        ),
         (lambda s: s["transformer.norm.weight"].fill_(float("nan")), "not finite"),
         (lambda s: s["transformer.norm.weight"].fill_(float("inf")), "not finite"),
-        (lambda s: s.update({"transformer.norm.weight": torch.ones(64, dtype=torch.int64)}),
-         "not finite floats"),
+        (
+            lambda s: s.update({"transformer.norm.weight": torch.ones(64, dtype=torch.int64)}),
+            "not finite floats",
+        ),
         (lambda s: s.pop("transformer.class_emb.embedding_table.weight"), "is missing"),
         (lambda s: s.pop("first_stage_model.encoder.conv_in.weight"), "is missing"),
         (lambda s: s.update({"transformer.head.0.weight": torch.ones(7, 64)}), "power of two"),
-        (lambda s: [s.pop(k) for k in list(s) if "first_stage" in k], r"encoder\.conv_in\.weight is missing"),
+        (
+            lambda s: [s.pop(k) for k in list(s) if "first_stage" in k],
+            r"encoder\.conv_in\.weight is missing",
+        ),
         (lambda s: [s.pop(k) for k in list(s) if ".ffn_norm." in k], "ffn_norm.weight"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_model_is_refused_with_its_keys(changed, change, words):
     with pytest.raises(CheckpointError, match=words):
         read_checkpoint(changed(change), overrides={"heads": 4})
 
 
 def test_many_keys_are_listed_up_to_ten_and_counted(changed):
-    path = changed(lambda s: [s.pop(k) for k in list(s) if k.endswith("norm1.weight")])
+    path = changed(lambda s: [s.pop(k) for k in list(s) if ".norm" in k])
     with pytest.raises(CheckpointError, match=r"\.\.\. \(\d+ in all\)"):
         read_checkpoint(path, overrides={"heads": 4})
 
@@ -111,8 +118,11 @@ class Exploit:
 def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for zipped in (True, False):
-        torch.save({"state_dict": {"encoder.x": Exploit()}}, "evil.pt",
-                   _use_new_zipfile_serialization=zipped)  # fmt: skip
+        torch.save(
+            {"state_dict": {"encoder.x": Exploit()}},
+            "evil.pt",
+            _use_new_zipfile_serialization=zipped,
+        )
         with pytest.raises(CheckpointError, match=r"asks to load \w+\.system, .* nothing was run"):
             read_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "exploited").exists()

@@ -157,8 +157,15 @@ def test_counted_parameters_are_the_models_own(name):
 
 @pytest.mark.parametrize(
     ("name", "tensors"),
-    [("tokenizer-128", 283), ("tokenizer-256", 339), ("tokenizer-128-v0.1", 147),
-     ("tokenizer-256-v0.1", 175), ("ar-b", 339 + 188), ("ar-l", 339 + 279), ("ar-xl", 339 + 370)],
-)  # fmt: skip
+    [
+        ("tokenizer-128", 283),
+        ("tokenizer-256", 339),
+        ("tokenizer-128-v0.1", 147),
+        ("tokenizer-256-v0.1", 175),
+        ("ar-b", 339 + 188),
+        ("ar-l", 339 + 279),
+        ("ar-xl", 339 + 370),
+    ],
+)
 def test_published_models_have_their_published_number_of_tensors(name, tensors):
     assert len(expected_shapes(PRESETS[name].spec)) == tensors

@@ -56,8 +56,17 @@ def cli() -> None:
 
 
 for command in (
-    train, export, build_engine, generate, encode, decode, reconstruct, verify, inspect, describe,
-):  # fmt: skip
+    train,
+    export,
+    build_engine,
+    generate,
+    encode,
+    decode,
+    reconstruct,
+    verify,
+    inspect,
+    describe,
+):
     cli.add_command(command)
 
 

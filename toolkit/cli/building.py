@@ -15,15 +15,29 @@ from m2kit.manifest import BUNDLE, Manifest
 
 
 @click.command()
-@click.option("--ckpt", required=True, type=click.Path(path_type=Path),
-              help="Checkpoint: an AR file or a tokenizer file.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Bundle folder.  [default: NAME.bundle in this directory]")  # fmt: skip
-@click.option("--spec", "spec_text",
-              help="What the tensors' shapes do not tell: a JSON file, or JSON such as "
-              '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.')  # fmt: skip
-@click.option("--weights", type=click.Choice(["ema", "live"]),
-              help="Which weights of a tokenizer file.  [default: ema where it has them]")  # fmt: skip
+@click.option(
+    "--ckpt",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint: an AR file or a tokenizer file.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Bundle folder.  [default: NAME.bundle in this directory]",
+)
+@click.option(
+    "--spec",
+    "spec_text",
+    help="What the tensors' shapes do not tell: a JSON file, or JSON such as "
+    '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.',
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "live"]),
+    help="Which weights of a tokenizer file.  [default: ema where it has them]",
+)
 @json_option
 def export(
     ckpt: Path, output: Path | None, spec_text: str | None, weights: str | None, as_json: bool
@@ -45,10 +59,19 @@ def export(
 
 @click.command("build-engine")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Engine folder.  [default: NAME.engine in this directory]")  # fmt: skip
-@click.option("--backend", type=click.Choice(["onnxruntime"]), default="onnxruntime",
-              show_default=True, help="What will run the engine.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Engine folder.  [default: NAME.engine in this directory]",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What will run the engine.",
+)
 @json_option
 def build_engine(bundle: Path | None, output: Path | None, backend: str, as_json: bool) -> None:
     """Turn BUNDLE (by default the only one in this directory) into an engine."""
@@ -80,7 +103,7 @@ def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str,
         manifest.kind: str(path),
         **more,
         "size": size_text(size),
-        "parity": f"passed, {len(manifest.parity['checks'])} checks, largest difference {worst:.1e}",
+        "parity": f"{len(manifest.parity['checks'])} checks passed, largest difference {worst:.1e}",
     }
     value = {manifest.kind: str(path), **more, "bytes": size, "parity": manifest.parity}
     print_result(rows, as_json, value)

@@ -23,6 +23,7 @@ from m2kit.cli.options import (
 )
 from m2kit.cli.output import print_result, progress_bar
 from m2kit.errors import InputError
+from m2kit.folders import check_output
 from m2kit.images import psnr, read_images, write_grid
 from m2kit.manifest import ENGINE
 from m2kit.token_file import read_tokens, write_tokens
@@ -34,16 +35,27 @@ def sampling_options(command: Any) -> Any:
     """The options of m2kit.Sampling; numbers are one value, or one per sub-token."""
     for option in (
         click.option("--greedy", is_flag=True, help="Take the likeliest token, draw nothing."),
-        click.option("--top-p", callback=numbers(float),
-                     help="Keep the likeliest tokens up to this probability; 1 is all."),
+        click.option(
+            "--top-p",
+            callback=numbers(float),
+            help="Keep the likeliest tokens up to this probability; 1 is all.",
+        ),
         click.option("--top-k", callback=numbers(int), help="Keep the k likeliest; 0 is all."),
         click.option("--temperature", callback=numbers(float), help="Divides the logits; > 0."),
-        click.option("--guidance", callback=numbers(float),
-                     help="Guidance scale, as 2 or per sub-token as 1.9,2.0; 1 is off.  "
-                     "[default for all four: the model's own]"),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-                     help="With the image number it decides an image."),
-    ):  # fmt: skip
+        click.option(
+            "--guidance",
+            callback=numbers(float),
+            help="Guidance scale, as 2 or per sub-token as 1.9,2.0; 1 is off.  "
+            "[default for all four: the model's own]",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="With the image number it decides an image.",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -57,11 +69,22 @@ def sampling_options(command: Any) -> Any:
     metavar="ID[,ID...]",
     help="Class to draw; may be repeated.  [default: the first ten, a row each]",
 )
-@click.option("-n", "count", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Images per class.")  # fmt: skip
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Images per class.",
+)
 @sampling_options
-@click.option("--first-image", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Number of the first image, to draw a set in shards.")  # fmt: skip
+@click.option(
+    "--first-image",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of the first image, to draw a set in shards.",
+)
 @batch_option(16)
 @output_option("samples.png", "Grid PNG, a row of n images per class.")
 @click.option("--tokens", type=click.Path(path_type=Path), help="Also write the ids, as .npz.")
@@ -81,6 +104,9 @@ def generate(
 ) -> None:
     """Draw images of classes and write them as one grid."""
     chosen = class_list(classes)
+    check_output(output, ".png")
+    if tokens:
+        check_output(tokens, ".npz")
     path = only_folder(ENGINE, engine)
     with m2kit.open_engine(path, provider=provider, threads=threads) as opened:
         if opened.spec.transformer and not chosen:
@@ -91,8 +117,13 @@ def generate(
         write_grid(output, images, columns=count)
         if tokens:
             write_tokens(tokens, ids, opened.spec)
-    result = {"images": len(images), "classes": chosen, "seed": options["seed"],
-              "output": str(output), "tokens": str(tokens) if tokens else None}  # fmt: skip
+    result = {
+        "images": len(images),
+        "classes": chosen,
+        "seed": options["seed"],
+        "output": str(output),
+        "tokens": str(tokens) if tokens else None,
+    }
     print_result(result, as_json)
 
 
@@ -125,8 +156,9 @@ def encode(
 @click.argument("tokens", type=click.Path(path_type=Path))
 @engine_options
 @batch_option(16)
-@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Images per row.")  # fmt: skip
+@click.option(
+    "--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images per row."
+)
 @output_option("decoded.png", "Grid PNG.")
 @json_option
 def decode(
@@ -173,8 +205,11 @@ def reconstruct(
             [opened.decode(opened.encode(part)) for part in _batches(pixels, batch)]
         )
         write_grid(output, np.concatenate([pixels, rebuilt]), columns=len(pixels))
-    result = {"images": len(pixels), "psnr_db": round(psnr(pixels, rebuilt), 2),
-              "output": str(output)}  # fmt: skip
+    result = {
+        "images": len(pixels),
+        "psnr_db": round(psnr(pixels, rebuilt), 2),
+        "output": str(output),
+    }
     print_result(result, as_json)
 
 

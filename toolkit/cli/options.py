@@ -23,13 +23,24 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 def engine_options(command: Command) -> Command:
     """--engine, --provider and --threads."""
     for option in (
-        click.option("--threads", type=click.IntRange(min=1),
-                     help="Threads inside an operator.  [default: ONNX Runtime's choice]"),
-        click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu",
-                     show_default=True, help="Where ONNX Runtime runs; never falls back."),
-        click.option("--engine", type=click.Path(path_type=Path),
-                     help="Engine folder.  [default: the one *.engine in this directory]"),
-    ):  # fmt: skip
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="Threads inside an operator.  [default: ONNX Runtime's choice]",
+        ),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda"]),
+            default="cpu",
+            show_default=True,
+            help="Where ONNX Runtime runs; never falls back.",
+        ),
+        click.option(
+            "--engine",
+            type=click.Path(path_type=Path),
+            help="Engine folder.  [default: the one *.engine in this directory]",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -37,17 +48,24 @@ def engine_options(command: Command) -> Command:
 def output_option(default: str, what: str) -> Callable[[Command], Command]:
     """-o / --output with a default path."""
     return click.option(
-        "-o", "--output", type=click.Path(path_type=Path), default=default,
-        show_default=True, help=what,
-    )  # fmt: skip
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        default=default,
+        show_default=True,
+        help=what,
+    )
 
 
 def batch_option(default: int) -> Callable[[Command], Command]:
     """--batch: images computed at once; results do not depend on it."""
     return click.option(
-        "--batch", type=click.IntRange(min=1), default=default, show_default=True,
+        "--batch",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
         help="Images computed at once; results do not depend on it.",
-    )  # fmt: skip
+    )
 
 
 def numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -76,9 +94,10 @@ def only_folder(kind: str, chosen: Path | None) -> Path:
     if chosen is not None:
         return chosen
     found = sorted(
-        path for path in Path().iterdir()
+        path
+        for path in Path().iterdir()
         if not path.name.startswith(".") and kind_of_folder(path) == kind
-    )  # fmt: skip
+    )
     if not found:
         raise FolderError(f"no {kind} in this directory: {_MAKERS[kind]}, or name one")
     if len(found) > 1:

@@ -47,10 +47,15 @@ def note(text: str) -> None:
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
     """A bar on stderr with rate and time left; yields a function that advances it by n."""
     columns = (
-        TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"),
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
-    )  # fmt: skip
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(label, total=total, rate="")
 

@@ -55,7 +55,7 @@ def verify(path: Path, as_json: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Show what a bundle or engine folder holds: graphs with inputs and outputs, files, versions."""
+    """Show what a bundle or engine folder holds: graphs, files, versions."""
     manifest = _open(path)
     rows: dict[str, Any] = {manifest.kind: f"{path} ({manifest.name})"}
     for lowering, graphs in manifest.lowerings.items():
@@ -107,8 +107,10 @@ def _describe(
         f"tokenizer {name.replace('_', ' ')}": value
         for name, value in spec.to_json()["tokenizer"].items()
     }
-    rows |= {"codebook": f"2^{spec.tokenizer.code_bits}",
-             "downsampling": spec.tokenizer.downsampling}  # fmt: skip
+    rows |= {
+        "codebook": f"2^{spec.tokenizer.code_bits}",
+        "downsampling": spec.tokenizer.downsampling,
+    }
     transformer = spec.to_json()["transformer"] or {}
     rows |= {f"transformer {name.replace('_', ' ')}": value for name, value in transformer.items()}
     if spec.image_size:

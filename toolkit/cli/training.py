@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from m2kit.cli.options import json_option, numbers
 from m2kit.cli.output import print_result
 from m2kit.errors import require
 
+Decorator = Callable[[Any], Any]
+
 
 def _run_options(command: Any) -> Any:
     """What both trainers take."""
@@ -18,30 +21,40 @@ def _run_options(command: Any) -> Any:
         click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
         click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
-        click.option("--data", type=click.Choice(["digits"]), default="digits", show_default=True,
-                     help="Training data: scikit-learn's digits, 32 x 32."),
-    ):  # fmt: skip
+        click.option(
+            "--data",
+            type=click.Choice(["digits"]),
+            default="digits",
+            show_default=True,
+            help="Training data: scikit-learn's digits, 32 x 32.",
+        ),
+    ):
         command = option(command)
     return command
 
 
-def _whole(name: str, default: int, text: str) -> Any:
-    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True,
-                        help=text)  # fmt: skip
+def _whole(name: str, default: int, text: str) -> Decorator:
+    return click.option(
+        name, type=click.IntRange(min=1), default=default, show_default=True, help=text
+    )
 
 
-def _real(name: str, default: float, text: str) -> Any:
-    return click.option(name, type=click.FloatRange(min=0), default=default, show_default=True,
-                        help=text)  # fmt: skip
+def _real(name: str, default: float, text: str) -> Decorator:
+    return click.option(
+        name, type=click.FloatRange(min=0), default=default, show_default=True, help=text
+    )
 
 
-def _listed(name: str, default: str, kind: type, text: str) -> Any:
+def _listed(name: str, default: str, kind: type, text: str) -> Decorator:
     return click.option(name, callback=numbers(kind), default=default, show_default=True, help=text)
 
 
 @click.group()
 def train() -> None:
     """Train the tokenizer, then the autoregressive model on its tokens."""
+
+
+def _require_training() -> None:
     for module in ("torch", "lightning", "sklearn", "matplotlib"):
         require(module, extra="train", what="training")
 
@@ -59,11 +72,18 @@ def train() -> None:
 @_real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.")
 @_real("--entropy-temperature", 0.01, "Temperature of its soft assignment.")
 @_real("--commitment-weight", 0.25, "Weight of the commitment loss.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/tokenizer",
-              show_default=True, help="Run folder.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="runs/tokenizer",
+    show_default=True,
+    help="Run folder.",
+)
 @json_option
 def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **options: Any) -> None:
     """Train the image tokenizer; leaves tokenizer.pt, curves.png and samples.png."""
+    _require_training()
     from m2kit.training.tokenizer_trainer import (
         CHECKPOINT_FILE,
         TokenizerSettings,
@@ -84,9 +104,14 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 
 @train.command()
 @_run_options
-@click.option("--tokenizer", "tokenizer_file", type=click.Path(path_type=Path),
-              default="runs/tokenizer/tokenizer.pt", show_default=True,
-              help="Tokenizer file; its EMA weights are used.")  # fmt: skip
+@click.option(
+    "--tokenizer",
+    "tokenizer_file",
+    type=click.Path(path_type=Path),
+    default="runs/tokenizer/tokenizer.pt",
+    show_default=True,
+    help="Tokenizer file; its EMA weights are used.",
+)
 @_whole("--width", 128, "Width of both transformers.")
 @_whole("--heads", 4, "Attention heads.")
 @_whole("--inter-layers", 4, "Layers over positions.")
@@ -102,8 +127,14 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @_real("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
 @_whole("--versions", 16, "Versions of each training image: as it is, then warped a little.")
 @_listed("--guidance", "2.0,2.0", float, "Default guidance kept in the checkpoint.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/ar",
-              show_default=True, help="Run folder.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="runs/ar",
+    show_default=True,
+    help="Run folder.",
+)
 @json_option
 def ar(
     output: Path,
@@ -114,6 +145,7 @@ def ar(
     **options: Any,
 ) -> None:
     """Train the autoregressive model; leaves ar.pt, curves.png and samples.png."""
+    _require_training()
     from m2kit.training.ar_trainer import CHECKPOINT_FILE, settings_for, train_ar
 
     del options["data"]

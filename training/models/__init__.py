@@ -1,1 +1,1 @@
-"""The models, with exactly the official parameter names and numerics; they know nothing of export."""
+"""The models, with the official parameter names and numerics; they know nothing of export."""

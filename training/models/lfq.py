@@ -15,7 +15,7 @@ _EXACT_BITS = 12  # up to here the batch entropy enumerates all 2^Z codes
 
 
 def quantize(latent: Tensor) -> Tensor:
-    """(B, Z, h, w) latent -> (B, Z, h, w) codes in {-1, +1}; the gradient passes straight through."""
+    """(B, Z, h, w) latent -> codes in {-1, +1}; the gradient passes straight through."""
     codes = torch.where(latent > 0, 1.0, -1.0).to(latent.dtype)
     return latent + (codes - latent).detach() if latent.requires_grad else codes
 

@@ -26,7 +26,7 @@ def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1 conv if widths differ)."""
+    """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1 conv if wider)."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -45,14 +45,12 @@ class ResBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, and the layer that changes the resolution after them."""
+    """The residual blocks of one resolution, and then the layer that changes the resolution."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int) -> None:
         super().__init__()
         widths = [channels_in, *[channels_out] * blocks]
-        self.block = nn.ModuleList(
-            ResBlock(a, b) for a, b in itertools.pairwise(widths)
-        )
+        self.block = nn.ModuleList(ResBlock(a, b) for a, b in itertools.pairwise(widths))
 
 
 class Upsample(nn.Module):

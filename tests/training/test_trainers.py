@@ -1,0 +1,236 @@
+"""Short, real trainings: what they leave behind, and that a killed one can go on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS_CHECKPOINT, picture, run_m2kit
+
+import m2kit
+from m2kit.errors import InputError
+from m2kit.runtime.engine import Engine
+from m2kit.training.ar_trainer import ARModule, settings_for, token_nats, train_ar
+from m2kit.training.checkpoint import (
+    expected_shapes,
+    model_from_checkpoint,
+    read_checkpoint,
+    write_tokenizer_checkpoint,
+)
+from m2kit.training.digits import digits, features, warped
+from m2kit.training.evaluation import codebook_usage, evaluate_digits, share_of_copies
+from m2kit.training.loop import EpochShuffle, read_metrics, warm_up_then_linear
+from m2kit.training.tokenizer_trainer import TokenizerSettings, train_tokenizer
+from m2kit.training.torch_backend import TorchBackend
+
+AR_SETTINGS = {
+    "width": 32, "heads": 2, "inter_layers": 1, "intra_layers": 1, "ffn_width": 32, "bits": (3, 5),
+    "epochs": 3, "batch": 128, "learning_rate": 1e-3, "weight_decay": 0.05, "dropout": 0.1,
+    "class_dropout": 0.1, "ema_decay": 0.9, "versions": 1, "guidance": (2.0, 2.0), "seed": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    """The digits example's tokenizer as a file of its own."""
+    checkpoint = read_checkpoint(DIGITS_CHECKPOINT)
+    tokenizer = model_from_checkpoint(checkpoint).tokenizer
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.pt"
+    spec = {"tokenizer": checkpoint.spec.to_json()["tokenizer"], "transformer": None}
+    metadata = {"spec": spec, "training": {"ema_decay": 0.9}}
+    write_tokenizer_checkpoint(path, tokenizer, tokenizer, metadata)
+    return path
+
+
+def test_a_tokenizer_run_leaves_an_official_checkpoint_curves_and_samples(tmp_path):
+    settings = TokenizerSettings(
+        base_channels=32, channel_multipliers=(1, 1), blocks_per_level=1, code_bits=4, epochs=2,
+        batch=256, learning_rate=1e-3, ema_decay=0.5, entropy_weight=0.1, entropy_temperature=0.01,
+        commitment_weight=0.25, seed=0,
+    )  # fmt: skip
+    training = train_tokenizer(settings, tmp_path / "run", resume=False, progress=False)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert rows[1]["l1"] < rows[0]["l1"]
+    for name in ("curves.png", "samples.png"):
+        assert picture(tmp_path / "run" / name).std() > 1
+    file = torch.load(tmp_path / "run" / "tokenizer.pt", weights_only=True)
+    state = file["state_dict"]
+    checkpoint = read_checkpoint(tmp_path / "run" / "tokenizer.pt")
+    names = set(expected_shapes(checkpoint.spec))
+    averaged = {"model_ema." + name.replace(".", "") for name in names}
+    assert set(state) == names | averaged | {"model_ema.decay", "model_ema.num_updates"}
+    name = "decoder.conv_out.weight"
+    assert not torch.equal(state[name], state["model_ema.decoderconv_outweight"])
+    assert checkpoint.training["codebook_usage"] == training["codebook_usage"] > 0
+    with pytest.raises(InputError, match="already holds a training run; add --resume"):
+        train_tokenizer(settings, tmp_path / "run", resume=False, progress=False)
+
+
+def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(tmp_path, tokenizer_file):
+    settings = settings_for(tokenizer_file, **AR_SETTINGS)
+    training = train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
+    checkpoint = read_checkpoint(tmp_path / "ar.pt")
+    assert set(checkpoint.weights) == set(expected_shapes(checkpoint.spec))
+    assert checkpoint.spec.transformer.grid == (4, 4)
+    assert checkpoint.sampling == {"guidance": [2.0, 2.0]}
+    original = read_checkpoint(tokenizer_file).weights
+    for name in original:
+        assert torch.equal(checkpoint.weights[name], original[name]), name
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    name = "head.1.weight"
+    stored = checkpoint.weights[f"transformer.{name}"]
+    assert torch.equal(stored, best[f"ema.module.{name}"])
+    assert not torch.equal(stored, best[f"net.{name}"])
+    rows = read_metrics(tmp_path / "metrics.csv")
+    chosen = min(range(3), key=lambda epoch: rows[epoch]["held_out_bits"])
+    assert training["chosen_epoch"] == chosen + 1
+    assert training["held_out_bits_per_token"] == pytest.approx(
+        rows[chosen]["held_out_bits"], abs=1e-3
+    )
+    assert rows[0]["train_bits"] == pytest.approx(8, abs=0.5)  # 8 bits a token, untrained
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer_file):
+    options = ["train", "ar", "--tokenizer", tokenizer_file, "--width", 32, "--heads", 2,
+               "--inter-layers", 1, "--ffn-width", 32, "--versions", 1, "--epochs", 4,
+               "--batch", 128, "--seed", 3, "--no-progress"]  # fmt: skip
+    run_m2kit(*options, "-o", "whole", cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "m2kit", *map(str, options), "-o", "killed"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "resume.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "ar.pt").exists()
+    refused = run_m2kit(*options, "-o", "killed", cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "add --resume" in refused.stderr
+    refused = run_m2kit(*options[:-3], "--seed", 4, "--resume", "-o", "killed", cwd=tmp_path,
+                        check=False)  # fmt: skip
+    assert "seed 3 (now 4)" in refused.stderr
+    run_m2kit(*options, "--resume", "-o", "killed", cwd=tmp_path)
+    whole, resumed = (
+        torch.load(tmp_path / name / "ar.pt", weights_only=True)["state_dict"]
+        for name in ("whole", "killed")
+    )
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+    for name in ("whole", "killed"):
+        assert len(read_metrics(tmp_path / name / "metrics.csv")) == 4
+
+
+def test_bits_must_fit_the_tokenizer(tmp_path, tokenizer_file):
+    settings = settings_for(tokenizer_file, **{**AR_SETTINGS, "bits": (3, 4)})
+    with pytest.raises(InputError, match="must sum to the tokenizer's 8 code bits"):
+        train_ar(settings, tokenizer_file, tmp_path / "run", resume=False, progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="no such tokenizer file"):
+        settings_for(tmp_path / "none.pt", **AR_SETTINGS)
+
+
+def test_class_dropout_trains_the_unconditional_class(tokenizer_file):
+    settings = settings_for(tokenizer_file, **{**AR_SETTINGS, "class_dropout": 1.0})
+    module = ARModule(settings, settings.spec((4, 4)), steps=1)
+    module.log = lambda *_, **__: None
+    classes, versions = torch.arange(10), torch.zeros(10, 1, 16, 2, dtype=torch.int64)
+    module.training_step((classes, versions), 0).backward()
+    gradient = module.net.class_emb.embedding_table.weight.grad.abs().sum(1)
+    assert (gradient[:10] == 0).all()
+    assert gradient[10] > 0
+
+
+def test_bits_per_token_of_uniform_logits_are_the_code_bits():
+    logits = [torch.zeros(2, 3, 8), torch.zeros(2, 3, 32)]
+    tokens = torch.zeros(2, 3, 2, dtype=torch.int64)
+    assert token_nats(logits, tokens).item() == pytest.approx(8 * np.log(2))
+
+
+def test_the_learning_rate_warms_up_and_decays_to_its_floor():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warm_up_then_linear(optimizer, warm_up=4, steps=14, floor=0.1)
+    rates = []
+    for _ in range(16):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[14] == pytest.approx(0.1)
+    assert rates[15] == pytest.approx(0.1)
+
+
+def test_every_epoch_has_its_own_order_that_a_resume_repeats():
+    order = EpochShuffle(50, seed=1)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    again = EpochShuffle(50, seed=1)
+    again.set_epoch(1)
+    assert list(again) == second
+
+
+def test_digits_are_split_once_and_by_class():
+    train, held_out = digits()
+    assert (len(train.labels), len(held_out.labels)) == (1437, 360)
+    assert held_out.labels.bincount().min() >= 34
+    assert train.images.shape[1:] == (3, 32, 32)
+    assert train.images.min() == -1
+    known = {image.numpy().tobytes() for image in train.images}
+    assert not any(image.numpy().tobytes() in known for image in held_out.images)
+    assert features(train.images[:2].numpy()).shape == (2, 64)
+
+
+def test_warping_moves_but_keeps_an_image():
+    train, _ = digits()
+    moved = warped(train.images[:50], torch.Generator().manual_seed(0))
+    assert moved.shape == (50, 3, 32, 32)
+    assert moved.min() >= -1
+    assert moved.max() <= 1
+    change = (moved - train.images[:50]).abs().mean()
+    other = (train.images[:50] - train.images[50:100]).abs().mean()
+    assert 0.02 < change < 0.7 * other
+
+
+def test_copies_and_codebook_usage_are_counted():
+    training = np.zeros((2, 1, 2, 2), np.int64)
+    training[1, 0, 0] = (1, 1)
+    tokens = np.stack([training[1], training[1] + 1])
+    assert share_of_copies(tokens, training) == 0.5
+    assert codebook_usage(training, (1, 1)) == 0.5  # codes 0 and 3 of four
+
+
+def test_the_shipped_example_draws_digits_that_are_not_copies(digits_engine):
+    with m2kit.open_engine(digits_engine) as engine:
+        report, images = evaluate_digits(engine, per_class=20, seed=0)
+    assert images.shape == (200, 3, 32, 32)
+    assert report.real_recognised > 0.97
+    assert report.recognised >= 0.95
+    assert report.copies < 0.1
+    assert report.codebook_usage == 1.0
+
+
+def test_the_shipped_example_says_how_it_was_made():
+    checkpoint = read_checkpoint(DIGITS_CHECKPOINT)
+    training = checkpoint.training
+    assert json.loads(json.dumps(training))["seed"] == 0
+    assert training["training_bits_per_token"] < training["held_out_bits_per_token"] < 3
+    assert DIGITS_CHECKPOINT.stat().st_size < 10_000_000
+    model = model_from_checkpoint(checkpoint)
+    _, held_out = digits()
+    engine = Engine(model.spec, TorchBackend(model))
+    tokens = torch.from_numpy(engine.encode(held_out.images.numpy())).flatten(1, 2)
+    with torch.no_grad():
+        nats = token_nats(model.transformer(held_out.labels, tokens), tokens)
+    bits = nats.item() / np.log(2)
+    assert bits == pytest.approx(training["held_out_bits_per_token"], abs=0.01)

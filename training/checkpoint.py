@@ -8,6 +8,7 @@ tensors. Names inside m2kit are canonical: encoder.*, decoder.*, transformer.*.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import zipfile
@@ -235,7 +236,7 @@ def write_tokenizer_checkpoint(
     averaged = {EMA + n.replace(".", ""): t.detach().clone() for n, t in ema.state_dict().items()}
     averaged[f"{EMA}decay"] = torch.tensor(metadata["training"]["ema_decay"])
     averaged[f"{EMA}num_updates"] = torch.tensor(-1, dtype=torch.int32)
-    _save(path, state | averaged, metadata)
+    save_whole({"state_dict": state | averaged, METADATA: metadata}, path)
 
 
 def write_ar_checkpoint(
@@ -244,9 +245,15 @@ def write_ar_checkpoint(
     """Write an AR file in the official layout, with its tokenizer inside."""
     state = {f"transformer.{n}": t.detach().clone() for n, t in transformer.state_dict().items()}
     state |= {FIRST_STAGE + n: t.detach().clone() for n, t in tokenizer.state_dict().items()}
-    _save(path, state, metadata)
+    save_whole({"state_dict": state, METADATA: metadata}, path)
 
 
-def _save(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    with new_file(path) as temporary, temporary.open("wb") as file:
-        torch.save({"state_dict": state, METADATA: metadata}, file)
+def save_whole(content: dict[str, Any], path: Path) -> None:
+    """torch.save, whole or not at all.
+
+    In memory first: writing to disk itself, torch reports a full disk as an internal error.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with new_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())

@@ -20,11 +20,14 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from m2kit.errors import FolderError, InputError
+from m2kit.errors import FolderError, InputError, M2KitError
+from m2kit.folders import new_file
+from m2kit.training.checkpoint import save_whole
 
 SETTINGS_FILE = "settings.json"
 RESUME_FILE = "resume.ckpt"
@@ -85,6 +88,16 @@ class AveragedModule(lightning.LightningModule):
         self.ema.update_parameters(self.net)
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Saves a checkpoint whole or not at all: a full disk leaves the last epoch's file intact."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Save beside `path`, then rename."""
+        save_whole(checkpoint, Path(path))
+
+
 class MetricsLog(Callback):
     """Writes metrics.csv: one row an epoch, with everything the module logged."""
 
@@ -101,7 +114,7 @@ class MetricsLog(Callback):
         """Add the epoch's row."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._rows.append({"epoch": trainer.current_epoch, **values})
-        with self._path.open("w", newline="", encoding="utf-8") as file:
+        with new_file(self._path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(self._rows[-1]))
             writer.writeheader()
             writer.writerows(self._rows)
@@ -218,5 +231,13 @@ def fit(
             enable_progress_bar=progress,
             enable_model_summary=False,
             gradient_clip_val=1.0,
+            plugins=[WholeFiles()],
         )
-        trainer.fit(module, train, held_out, ckpt_path=resume_from, weights_only=True)
+        try:
+            trainer.fit(module, train, held_out, ckpt_path=resume_from, weights_only=True)
+        except SystemExit as error:  # how Lightning ends a run on Ctrl-C
+            if not trainer.interrupted:
+                raise
+            raise M2KitError(
+                f"interrupted; {folder} holds the run: add --resume to go on with it"
+            ) from error

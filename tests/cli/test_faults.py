@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import GOLDEN, run_m2kit
 
+from m2kit.training.checkpoint import save_whole
+
 AR = GOLDEN / "ar_tiny.ckpt"
 HEADS = ("--spec", '{"heads": 4}')
 
@@ -60,6 +62,27 @@ def interrupt_when_begun(arguments, folder, prefix, sent):
     process.send_signal(sent)
     process.communicate(timeout=60)
     assert process.returncode != 0
+
+
+def test_a_disk_that_fills_up_in_training_keeps_the_last_whole_epoch(tmp_path):
+    """The resume file of epoch 1 fits, the larger one of another run does not."""
+    resume = tmp_path / "resume.ckpt"
+    save_whole({"epoch": torch.zeros(100)}, resume)
+    before = resume.read_bytes()
+    script = (
+        "import torch, sys; from pathlib import Path; from m2kit.training.loop import WholeFiles\n"
+        "WholeFiles().save_checkpoint({'x': torch.zeros(1_000_000)}, Path('resume.ckpt'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files_only,
+    )
+    assert "FolderError: cannot write" in done.stderr
+    assert resume.read_bytes() == before
+    assert os.listdir(tmp_path) == ["resume.ckpt"]
 
 
 @pytest.mark.parametrize("command", ["export", "build-engine"])

@@ -39,7 +39,10 @@ def read_tokens(path: Path, spec: ModelSpec) -> npt.NDArray[np.int64]:
         InputError: Not a token file, or one of another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with archive:
             ids, bits = archive["ids"], tuple(archive["bits"].tolist())
             order, found_hash = str(archive["bit_order"]), str(archive["spec_sha256"])
     except FileNotFoundError as error:

@@ -198,25 +198,19 @@ def fit(
         choose_by: Logged measure whose smallest value chooses best.ckpt, or None.
         progress: Show a progress bar.
     """
-    callbacks: list[Any] = [
-        MetricsLog(folder / METRICS_FILE),
+    # The best model before the resume file, which records what was best so far.
+    wanted = [(BEST_FILE, choose_by)] if choose_by else []
+    callbacks: list[Any] = [MetricsLog(folder / METRICS_FILE)] + [
         ModelCheckpoint(
             folder,
-            Path(RESUME_FILE).stem,
+            Path(name).stem,
+            monitor=monitor,
+            save_weights_only=monitor is not None,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
-        ),
-    ]
-    if choose_by:
-        callbacks.append(
-            ModelCheckpoint(
-                folder,
-                Path(BEST_FILE).stem,
-                monitor=choose_by,
-                save_weights_only=True,
-                enable_version_counter=False,
-            )
         )
+        for name, monitor in [*wanted, (RESUME_FILE, None)]
+    ]
     if progress:
         callbacks.append(RichProgressBar())
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -23,7 +23,15 @@ from m2kit.training.checkpoint import (
 )
 from m2kit.training.digits import digits, features, warped
 from m2kit.training.evaluation import codebook_usage, evaluate_digits, share_of_copies
-from m2kit.training.loop import EpochShuffle, read_metrics, warm_up_then_linear
+from m2kit.training.loop import (
+    AveragedModule,
+    EpochShuffle,
+    fit,
+    in_order,
+    read_metrics,
+    shuffled,
+    warm_up_then_linear,
+)
 from m2kit.training.tokenizer_trainer import TokenizerSettings, train_tokenizer
 from m2kit.training.torch_backend import TorchBackend
 
@@ -234,3 +242,34 @@ def test_the_shipped_example_says_how_it_was_made():
         nats = token_nats(model.transformer(held_out.labels, tokens), tokens)
     bits = nats.item() / np.log(2)
     assert bits == pytest.approx(training["held_out_bits_per_token"], abs=0.01)
+
+
+class ScriptedModule(AveragedModule):
+    """Logs a scripted held-out measure per epoch."""
+
+    measures = (5.0, 1.0, 3.0, 2.0)
+
+    def __init__(self):
+        super().__init__(torch.nn.Linear(2, 1), 0.0, seed=0)
+
+    def training_step(self, batch, _):
+        return self.net(batch[0]).square().mean()
+
+    def validation_step(self, *_):
+        self.log("measure", torch.tensor(self.measures[self.current_epoch]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), 1e-3)
+
+
+def test_the_best_model_of_before_a_resume_is_kept(tmp_path):
+    data = torch.arange(16.0).view(8, 2)
+    for epochs in (2, 4):
+        resume = tmp_path / "resume.ckpt"
+        fit(
+            ScriptedModule(), shuffled(data, batch=4, seed=0), in_order(data), epochs=epochs,
+            folder=tmp_path, resume_from=resume if resume.exists() else None,
+            choose_by="measure", progress=False,
+        )  # fmt: skip
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
+    assert [row["measure"] for row in read_metrics(tmp_path / "metrics.csv")] == [5, 1, 3, 2]

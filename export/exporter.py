@@ -22,6 +22,7 @@ from m2kit.export.graphs.encoder import encoder
 from m2kit.export.graphs.inter_step import EMBEDDINGS, inter_step
 from m2kit.export.graphs.intra_step import intra_step
 from m2kit.export.graphs.lfq import lfq
+from m2kit.export.maxima import ProbeBackend
 from m2kit.export.reference import make_reference
 from m2kit.export.writer import Array, GraphWriter, WeightFile
 from m2kit.folders import new_folder
@@ -36,7 +37,7 @@ from m2kit.manifest import (
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from m2kit.runtime.sampling import DEFAULTS, Sampling
-from m2kit.runtime.verification import compare, require_parity
+from m2kit.runtime.verification import IMAGES, TOKENS, compare, require_parity
 from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
 from m2kit.training.models.transformer import embedding_names
 
@@ -70,46 +71,53 @@ def export_bundle(
     spec = checkpoint.spec
     with new_folder(destination, manifest_name(BUNDLE)) as folder:
         progress("writing graphs and weights")
-        lowering = write_graphs(spec, folder, _weights(checkpoint))
+        writers = write_graphs(spec, folder, _weights(checkpoint))
         manifest = Manifest(
             kind=BUNDLE,
             name=name,
             spec=spec,
             sampling=_sampling_defaults(spec, checkpoint.sampling),
-            lowerings={contract.PORTABLE: lowering},
+            lowerings={contract.PORTABLE: _entries(spec, writers)},
             files={},
             source=checkpoint.source,
             versions=_versions(),
             parity={},
             training=checkpoint.training,
         )
-        backend = OnnxRuntimeBackend(folder, manifest)
-        with Engine(spec, backend, defaults=manifest.sampling) as engine:
-            progress("decoding a trajectory with ONNX Runtime, scoring it with PyTorch")
+        progress("decoding a trajectory with ONNX Runtime, scoring it with PyTorch")
+        probe = ProbeBackend(folder, manifest, writers)
+        with Engine(spec, probe) as engine:
             reference = make_reference(engine, model_from_checkpoint(checkpoint))
-            np.savez(folder / REFERENCE_FILE, **reference)
-            progress("comparing every graph with PyTorch")
+            engine.encode(reference[IMAGES])
+            engine.decode(reference[TOKENS])
+        np.savez(folder / REFERENCE_FILE, **reference)
+        progress("comparing every graph with PyTorch")
+        with Engine(spec, OnnxRuntimeBackend(folder, manifest)) as engine:
             report = compare(engine, reference)
         require_parity(report, "the exported model")
-        manifest = replace(manifest, files=files_table(folder), parity=report)
+        manifest = replace(
+            manifest, files=files_table(folder), parity=report, maxima=probe.maxima()
+        )
         write_manifest(folder, manifest)
     return manifest
 
 
 def write_graphs(
     spec: ModelSpec, folder: Path, load: Callable[[str], Array]
-) -> dict[str, dict[str, Any]]:
-    """Write every graph of a spec and the weights file they share.
-
-    Returns:
-        The lowering's entry in bundle.json: graph -> {"file", "inputs", "outputs", "compute"}.
-    """
+) -> dict[str, GraphWriter]:
+    """Write every graph of a spec and the weights file they share; returns graph -> writer."""
     weights = WeightFile(load)
     writers = {graph: GRAPHS[graph](spec, weights) for graph in contract.graph_names(spec)}
     weights.write(folder)
-    entries = {}
     for graph, writer in writers.items():
         writer.save(folder / f"{graph}.onnx")
+    return writers
+
+
+def _entries(spec: ModelSpec, writers: Mapping[str, GraphWriter]) -> dict[str, dict[str, Any]]:
+    """A lowering's entry in bundle.json: file, compute type, operators and contract per graph."""
+    entries = {}
+    for graph, writer in writers.items():
         io = contract.graph_io(spec, graph)
         entries[graph] = {
             "file": f"{graph}.onnx",

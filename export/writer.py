@@ -23,6 +23,7 @@ from m2kit.manifest import WEIGHTS_FILE
 
 OPSET = 18
 IR_VERSION = 10
+PROBE = "absolute_maxima"  # extra output of a probe graph
 PRECISION = "m2kit.precision"  # metadata key of every node: "float" or "any"
 ALIGNMENT_BYTES = 65_536  # of every tensor in the weights file, so that it can be memory-mapped
 
@@ -165,11 +166,12 @@ class GraphWriter:
         """Add a node with several outputs."""
         name = "/".join([*self._scope, f"{op_type}_{len(self._nodes)}"])
         suffixes = [""] if outputs == 1 else [f".{index}" for index in range(outputs)]
+        dtype = ir.TensorType(_result_type(op_type, inputs, attributes))
         node = ir.node(
             op_type,
             inputs=list(inputs),
             attributes=attributes or None,
-            outputs=[ir.Value(name=name + suffix) for suffix in suffixes],
+            outputs=[ir.Value(name=name + suffix, type=dtype) for suffix in suffixes],
             name=name,
             metadata_props={PRECISION: self._precision},
         )
@@ -192,8 +194,54 @@ class GraphWriter:
             opset_imports={"": OPSET},
             name=self.name,
         )
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="m2kit")
-        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        self._model = ir.Model(graph, ir_version=IR_VERSION, producer_name="m2kit")
+        _write(self._model, path)
+
+    def save_probe(self, path: Path) -> list[str]:
+        """Write the saved graph with one more output, PROBE: the absolute maxima of its floats.
+
+        Returns:
+            The names of the values, in the order of the output (n) float32.
+        """
+        graph = self._model.clone().graph
+        values = [
+            value for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT
+        ]
+        nodes = []
+        for value in values:
+            absolute = ir.node("Abs", [value])
+            largest = ir.node("ReduceMax", absolute.outputs, attributes={"keepdims": 0})
+            nodes += [absolute, largest]
+        shape = ir.Value(name="probe_shape", const_value=ir.tensor([1], name="probe_shape"))
+        graph.register_initializer(shape)
+        single = [ir.node("Reshape", [node.outputs[0], shape]) for node in nodes[1::2]]
+        joined = ir.node(
+            "Concat", [node.outputs[0] for node in single], attributes={"axis": 0},
+            outputs=[_value(TensorSpec(PROBE, "float32", (len(values),)))],
+        )  # fmt: skip
+        graph.extend([*nodes, *single, joined])
+        graph.outputs.append(joined.outputs[0])
+        _write(ir.Model(graph, ir_version=IR_VERSION), path)
+        return [str(value.name) for value in values]
+
+
+def _result_type(
+    op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, Any]
+) -> ir.DataType:
+    """Element type of a node's outputs, for the operators written here."""
+    if op_type in ("Equal", "Greater", "Less"):
+        return ir.DataType.BOOL
+    if op_type == "Shape":
+        return ir.DataType.INT64
+    if op_type == "Cast":
+        return ir.DataType(attributes["to"])
+    source = inputs[1] if op_type == "Where" else inputs[0]
+    assert source.dtype is not None, f"{op_type} of an untyped value"
+    return source.dtype
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def _value(tensor: TensorSpec) -> ir.Value:

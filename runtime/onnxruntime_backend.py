@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit import contract
-from m2kit.config import ModelSpec
 from m2kit.errors import BackendError, require
 from m2kit.manifest import Manifest
+from m2kit.runtime.backend import Steps
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _NUMPY_TYPES: dict[str, type] = {"float32": np.float32, "int64": np.int64, "compute": np.float32}
@@ -49,6 +49,14 @@ class OnnxRuntimeBackend:
         self._provider = _provider(self._ort, provider)
         self._sessions: dict[str, Any] = {}
 
+    def path(self, graph: str) -> Path:
+        """The file of a graph."""
+        return self._folder / self._manifest.graph_file(contract.PORTABLE, graph)
+
+    def io(self, graph: str) -> contract.GraphIO:
+        """What the file of a graph takes and gives."""
+        return contract.graph_io(self._manifest.spec, graph)
+
     def session(self, graph: str) -> Any:
         """The session of one graph.
 
@@ -60,7 +68,7 @@ class OnnxRuntimeBackend:
         options = self._ort.SessionOptions()
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        path = self._folder / self._manifest.graph_file(contract.PORTABLE, graph)
+        path = self.path(graph)
         try:
             session = self._ort.InferenceSession(path, options, providers=[self._provider])
         except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
@@ -75,12 +83,12 @@ class OnnxRuntimeBackend:
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
-        names = [tensor.name for tensor in contract.graph_io(self._manifest.spec, graph).outputs]
+        names = [tensor.name for tensor in self.io(graph).outputs]
         return dict(zip(names, self.session(graph).run(names, dict(feeds)), strict=True))
 
-    def open_steps(self, rows: int) -> OnnxRuntimeSteps:
+    def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
-        return OnnxRuntimeSteps(self, self._manifest.spec, rows)
+        return OnnxRuntimeSteps(self, rows)
 
     def close(self) -> None:
         """Drop the sessions."""
@@ -90,19 +98,18 @@ class OnnxRuntimeBackend:
 class OnnxRuntimeSteps:
     """Both step graphs; the hidden buffer of the inter step is an input of the intra step."""
 
-    def __init__(self, backend: OnnxRuntimeBackend, spec: ModelSpec, rows: int) -> None:
+    def __init__(self, backend: OnnxRuntimeBackend, rows: int) -> None:
         """Allocate and bind."""
-        assert spec.transformer is not None
         self.inter = OnnxRuntimeStep(
             backend.session(contract.INTER_STEP),
-            contract.graph_io(spec, contract.INTER_STEP),
+            backend.io(contract.INTER_STEP),
             rows,
             contract.POSITION,
             shared={},
         )
         self.intra = OnnxRuntimeStep(
             backend.session(contract.INTRA_STEP),
-            contract.graph_io(spec, contract.INTRA_STEP),
+            backend.io(contract.INTRA_STEP),
             rows,
             contract.SUB_POSITION,
             shared={contract.HIDDEN: self.inter.outputs[contract.HIDDEN]},

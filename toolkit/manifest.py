@@ -41,11 +41,12 @@ class Manifest:
         name: The model's name, from the checkpoint's file name.
         spec: The architecture.
         sampling: Default guidance, temperature, top_k, top_p, each one value per sub-token.
-        lowerings: lowering -> graph -> {"file", "inputs", "outputs", "compute"}.
+        lowerings: lowering -> graph -> {"file", "inputs", "outputs", "compute", "ops"}.
         files: file name -> {"sha256", "bytes"} for every file but the manifest itself.
         source: Where it came from: checkpoint sha256, which weights were taken, what was assumed.
         versions: Versions of the tools that made it.
         parity: What was compared with what, and the result.
+        maxima: graph -> value -> largest absolute value over the reference's inputs, float values.
         training: What the checkpoint says about its own training (may be empty).
         build: For an engine: backend, version, target, precision, flags.
     """
@@ -59,6 +60,7 @@ class Manifest:
     source: dict[str, Any]
     versions: dict[str, str]
     parity: dict[str, Any]
+    maxima: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     build: dict[str, Any] = field(default_factory=dict)
 

@@ -11,7 +11,8 @@ from m2kit import contract
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.export.exporter import GRAPHS, export_bundle, write_graphs
 from m2kit.export.writer import ALIGNMENT_BYTES, PRECISION
-from m2kit.manifest import WEIGHTS_FILE
+from m2kit.manifest import BUNDLE, WEIGHTS_FILE, read_manifest
+from m2kit.runtime.verification import read_reference
 from m2kit.training.checkpoint import expected_shapes, read_checkpoint
 
 # Everything Orin's TensorRT 10.3 parses; none of the fused transformer or normalization ops.
@@ -167,3 +168,21 @@ def test_published_sizes_make_valid_graphs(name, tmp_path):
     write_graphs(spec, tmp_path, lambda tensor: np.zeros(shapes[tensor], np.float32))
     for graph in contract.graph_names(spec):
         onnx.checker.check_model(str(tmp_path / f"{graph}.onnx"), full_check=True)
+
+
+def test_the_recorded_maxima_are_those_of_pytorch(exported):
+    """Where a value inside the graph is also an output, PyTorch knows its maximum."""
+    bundle = exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
+    maxima = read_manifest(bundle, BUNDLE).maxima
+    reference = read_reference(bundle / "reference.npz")
+    assert set(maxima) == set(GRAPHS)
+    for graph, name, array in (
+        ("encoder", "latent", reference["latents"]),
+        ("decoder", "image", reference["decoded"]),
+        ("lfq", "codes", np.ones(1)),
+    ):
+        assert maxima[graph][name] == pytest.approx(np.abs(array).max(), rel=1e-3)
+    for k in range(2):
+        # Every sub-position runs every head, so the graph may see more than the logits used.
+        assert maxima["intra_step"][f"logits.{k}"] >= np.abs(reference[f"logits_{k}"]).max() * 0.999
+    assert not [path.name for path in bundle.iterdir() if path.name.startswith("probe")]

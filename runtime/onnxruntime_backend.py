@@ -43,7 +43,7 @@ class OnnxRuntimeBackend:
             BackendError: onnxruntime is not installed, or does not have that provider.
         """
         self._ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
-        self._ort.set_default_logger_severity(3)
+        self._ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
         self._folder, self._manifest = folder, manifest
         self._threads = threads
         self._provider = _provider(self._ort, provider)

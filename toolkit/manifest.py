@@ -128,7 +128,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
         raise FolderError(f"{path} was changed after it was written; {_REBUILD[kind]}")
     del value["schema"]
     if set(value) != {item.name for item in fields(Manifest)} or value["kind"] != kind:
-        raise FolderError(f"{path} does not have the fields of {kind}.json; {_REBUILD[kind]}")
+        raise FolderError(f"{path} does not have the fields this m2kit expects; {_REBUILD[kind]}")
     value["spec"] = ModelSpec.from_json(value["spec"])
     return Manifest(**value)
 

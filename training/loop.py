@@ -56,8 +56,14 @@ class EpochShuffle(Sampler[int]):
 
 
 def shuffled(*tensors: Tensor, batch: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
-    """Training batches; the last, smaller one is left out."""
+    """Training batches; the last, smaller one is left out.
+
+    Raises:
+        InputError: There are fewer examples than one batch.
+    """
     data = TensorDataset(*tensors)
+    if batch > len(data):
+        raise InputError(f"--batch {batch} is more than the {len(data)} training images; lower it")
     return DataLoader(data, batch, sampler=EpochShuffle(len(data), seed), drop_last=True)
 
 

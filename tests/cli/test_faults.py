@@ -85,8 +85,15 @@ def test_a_disk_that_fills_up_in_training_keeps_the_last_whole_epoch(tmp_path):
     assert os.listdir(tmp_path) == ["resume.ckpt"]
 
 
-@pytest.mark.parametrize("command", ["export", "build-engine"])
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("command", "sent"),
+    [
+        ("export", signal.SIGKILL),
+        ("export", signal.SIGTERM),
+        ("build-engine", signal.SIGKILL),
+        ("build-engine", signal.SIGINT),
+    ],
+)
 def test_a_killed_command_leaves_nothing_that_opens_and_can_be_repeated(
     tmp_path, bundle, command, sent
 ):

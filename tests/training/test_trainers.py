@@ -1,15 +1,15 @@
 """Short, real trainings: what they leave behind, and that a killed one can go on."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS_CHECKPOINT, picture, run_m2kit
+from conftest import DIGITS_CHECKPOINT, picture
 
 import m2kit
 from m2kit.errors import InputError
@@ -21,13 +21,14 @@ from m2kit.training.checkpoint import (
     read_checkpoint,
     write_tokenizer_checkpoint,
 )
-from m2kit.training.digits import digits, features, warped
+from m2kit.training.digits import LabelledImages, digits, features, warped
 from m2kit.training.evaluation import codebook_usage, evaluate_digits, share_of_copies
 from m2kit.training.loop import (
     AveragedModule,
     EpochShuffle,
     fit,
     in_order,
+    open_run,
     read_metrics,
     shuffled,
     warm_up_then_linear,
@@ -54,10 +55,12 @@ def tokenizer_file(tmp_path_factory):
     return path
 
 
-def test_a_tokenizer_run_leaves_an_official_checkpoint_curves_and_samples(tmp_path):
+def test_a_tokenizer_run_leaves_an_official_checkpoint_curves_and_samples(tmp_path, monkeypatch):
+    few = [LabelledImages(data.images[:128], data.labels[:128]) for data in digits()]
+    monkeypatch.setattr("m2kit.training.tokenizer_trainer.digits", lambda: few)
     settings = TokenizerSettings(
         base_channels=32, channel_multipliers=(1, 1), blocks_per_level=1, code_bits=4, epochs=2,
-        batch=256, learning_rate=1e-3, ema_decay=0.5, entropy_weight=0.1, entropy_temperature=0.01,
+        batch=32, learning_rate=1e-3, ema_decay=0.5, entropy_weight=0.1, entropy_temperature=0.01,
         commitment_weight=0.25, seed=0,
     )  # fmt: skip
     training = train_tokenizer(settings, tmp_path / "run", resume=False, progress=False)
@@ -104,29 +107,24 @@ def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(tmp_path, tok
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer_file):
-    options = ["train", "ar", "--tokenizer", tokenizer_file, "--width", 32, "--heads", 2,
-               "--inter-layers", 1, "--ffn-width", 32, "--versions", 1, "--epochs", 4,
-               "--batch", 128, "--seed", 3, "--no-progress"]  # fmt: skip
-    run_m2kit(*options, "-o", "whole", cwd=tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "m2kit", *map(str, options), "-o", "killed"],
-        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    settings = settings_for(tokenizer_file, **AR_SETTINGS)
+    train_ar(settings, tokenizer_file, tmp_path / "whole", resume=False, progress=False)
+    script = (
+        "from pathlib import Path\n"
+        "from m2kit.training.ar_trainer import ARSettings, train_ar\n"
+        f"train_ar({settings!r}, Path({str(tokenizer_file)!r}), Path('killed'), "
+        "resume=False, progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "resume.ckpt").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert not (tmp_path / "killed" / "ar.pt").exists()
-    refused = run_m2kit(*options, "-o", "killed", cwd=tmp_path, check=False)
-    assert refused.returncode == 1
-    assert "add --resume" in refused.stderr
-    refused = run_m2kit(*options[:-3], "--seed", 4, "--resume", "-o", "killed", cwd=tmp_path,
-                        check=False)  # fmt: skip
-    assert "seed 3 (now 4)" in refused.stderr
-    run_m2kit(*options, "--resume", "-o", "killed", cwd=tmp_path)
+    train_ar(settings, tokenizer_file, tmp_path / "killed", resume=True, progress=False)
     whole, resumed = (
         torch.load(tmp_path / name / "ar.pt", weights_only=True)["state_dict"]
         for name in ("whole", "killed")
@@ -134,7 +132,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer
     for name in whole:
         assert torch.equal(whole[name], resumed[name]), name
     for name in ("whole", "killed"):
-        assert len(read_metrics(tmp_path / name / "metrics.csv")) == 4
+        assert len(read_metrics(tmp_path / name / "metrics.csv")) == AR_SETTINGS["epochs"]
+
+
+def test_a_run_is_resumed_only_when_asked_and_with_its_own_settings(tmp_path, tokenizer_file):
+    settings = settings_for(tokenizer_file, **AR_SETTINGS)
+    with pytest.raises(InputError, match="no run to resume"):
+        open_run(tmp_path / "run", settings, resume=True)
+    assert open_run(tmp_path / "run", settings, resume=False) is None
+    assert open_run(tmp_path / "run", settings, resume=True) is None  # killed before one epoch
+    with pytest.raises(InputError, match="add --resume"):
+        open_run(tmp_path / "run", settings, resume=False)
+    with pytest.raises(InputError, match=r"seed 3 \(now 4\)"):
+        open_run(tmp_path / "run", replace(settings, seed=4), resume=True)
 
 
 def test_bits_must_fit_the_tokenizer(tmp_path, tokenizer_file):
@@ -186,6 +196,11 @@ def test_every_epoch_has_its_own_order_that_a_resume_repeats():
     again = EpochShuffle(50, seed=1)
     again.set_epoch(1)
     assert list(again) == second
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(InputError, match="--batch 9 is more than the 8 training images"):
+        shuffled(torch.zeros(8), batch=9, seed=0)
 
 
 def test_digits_are_split_once_and_by_class():

@@ -36,7 +36,6 @@ from m2kit.manifest import (
 )
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from m2kit.runtime.sampling import DEFAULTS, Sampling
 from m2kit.runtime.verification import IMAGES, TOKENS, compare, require_parity
 from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
 from m2kit.training.models.transformer import embedding_names
@@ -76,7 +75,7 @@ def export_bundle(
             kind=BUNDLE,
             name=name,
             spec=spec,
-            sampling=_sampling_defaults(spec, checkpoint.sampling),
+            sampling=checkpoint.sampling,
             lowerings={contract.PORTABLE: _entries(spec, writers)},
             files={},
             source=checkpoint.source,
@@ -140,13 +139,6 @@ def _weights(checkpoint: Checkpoint) -> Callable[[str], Array]:
         return array
 
     return load
-
-
-def _sampling_defaults(spec: ModelSpec, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's own sampling, one value per sub-token, checked."""
-    options = {name: value for name, value in stored.items() if name in DEFAULTS}
-    resolved = Sampling(**options).resolve(len(spec.bits), {})
-    return {name: list(getattr(resolved, name)) for name in DEFAULTS} if spec.transformer else {}
 
 
 def _versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from m2kit.errors import BackendError, InputError
 from m2kit.manifest import ENGINE, Manifest, check_files, read_manifest
 from m2kit.runtime.backend import Backend
 from m2kit.runtime.decoding import Drawn, KnownTokens, decode
-from m2kit.runtime.sampling import Sampler, Sampling, check_image_numbers
+from m2kit.runtime.sampling import Sampler, Sampling, check_image_numbers, is_integer
 from m2kit.tokens import check_tokens, codes_from_tokens
 
 
@@ -138,7 +138,7 @@ class Engine:
         Returns:
             K arrays (B, h, w, V_k) float32.
         """
-        spec = self._transformer()
+        spec = self.transformer
         classes = self._check_classes(class_ids, spec.classes)
         checked = check_tokens(tokens, spec.bits)
         if checked.shape[:3] != (len(classes), *spec.grid):
@@ -172,7 +172,7 @@ class Engine:
         Raises:
             InputError: A class, image number or sampling option out of range.
         """
-        spec = self._transformer()
+        spec = self.transformer
         classes = self._check_classes(class_ids, spec.classes - 1)
         resolved = (sampling or Sampling()).resolve(len(spec.bits), self.defaults)
         numbers = check_image_numbers(image_numbers, len(classes))
@@ -195,7 +195,13 @@ class Engine:
             tokens = drawn.tokens
         return tokens
 
-    def _transformer(self) -> TransformerSpec:
+    @property
+    def transformer(self) -> TransformerSpec:
+        """The spec of the autoregressive part.
+
+        Raises:
+            InputError: The engine holds a tokenizer only.
+        """
         if self.spec.transformer is None:
             raise InputError(
                 "this engine holds a tokenizer only (encode, decode, reconstruct); generating "
@@ -204,15 +210,16 @@ class Engine:
         return self.spec.transformer
 
     def _check_classes(self, class_ids: npt.ArrayLike, highest: int) -> npt.NDArray[np.int64]:
-        classes = np.asarray(class_ids)
-        if classes.ndim != 1 or not len(classes) or not np.issubdtype(classes.dtype, np.integer):
+        classes = np.asarray(class_ids, dtype=object)
+        if classes.ndim != 1 or not len(classes) or not all(map(is_integer, classes)):
             raise InputError(
-                "class_ids must be a non-empty list of integers, "
-                f"found {classes.dtype} of shape {classes.shape}"
+                f"class_ids must be a non-empty list of integers, found {class_ids!r:.80}"
             )
-        if classes.min() < 0 or classes.max() > highest:
-            bad = classes.min() if classes.min() < 0 else classes.max()
-            raise InputError(f"class {bad} is out of range: this model has classes 0..{highest}")
+        for class_id in classes:
+            if not 0 <= class_id <= highest:
+                raise InputError(
+                    f"class {class_id} is out of range: this model has classes 0..{highest}"
+                )
         return classes.astype(np.int64)
 
     def _check_images(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:

@@ -57,8 +57,8 @@ class Sampling:
             if value is None:
                 value = defaults.get(name, fallback)
             values[name] = _per_sub_token(name, value, sub_tokens)
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"seed must lie in 0..2^64-1, found {self.seed}")
+        if not is_integer(self.seed) or not 0 <= self.seed < 2**64:
+            raise InputError(f"seed must be a whole number in 0..2^64-1, found {self.seed!r}")
         return ResolvedSampling(seed=self.seed, greedy=self.greedy, **values)
 
 
@@ -79,11 +79,11 @@ class ResolvedSampling:
         return any(scale != 1 for scale in self.guidance)
 
 
-_EXPECTED = {
-    "guidance": "a finite number >= 0",
-    "temperature": "a finite number > 0",
-    "top_k": "a whole number >= 0",
-    "top_p": "a number above 0, up to 1",
+_RANGES = {  # lowest, highest, in words; a temperature below 1e-3 only overflows: use greedy
+    "guidance": (0.0, 1e4, "a number in 0..10000"),
+    "temperature": (1e-3, 1e4, "a number in 0.001..10000"),
+    "top_k": (0, 2**62, "a whole number >= 0"),
+    "top_p": (1e-12, 1.0, "a number above 0, up to 1"),
 }
 
 
@@ -94,15 +94,12 @@ def _per_sub_token(name: str, value: Any, sub_tokens: int) -> tuple[Any, ...]:
             f"{name} takes one value, or one for each of the {sub_tokens} sub-tokens; "
             f"found {len(values)}"
         )
+    lowest, highest, expected = _RANGES[name]
     for item in values:
-        in_range = {
-            "guidance": item >= 0,
-            "temperature": item > 0,
-            "top_k": item >= 0 and item == item // 1,
-            "top_p": 0 < item <= 1,
-        }[name]
-        if not np.isfinite(item) or not in_range:
-            raise InputError(f"{name} must be {_EXPECTED[name]}, found {item}")
+        whole = is_integer(item)
+        number = whole or (name != "top_k" and isinstance(item, (float, np.floating)))
+        if not number or not lowest <= item <= highest:
+            raise InputError(f"{name} must be {expected}, found {item!r}")
     return tuple(int(v) if name == "top_k" else float(v) for v in values)
 
 
@@ -223,9 +220,14 @@ def check_image_numbers(numbers: npt.ArrayLike | None, images: int) -> npt.NDArr
     """
     if numbers is None:
         return np.arange(images, dtype=np.uint64)
-    values = [int(number) for number in np.asarray(numbers, dtype=object).ravel()]
-    if len(values) != images or not all(0 <= number < 2**64 for number in values):
+    values = np.asarray(numbers, dtype=object).ravel()
+    if len(values) != images or not all(is_integer(n) and 0 <= n < 2**64 for n in values):
         raise InputError(
-            f"image_numbers must be {images} integers in 0..2^64-1, found {values[:5]}"
+            f"image_numbers must be {images} integers in 0..2^64-1, found {values[:5].tolist()}"
         )
-    return np.array(values, dtype=np.uint64)
+    return np.array([int(number) for number in values], dtype=np.uint64)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a whole number of Python or numpy (True and False are not)."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))

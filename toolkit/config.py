@@ -20,10 +20,20 @@ GROUPS = 32  # of every GroupNorm in the tokenizer
 BIT_ORDERS = ("lsb", "msb")
 
 
-def _positive(owner: str, **values: int) -> None:
+def _positive(owner: str, **values: Any) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**40:
             raise SpecError(f"{owner}.{name} must be a whole number >= 1, found {value!r}")
+
+
+def _positive_list(owner: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, tuple) or not value:
+            raise SpecError(
+                f"{owner}.{name} must be a list of at least one number, found {value!r}"
+            )
+        for item in value:
+            _positive(owner, **{name: item})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +66,11 @@ class TokenizerSpec:
             blocks_per_level=self.blocks_per_level,
             code_bits=self.code_bits,
         )
-        if not self.channel_multipliers:
-            raise SpecError("tokenizer.channel_multipliers must hold at least one level")
-        for multiplier in self.channel_multipliers:
-            _positive("tokenizer", channel_multipliers=multiplier)
+        _positive_list("tokenizer", channel_multipliers=self.channel_multipliers)
+        if not isinstance(self.adaptive_norm, bool):
+            raise SpecError(
+                f"tokenizer.adaptive_norm must be true or false, found {self.adaptive_norm!r}"
+            )
         if self.base_channels % GROUPS:
             raise SpecError(
                 f"tokenizer.base_channels must be a multiple of {GROUPS} (GroupNorm's groups), "
@@ -119,14 +130,9 @@ class TransformerSpec:
             ffn_width=self.ffn_width,
             classes=self.classes,
         )
-        if not self.bits:
-            raise SpecError("transformer.bits must hold at least one sub-token")
-        for bits in self.bits:
-            _positive("transformer", bits=bits)
+        _positive_list("transformer", bits=self.bits, grid=self.grid)
         if len(self.grid) != 2:
             raise SpecError(f"transformer.grid must be [h, w], found {list(self.grid)}")
-        for side in self.grid:
-            _positive("transformer", grid=side)
         if self.width % self.heads or self.head_size % 4:
             raise SpecError(
                 "transformer.width must be heads times a multiple of 4 (2-D rotary pairs), "
@@ -137,8 +143,9 @@ class TransformerSpec:
                 f"transformer.bits holds {len(self.bits)} sub-tokens, but the rotary table of a "
                 f"{self.grid[0]} x {self.grid[1]} grid has {self.positions + 1} rows"
             )
-        if not self.rope_base > 1:
-            raise SpecError(f"transformer.rope_base must be above 1, found {self.rope_base}")
+        base = self.rope_base
+        if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base < 1e12:
+            raise SpecError(f"transformer.rope_base must be a number above 1, found {base!r}")
 
     @property
     def positions(self) -> int:

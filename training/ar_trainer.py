@@ -28,11 +28,12 @@ from m2kit.training.checkpoint import (
 from m2kit.training.digits import CLASSES, LabelledImages, digits, warped
 from m2kit.training.evaluation import codebook_usage
 from m2kit.training.loop import (
-    BEST_FILE,
     METRICS_FILE,
     AveragedModule,
+    check_batch,
     fit,
     in_order,
+    load_best,
     open_run,
     shuffled,
     warm_up_then_linear,
@@ -166,25 +167,19 @@ def train_ar(
 
     Raises:
         CheckpointError: The tokenizer file cannot be used.
-        InputError: The bits do not fit the tokenizer, or the folder holds another run.
+        SpecError: The bits do not fit the tokenizer, or the architecture is impossible.
+        InputError: The folder holds another run.
     """
     tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
-    if sum(settings.bits) != tokenizer.spec.tokenizer.code_bits:
-        raise InputError(
-            f"--bits {list(settings.bits)} must sum to the tokenizer's "
-            f"{tokenizer.spec.tokenizer.code_bits} code bits"
-        )
-    resume_from = open_run(folder, settings, resume)
     train, held_out = digits()
+    spec = ModelSpec(tokenizer.spec.tokenizer, settings.spec(_grid(tokenizer, train)))
+    check_batch(settings.batch, len(train.labels))
+    resume_from = open_run(folder, settings, resume)
     train_tokens = _tokens(tokenizer, train, settings)
     held_out_tokens = _tokens(tokenizer, held_out, replace(settings, versions=1))
-    height, width = (
-        side // tokenizer.spec.tokenizer.downsampling for side in train.images.shape[2:]
-    )
-    spec = settings.spec((height, width))
     torch.manual_seed(settings.seed)
     batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)
-    module = ARModule(settings, spec, settings.epochs * len(batches))
+    module = ARModule(settings, spec.transformer, settings.epochs * len(batches))
     fit(
         module,
         batches,
@@ -195,7 +190,7 @@ def train_ar(
         choose_by=_HELD_OUT_BITS,
         progress=progress,
     )
-    best = torch.load(folder / BEST_FILE, weights_only=True, map_location="cpu")
+    best = load_best(folder)
     module.load_state_dict(best["state_dict"])
     transformer = module.ema.module.eval()
     plain = train_tokens[:, :1]  # the images as they are
@@ -207,21 +202,28 @@ def train_ar(
         "codebook_usage": codebook_usage(plain.numpy(), settings.bits),
         **asdict(settings),
     }
-    model = TorchModel(ModelSpec(tokenizer.spec.tokenizer, spec), tokenizer.tokenizer, transformer)
-    sampling = {"guidance": list(settings.guidance)}
-    write_ar_checkpoint(
-        folder / CHECKPOINT_FILE,
-        tokenizer.tokenizer,
-        transformer,
-        {"spec": model.spec.to_json(), "sampling": sampling, "training": training},
-    )
-    plot_curves(
-        folder / METRICS_FILE,
-        folder / "curves.png",
-        {"bits per token": ["train_bits", _HELD_OUT_BITS]},
-    )
-    _write_samples(folder / "samples.png", model, sampling)
+    _write_results(folder, TorchModel(spec, tokenizer.tokenizer, transformer), training)
     return training
+
+
+def _write_results(folder: Path, model: TorchModel, training: dict[str, Any]) -> None:
+    """ar.pt, curves.png, and samples.png with a row per class."""
+    sampling = {"guidance": training["guidance"]}
+    metadata = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
+    write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tokenizer, model.transformer, metadata)
+    panels = {"bits per token": ["train_bits", _HELD_OUT_BITS]}
+    plot_curves(folder / METRICS_FILE, folder / "curves.png", panels)
+    with Engine(model.spec, TorchBackend(model), defaults=sampling) as engine:
+        classes = np.arange(CLASSES).repeat(_SAMPLES_PER_CLASS)
+        images = engine.decode(engine.sample(classes, Sampling(seed=0)))
+    write_grid(folder / "samples.png", images, columns=_SAMPLES_PER_CLASS, scale=2)
+
+
+def _grid(tokenizer: TorchModel, data: LabelledImages) -> tuple[int, int]:
+    """The latent grid of the images."""
+    height, width = data.images.shape[2:]
+    factor = tokenizer.spec.tokenizer.downsampling
+    return height // factor, width // factor
 
 
 def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
@@ -250,11 +252,3 @@ def _tokens(model: TorchModel, data: LabelledImages, settings: ARSettings) -> Te
 def _bits(transformer: Transformer, labels: Tensor, tokens: Tensor) -> float:
     nats = token_nats(transformer(labels, tokens[:, 0]), tokens[:, 0])
     return round(float(nats) / math.log(2), 4)
-
-
-def _write_samples(path: Path, model: TorchModel, sampling: dict[str, Any]) -> None:
-    """A row of samples per class."""
-    with Engine(model.spec, TorchBackend(model), defaults=sampling) as engine:
-        classes = np.arange(CLASSES).repeat(_SAMPLES_PER_CLASS)
-        images = engine.decode(engine.sample(classes, Sampling(seed=0)))
-    write_grid(path, images, columns=_SAMPLES_PER_CLASS, scale=2)

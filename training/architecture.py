@@ -1,7 +1,7 @@
 """Reads a model's spec off its tensors' names and shapes.
 
 What shapes do not tell (head count, latent grid, RoPE base, bit order) comes, in this order, from
-the user (--spec, --preset), from the spec that m2kit's own trainers store in the file, from the
+the user (--spec), from the spec that m2kit's own trainers store in the file, from the
 one published architecture of the same shapes, or from a stated assumption.
 """
 
@@ -9,19 +9,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from m2kit.config import PRESETS, ModelSpec, TokenizerSpec, TransformerSpec
+from m2kit.config import PRESETS, ModelSpec, Preset, TokenizerSpec, TransformerSpec
 from m2kit.errors import CheckpointError, SpecError
 
 Shapes = Mapping[str, tuple[int, ...]]
 _UNTOLD = ("heads", "grid", "rope_base", "bit_order")
 
 
-def spec_from_shapes(
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read off a file.
+
+    Attributes:
+        spec: The architecture.
+        assumed: Fields that nothing told, with the values taken.
+        preset: The published model of exactly this architecture, if there is one.
+    """
+
+    spec: ModelSpec
+    assumed: dict[str, Any]
+    preset: Preset | None
+
+
+def read_architecture(
     shapes: Shapes, overrides: Mapping[str, Any], stored: ModelSpec | None
-) -> tuple[ModelSpec, dict[str, Any]]:
-    """The spec of a model, and what had to be assumed.
+) -> Reading:
+    """The architecture of a model.
 
     Args:
         shapes: Canonical name (encoder.*, decoder.*, transformer.*) -> shape.
@@ -39,14 +55,14 @@ def spec_from_shapes(
     told = tokenizer_fields | transformer_fields
     _refuse_contradictions(told, overrides, has_transformer)
 
-    known = _fields_of(stored) | dict(overrides)
-    adaptive = tokenizer_fields["adaptive_norm"]
-    tokenizer_fields["bit_order"] = known.get("bit_order", "lsb" if adaptive else "msb")
-    tokenizer = TokenizerSpec(**tokenizer_fields)
+    published = _published(tokenizer_fields, transformer_fields)
+    known = _fields_of(published) | _fields_of(stored) | dict(overrides)
+    if "bit_order" not in known:  # the V0.1 release had no adaptive GroupNorm, and read MSB first
+        assumed["bit_order"] = "lsb" if tokenizer_fields["adaptive_norm"] else "msb"
+    bit_order = (assumed | known)["bit_order"]
+    tokenizer = TokenizerSpec(**tokenizer_fields, bit_order=bit_order)
     if not has_transformer:
-        return ModelSpec(tokenizer, None), assumed
-    preset = _published(tokenizer_fields, transformer_fields)
-    known = _fields_of(preset) | known
+        return _reading(ModelSpec(tokenizer, None), assumed)
     if "heads" not in known:
         width = transformer_fields["width"]
         raise SpecError(
@@ -60,7 +76,12 @@ def spec_from_shapes(
     if "rope_base" not in known:
         assumed["rope_base"] = 10000.0
     untold = {name: (assumed | known)[name] for name in ("heads", "grid", "rope_base")}
-    return ModelSpec(tokenizer, TransformerSpec(**transformer_fields, **untold)), assumed
+    return _reading(ModelSpec(tokenizer, TransformerSpec(**transformer_fields, **untold)), assumed)
+
+
+def _reading(spec: ModelSpec, assumed: dict[str, Any]) -> Reading:
+    same = [preset for preset in PRESETS.values() if preset.spec == spec]
+    return Reading(spec, assumed, same[0] if same else None)
 
 
 def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
@@ -75,12 +96,10 @@ def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
 
 def _published(tokenizer: dict[str, Any], transformer: dict[str, Any]) -> ModelSpec | None:
     """The published model that has exactly these shape-told fields."""
-    for preset in PRESETS.values():
-        spec = preset.spec
-        if (
-            spec.transformer
-            and all(getattr(spec.transformer, name) == value for name, value in transformer.items())
-            and all(getattr(spec.tokenizer, name) == value for name, value in tokenizer.items())
+    for spec in (preset.spec for preset in PRESETS.values()):
+        parts = [(spec.tokenizer, tokenizer), (spec.transformer, transformer)]
+        if bool(spec.transformer) == bool(transformer) and all(
+            getattr(part, name) == value for part, told in parts for name, value in told.items()
         ):
             return spec
     return None

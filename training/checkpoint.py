@@ -9,6 +9,7 @@ tensors. Names inside m2kit are canonical: encoder.*, decoder.*, transformer.*.
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import re
 import zipfile
@@ -21,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from m2kit.config import ModelSpec
-from m2kit.errors import CheckpointError, SpecError
+from m2kit.errors import CheckpointError, M2KitError
 from m2kit.folders import new_file, sha256_of_file
-from m2kit.training.architecture import spec_from_shapes
+from m2kit.runtime.sampling import DEFAULTS, Sampling
+from m2kit.training.architecture import Reading, read_architecture
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 
@@ -42,7 +44,8 @@ class Checkpoint:
         spec: The architecture.
         weights: Canonical name -> tensor, complete and finite, in the file's dtype.
         source: File sha256, which weights were taken, what was assumed about the architecture.
-        sampling: The model's own sampling defaults (may be empty).
+        sampling: The model's own guidance, temperature, top_k and top_p, one value per sub-token
+            (empty for a tokenizer).
         training: What the trainer noted about the run (may be empty).
     """
 
@@ -80,24 +83,66 @@ def read_checkpoint(
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{path}: its state_dict is a {type(tensors).__name__}, not a dict")
-    tensors = {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
-    metadata = content.get(METADATA)
-    metadata = metadata if isinstance(metadata, dict) else {}
-    stored = ModelSpec.from_json(metadata["spec"]) if "spec" in metadata else None
+    tensors = {
+        name: t for name, t in tensors.items() if isinstance(name, str) and isinstance(t, Tensor)
+    }
     named, taken = _canonical(path, tensors, weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     try:
-        spec, assumed = spec_from_shapes(shapes, overrides or {}, stored)
-    except (CheckpointError, SpecError) as error:
+        notes = _notes(content)
+        found = read_architecture(shapes, overrides or {}, notes.spec)
+        _check_complete(named, found.spec)
+        sampling = _sampling(found, notes.sampling)
+    except M2KitError as error:
         raise type(error)(f"{path}: {error}") from error
-    _check_complete(path, named, spec)
     return Checkpoint(
-        spec=spec,
+        spec=found.spec,
         weights=named,
-        source={"checkpoint_sha256": sha256_of_file(path), "weights": taken, "assumed": assumed},
-        sampling=metadata.get("sampling", {}),
-        training=metadata.get("training", {}),
+        source={
+            "checkpoint_sha256": sha256_of_file(path),
+            "weights": taken,
+            "assumed": found.assumed,
+        },
+        sampling=sampling,
+        training=notes.training,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Notes:
+    """What m2kit's own trainers add to a file."""
+
+    spec: ModelSpec | None
+    sampling: dict[str, Any]
+    training: dict[str, Any]
+
+
+def _notes(content: Mapping[str, Any]) -> _Notes:
+    value = content.get(METADATA, {})
+    try:
+        value = json.loads(json.dumps(value))
+        parts = [value.get(name, {}) for name in ("sampling", "training")]
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"its {METADATA!r} entry is not plain data") from error
+    if not all(isinstance(part, dict) for part in parts):
+        raise CheckpointError(f"its {METADATA!r} entry is not plain data")
+    spec = ModelSpec.from_json(value["spec"]) if "spec" in value else None
+    return _Notes(spec, *parts)
+
+
+def _sampling(found: Reading, stored: dict[str, Any]) -> dict[str, Any]:
+    """The model's own sampling, one value per sub-token: the file's, else its authors'."""
+    if found.spec.transformer is None:
+        return {}
+    options: dict[str, Any] = {}
+    if found.preset is not None:
+        options = {
+            "guidance": found.preset.guidance,
+            "temperature": found.preset.temperature,
+        }
+    options |= {name: stored[name] for name in DEFAULTS if name in stored}
+    resolved = Sampling(**options).resolve(len(found.spec.bits), {})
+    return {name: list(getattr(resolved, name)) for name in DEFAULTS}
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> TorchModel:
@@ -184,7 +229,7 @@ def _canonical(
     return {name: tensors[ema] for name, ema in mangled.items()}, "ema"
 
 
-def _check_complete(path: Path, named: dict[str, Tensor], spec: ModelSpec) -> None:
+def _check_complete(named: dict[str, Tensor], spec: ModelSpec) -> None:
     expected = expected_shapes(spec)
     missing = [name for name in expected if name not in named]
     unexpected = [name for name in named if name not in expected]
@@ -197,7 +242,11 @@ def _check_complete(path: Path, named: dict[str, Tensor], spec: ModelSpec) -> No
         name
         for name in expected
         if name in named
-        and not (named[name].is_floating_point() and torch.isfinite(named[name]).all())
+        and not (
+            named[name].layout == torch.strided
+            and named[name].is_floating_point()
+            and torch.isfinite(named[name]).all()
+        )
     ]
     problems = [
         f"{what}: {_listing(names)}"
@@ -205,12 +254,12 @@ def _check_complete(path: Path, named: dict[str, Tensor], spec: ModelSpec) -> No
             ("missing tensors", missing),
             ("unexpected tensors", unexpected),
             ("misshaped tensors", misshaped),
-            ("tensors that are not finite floats", bad),
+            ("tensors that are not dense finite floats", bad),
         )
         if names
     ]
     if problems:
-        raise CheckpointError(f"{path} does not hold a whole model; {'; '.join(problems)}")
+        raise CheckpointError(f"not a whole model; {'; '.join(problems)}")
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ import csv
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -62,9 +63,18 @@ def shuffled(*tensors: Tensor, batch: int, seed: int) -> DataLoader[tuple[Tensor
         InputError: There are fewer examples than one batch.
     """
     data = TensorDataset(*tensors)
-    if batch > len(data):
-        raise InputError(f"--batch {batch} is more than the {len(data)} training images; lower it")
+    check_batch(batch, len(data))
     return DataLoader(data, batch, sampler=EpochShuffle(len(data), seed), drop_last=True)
+
+
+def check_batch(batch: int, images: int) -> None:
+    """Refuse a batch that would leave no step in an epoch.
+
+    Raises:
+        InputError: There are fewer images than one batch.
+    """
+    if batch > images:
+        raise InputError(f"--batch {batch} is more than the {images} training images; lower it")
 
 
 def in_order(*tensors: Tensor, batch: int = 512) -> DataLoader[tuple[Tensor, ...]]:
@@ -89,8 +99,13 @@ class AveragedModule(lightning.LightningModule):
         if batch_idx == 0:
             torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Update the average after each optimizer step."""
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Update the average after each optimizer step; stop where the loss is no number."""
+        if not torch.isfinite(outputs["loss"]):
+            raise M2KitError(
+                f"training diverged in epoch {self.current_epoch + 1}: the loss is "
+                f"{outputs['loss'].item()}; start again with a lower --learning-rate"
+            )
         self.ema.update_parameters(self.net)
 
 
@@ -160,7 +175,10 @@ def open_run(folder: Path, settings: Any, resume: bool) -> Path | None:
                 f"{folder} already holds a training run; add --resume to go on with it, "
                 "or choose another folder with -o"
             )
-        found = json.loads(stored.read_text(encoding="utf-8"))
+        try:
+            found = dict(json.loads(stored.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{stored} is damaged; start again in another folder (-o)") from error
         changed = sorted(name for name in wanted if found.get(name) != wanted[name])
         if changed:
             raise InputError(
@@ -172,13 +190,31 @@ def open_run(folder: Path, settings: Any, resume: bool) -> Path | None:
         raise InputError(f"{folder} holds no run to resume; leave out --resume to start one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stored.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise FolderError(
             f"cannot write to {folder}: {error.strerror}; choose another folder with -o"
         ) from error
+    with new_file(stored) as path:
+        path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     checkpoint = folder / RESUME_FILE
-    return checkpoint if checkpoint.is_file() else None
+    if not checkpoint.is_file():
+        return None
+    if not zipfile.is_zipfile(checkpoint):
+        raise InputError(f"{checkpoint} is damaged; start again in another folder (-o)")
+    return checkpoint
+
+
+def load_best(folder: Path) -> dict[str, Any]:
+    """The content of best.ckpt.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    path = folder / BEST_FILE
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is missing or damaged; start again in another folder (-o)")
+    content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return content
 
 
 def fit(

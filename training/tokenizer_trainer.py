@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m2kit.config import ModelSpec, TokenizerSpec
+from m2kit.errors import InputError
 from m2kit.images import psnr, write_grid
 from m2kit.training.checkpoint import write_tokenizer_checkpoint
 from m2kit.training.digits import digits
@@ -18,6 +19,7 @@ from m2kit.training.evaluation import codebook_usage
 from m2kit.training.loop import (
     METRICS_FILE,
     AveragedModule,
+    check_batch,
     fit,
     in_order,
     open_run,
@@ -125,10 +127,13 @@ def train_tokenizer(
         What the checkpoint notes about its training.
 
     Raises:
-        InputError: The folder holds another run.
+        SpecError: The architecture is impossible.
+        InputError: It does not fit the images, or the folder holds another run.
     """
-    resume_from = open_run(folder, settings, resume)
     train, held_out = digits()
+    _check_grid(settings.spec, train.images)
+    check_batch(settings.batch, len(train.images))
+    resume_from = open_run(folder, settings, resume)
     torch.manual_seed(settings.seed)
     batches = shuffled(train.images, batch=settings.batch, seed=settings.seed)
     module = TokenizerModule(settings, settings.epochs * len(batches))
@@ -167,6 +172,17 @@ def train_tokenizer(
     )
     _write_samples(folder / "samples.png", tokenizer, held_out.images[:20])
     return training
+
+
+def _check_grid(spec: TokenizerSpec, images: Tensor) -> None:
+    height, width = images.shape[2:]
+    factor = spec.downsampling
+    if height % factor or width % factor or (height // factor) * (width // factor) < 2:
+        raise InputError(
+            f"--channel-multipliers has {len(spec.channel_multipliers)} levels, which divide each "
+            f"side by {factor}: the {height} x {width} images must leave two whole latent "
+            "positions or more; give fewer levels"
+        )
 
 
 @torch.no_grad()

@@ -95,7 +95,9 @@ def test_the_double_notices_calls_out_of_order():
         ([-1], "class -1 is out of range"),
         ([], "non-empty"),
         ([0.5], "integers"),
-        ([[0]], "shape"),
+        ([[0]], "list of integers"),
+        (["a"], "list of integers"),
+        ([2**70], "out of range"),
     ],
 )
 def test_bad_classes_are_refused_before_any_work(classes, words):

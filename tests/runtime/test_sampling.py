@@ -104,13 +104,18 @@ def test_defaults_come_from_the_model_and_then_from_m2kit():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"seed": -1}, "seed must lie in"),
-        ({"seed": 2**64}, "seed must lie in"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": 2**64}, "seed must be a whole number"),
         ({"guidance": (1, 2, 3)}, "each of the 2 sub-tokens; found 3"),
         ({"guidance": float("nan")}, "guidance must be"),
         ({"temperature": 0}, "temperature must be"),
         ({"top_k": -1}, "top_k must be"),
         ({"top_k": 1.5}, "top_k must be"),
+        ({"top_k": 2**70}, "top_k must be"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"seed": "1"}, "seed must be a whole number"),
+        ({"guidance": "2"}, "guidance must be"),
+        ({"temperature": 1e-310}, "temperature must be"),
         ({"top_p": 0}, "top_p must be"),
         ({"top_p": 1.1}, "top_p must be"),
     ],
@@ -123,7 +128,7 @@ def test_options_out_of_range_are_refused(options, words):
 def test_image_numbers_are_checked():
     assert check_image_numbers(None, 3).tolist() == [0, 1, 2]
     assert check_image_numbers([2**64 - 1], 1).tolist() == [2**64 - 1]
-    for bad in ([1], [-1, 0], [0, 2**64]):
+    for bad in ([1], [-1, 0], [0, 2**64], [0, 1.7], [0, "x"], [0, True]):
         with pytest.raises(InputError, match="image_numbers must be 2 integers"):
             check_image_numbers(bad, 2)
 

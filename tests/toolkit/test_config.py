@@ -19,10 +19,15 @@ def test_a_spec_survives_json():
     [
         ({"heads": 3}, "width 16 and heads 3"),
         ({"heads": 8}, "multiple of 4"),
-        ({"bits": ()}, "at least one sub-token"),
+        ({"bits": ()}, "at least one number"),
         ({"bits": (0, 5)}, "found 0"),
         ({"grid": (1, 1), "bits": (1, 1, 3)}, "has 2 rows"),
         ({"classes": 0}, "classes"),
+        ({"grid": 4}, "grid must be a list"),
+        ({"grid": (4, "x")}, "grid must be a whole number"),
+        ({"heads": "2"}, "heads must be a whole number"),
+        ({"rope_base": "x"}, "rope_base must be a number"),
+        ({"rope_base": float("nan")}, "rope_base must be a number"),
         ({"rope_base": 1.0}, "rope_base"),
     ],
 )

@@ -3,9 +3,10 @@ import zipfile
 
 import pytest
 import torch
-from conftest import GOLDEN, tiny_spec
+from conftest import DIGITS_CHECKPOINT, GOLDEN, tiny_spec
 
-from m2kit.errors import CheckpointError, SpecError
+from m2kit.config import PRESETS, Preset
+from m2kit.errors import CheckpointError, M2KitError, SpecError
 from m2kit.training.checkpoint import expected_shapes, read_checkpoint
 
 AR = GOLDEN / "ar_tiny.ckpt"
@@ -34,7 +35,11 @@ def test_the_spec_is_read_off_names_and_shapes():
     transformer = spec.transformer
     assert (transformer.width, transformer.inter_layers, transformer.intra_layers) == (64, 3, 2)
     assert (transformer.classes, transformer.bits, transformer.ffn_width) == (10, (3, 5), 256)
-    assert checkpoint.source["assumed"] == {"grid": (4, 4), "rope_base": 10000.0}
+    assert checkpoint.source["assumed"] == {
+        "grid": (4, 4),
+        "rope_base": 10000.0,
+        "bit_order": "lsb",
+    }
 
 
 def test_what_shapes_do_not_tell_must_be_given():
@@ -46,14 +51,14 @@ def test_what_shapes_do_not_tell_must_be_given():
         read_checkpoint(TOKENIZER, overrides={"heads": 4})
 
 
-def test_a_published_architecture_needs_no_override(monkeypatch):
-    from m2kit.config import PRESETS
-    from m2kit.training.architecture import spec_from_shapes
+def test_a_published_architecture_needs_no_override():
+    from m2kit.training.architecture import read_architecture
 
     for name in ("ar-b", "ar-l", "ar-xl", "tokenizer-256", "tokenizer-128-v0.1"):
-        spec, assumed = spec_from_shapes(expected_shapes(PRESETS[name].spec), {}, None)
-        assert spec == PRESETS[name].spec
-        assert not assumed
+        found = read_architecture(expected_shapes(PRESETS[name].spec), {}, None)
+        assert found.spec == PRESETS[name].spec
+        assert found.preset == PRESETS[name]
+        assert not found.assumed
 
 
 def test_a_tokenizer_file_gives_ema_weights_unless_live_ones_are_asked_for():
@@ -75,11 +80,11 @@ def test_a_tokenizer_file_gives_ema_weights_unless_live_ones_are_asked_for():
             lambda s: s.update({"transformer.norm.weight": torch.ones(63)}),
             r"misshaped tensors: transformer\.norm\.weight \(expected \[64\], found \[63\]\)",
         ),
-        (lambda s: s["transformer.norm.weight"].fill_(float("nan")), "not finite"),
-        (lambda s: s["transformer.norm.weight"].fill_(float("inf")), "not finite"),
+        (lambda s: s["transformer.norm.weight"].fill_(float("nan")), "not dense finite"),
+        (lambda s: s["transformer.norm.weight"].fill_(float("inf")), "not dense finite"),
         (
             lambda s: s.update({"transformer.norm.weight": torch.ones(64, dtype=torch.int64)}),
-            "not finite floats",
+            "not dense finite floats",
         ),
         (lambda s: s.pop("transformer.class_emb.embedding_table.weight"), "is missing"),
         (lambda s: s.pop("first_stage_model.encoder.conv_in.weight"), "is missing"),
@@ -174,3 +179,52 @@ def test_tiny_specs_of_any_number_of_sub_tokens_have_tensors():
     for bits in [(5,), (2, 3), (1, 2, 2)]:
         shapes = expected_shapes(tiny_spec(bits=bits))
         assert shapes[f"transformer.head.{len(bits) - 1}.weight"] == (2 ** bits[-1], 16)
+
+
+def test_a_file_of_a_published_architecture_gets_its_authors_sampling(monkeypatch):
+    spec = read_checkpoint(AR, overrides={"heads": 4}).spec
+    preset = Preset(spec, guidance=(1.9, 2.0), temperature=(1.1, 1.0))
+    monkeypatch.setitem(PRESETS, "ar-tiny", preset)
+    checkpoint = read_checkpoint(AR)  # the preset tells the heads
+    assert checkpoint.spec == spec
+    assert checkpoint.source["assumed"] == {}
+    assert checkpoint.sampling == {
+        "guidance": [1.9, 2.0],
+        "temperature": [1.1, 1.0],
+        "top_k": [0, 0],
+        "top_p": [1.0, 1.0],
+    }
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        3,
+        [1],
+        {"spec": {"tokenizer": 1}},
+        {"spec": 4},
+        {"sampling": [1]},
+        {"sampling": {"guidance": "x"}},
+        {"sampling": {"guidance": [1.0, 2.0, 3.0]}},
+        {"training": {"x": torch.ones(1)}},
+    ],
+    ids=str,
+)
+def test_damaged_notes_of_a_trainer_are_one_error(tmp_path, notes):
+    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
+    if notes != 3:
+        notes = {"spec": content["m2kit"]["spec"]} | notes if isinstance(notes, dict) else notes
+    torch.save(content | {"m2kit": notes}, tmp_path / "a.pt")
+    with pytest.raises(M2KitError, match=r"a\.pt: "):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_odd_keys_and_sparse_tensors_are_one_error(changed, tmp_path):
+    def sparse(state):
+        state["transformer.norm.weight"] = state["transformer.norm.weight"].to_sparse()
+
+    with pytest.raises(CheckpointError):
+        read_checkpoint(changed(sparse), overrides={"heads": 4})
+    torch.save({0: torch.ones(1)}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="found no tensors"):
+        read_checkpoint(tmp_path / "b.pt")

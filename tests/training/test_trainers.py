@@ -9,10 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import DIGITS_CHECKPOINT, picture
 
 import m2kit
-from m2kit.errors import InputError
+from m2kit.cli import cli
+from m2kit.errors import InputError, M2KitError, SpecError
 from m2kit.runtime.engine import Engine
 from m2kit.training.ar_trainer import ARModule, settings_for, token_nats, train_ar
 from m2kit.training.checkpoint import (
@@ -28,6 +30,7 @@ from m2kit.training.loop import (
     EpochShuffle,
     fit,
     in_order,
+    load_best,
     open_run,
     read_metrics,
     shuffled,
@@ -88,7 +91,7 @@ def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(tmp_path, tok
     checkpoint = read_checkpoint(tmp_path / "ar.pt")
     assert set(checkpoint.weights) == set(expected_shapes(checkpoint.spec))
     assert checkpoint.spec.transformer.grid == (4, 4)
-    assert checkpoint.sampling == {"guidance": [2.0, 2.0]}
+    assert checkpoint.sampling["guidance"] == [2.0, 2.0]
     original = read_checkpoint(tokenizer_file).weights
     for name in original:
         assert torch.equal(checkpoint.weights[name], original[name]), name
@@ -149,7 +152,7 @@ def test_a_run_is_resumed_only_when_asked_and_with_its_own_settings(tmp_path, to
 
 def test_bits_must_fit_the_tokenizer(tmp_path, tokenizer_file):
     settings = settings_for(tokenizer_file, **{**AR_SETTINGS, "bits": (3, 4)})
-    with pytest.raises(InputError, match="must sum to the tokenizer's 8 code bits"):
+    with pytest.raises(SpecError, match="must sum to the tokenizer's 8 code bits"):
         train_ar(settings, tokenizer_file, tmp_path / "run", resume=False, progress=False)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="no such tokenizer file"):
@@ -288,3 +291,91 @@ def test_the_best_model_of_before_a_resume_is_kept(tmp_path):
         )  # fmt: skip
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
     assert [row["measure"] for row in read_metrics(tmp_path / "metrics.csv")] == [5, 1, 3, 2]
+
+
+@pytest.mark.parametrize("bits", [(8,), (2, 2, 4)], ids=str)
+def test_an_ar_model_of_any_number_of_sub_tokens_trains_and_samples(tmp_path, tokenizer_file, bits):
+    values = {"bits": bits, "guidance": (2.0,) * len(bits), "epochs": 1}
+    settings = settings_for(tokenizer_file, **AR_SETTINGS | values)
+    train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
+    checkpoint = read_checkpoint(tmp_path / "ar.pt")
+    assert checkpoint.spec.bits == bits
+    assert checkpoint.sampling["guidance"] == [2.0] * len(bits)
+    assert picture(tmp_path / "samples.png").std() > 1
+
+
+def test_a_mistake_in_the_settings_leaves_no_run_behind(tmp_path, tokenizer_file):
+    for change in ({"heads": 3}, {"batch": 2000}, {"bits": (9,)}):
+        settings = settings_for(tokenizer_file, **AR_SETTINGS | change)
+        with pytest.raises(M2KitError):
+            train_ar(settings, tokenizer_file, tmp_path / "run", resume=False, progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_training_is_an_error(tmp_path, tokenizer_file):
+    settings = settings_for(tokenizer_file, **AR_SETTINGS | {"learning_rate": 1e30})
+    with pytest.raises(M2KitError, match=r"diverged in epoch \d.*lower --learning-rate"):
+        train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
+    assert not (tmp_path / "ar.pt").exists()
+
+
+def test_damaged_run_files_are_named(tmp_path, tokenizer_file):
+    settings = settings_for(tokenizer_file, **AR_SETTINGS)
+    open_run(tmp_path, settings, resume=False)
+    (tmp_path / "resume.ckpt").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"resume\.ckpt is damaged"):
+        open_run(tmp_path, settings, resume=True)
+    (tmp_path / "settings.json").write_text("")
+    with pytest.raises(InputError, match=r"settings\.json is damaged"):
+        open_run(tmp_path, settings, resume=True)
+    with pytest.raises(InputError, match=r"best\.ckpt is missing or damaged"):
+        load_best(tmp_path)
+
+
+def run_cli(*arguments):
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_commands_of_the_example_train_and_refuse_what_cannot_be(tmp_path, monkeypatch):
+    few = [LabelledImages(data.images[:64], data.labels[:64]) for data in digits()]
+    for trainer in ("tokenizer_trainer", "ar_trainer"):
+        monkeypatch.setattr(f"m2kit.training.{trainer}.digits", lambda: few)
+    run = tmp_path / "tokenizer"
+    code, _, err = run_cli("train", "tokenizer", "--channel-multipliers", "1" + 6 * ",1", "-o", run)
+    assert (code, run.exists()) == (1, False), err
+    assert "must leave two whole latent positions" in err
+    code, out, err = run_cli("train", "tokenizer", "--epochs", 1, "--no-progress", "-o", run)
+    assert code == 0, err
+    assert "codebook usage" in out
+    code, out, err = run_cli(
+        "train",
+        "ar",
+        "--tokenizer",
+        run / "tokenizer.pt",
+        "--epochs",
+        1,
+        "--versions",
+        2,
+        "--no-progress",
+        "-o",
+        tmp_path / "ar",
+        "--json",
+    )
+    assert code == 0, err
+    assert json.loads(out)["guidance"] == [2.0, 2.0]
+    for option, value in (("--dropout", 1.5), ("--ema-decay", 1), ("--seed", 2**40)):
+        code, _, err = run_cli("train", "ar", option, value)
+        assert code == 2
+        assert "is not in the range" in err
+
+
+def test_the_shipped_example_was_trained_with_the_commands_defaults():
+    training = read_checkpoint(DIGITS_CHECKPOINT).training
+    for parameter in cli.commands["train"].commands["ar"].params:
+        if parameter.name in set(training) - {"guidance", "data"}:
+            default = parameter.default
+            if parameter.name == "bits":
+                default = [int(part) for part in default.split(",")]
+            assert training[parameter.name] == default, parameter.name
+    assert training["guidance"] == [2.0, 2.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,22 @@ import numpy.typing as npt
 
 import m2kit
 from m2kit.cli.options import (
+    OpenEngine,
     batch_option,
     class_list,
     engine_options,
     json_option,
     numbers,
-    only_folder,
     output_option,
 )
 from m2kit.cli.output import print_result, progress_bar
 from m2kit.errors import InputError
 from m2kit.folders import check_output
 from m2kit.images import psnr, read_images, write_grid
-from m2kit.manifest import ENGINE
 from m2kit.token_file import read_tokens, write_tokens
 
 _ROWS_WITHOUT_CLASS = 10
+Array = npt.NDArray[Any]
 
 
 def sampling_options(command: Any) -> Any:
@@ -53,7 +53,7 @@ def sampling_options(command: Any) -> Any:
             type=click.IntRange(min=0),
             default=0,
             show_default=True,
-            help="With the image number it decides an image.",
+            help="With image number and class it decides an image.",
         ),
     ):
         command = option(command)
@@ -90,9 +90,7 @@ def sampling_options(command: Any) -> Any:
 @click.option("--tokens", type=click.Path(path_type=Path), help="Also write the ids, as .npz.")
 @json_option
 def generate(
-    engine: Path | None,
-    provider: str,
-    threads: int | None,
+    open_engine: OpenEngine,
     classes: tuple[str, ...],
     count: int,
     first_image: int,
@@ -107,16 +105,15 @@ def generate(
     check_output(output, ".png")
     if tokens:
         check_output(tokens, ".npz")
-    path = only_folder(ENGINE, engine)
-    with m2kit.open_engine(path, provider=provider, threads=threads) as opened:
-        if opened.spec.transformer and not chosen:
-            chosen = list(range(min(_ROWS_WITHOUT_CLASS, opened.spec.transformer.classes)))
-        class_ids = np.repeat(np.array(chosen, dtype=np.int64), count)
-        ids = _sample(opened, class_ids, m2kit.Sampling(**options), first_image, batch)
-        images = np.concatenate([opened.decode(part) for part in _batches(ids, batch)])
+    with open_engine() as engine:
+        if not chosen:
+            chosen = list(range(min(_ROWS_WITHOUT_CLASS, engine.transformer.classes)))
+        sampling = m2kit.Sampling(**options)
+        ids = _sample(engine, chosen, count, sampling, first_image, batch)
+        images = _in_batches("decoding", engine.decode, ids, batch)
         write_grid(output, images, columns=count)
         if tokens:
-            write_tokens(tokens, ids, opened.spec)
+            write_tokens(tokens, ids, engine.spec)
     result = {
         "images": len(images),
         "classes": chosen,
@@ -134,21 +131,13 @@ def generate(
 @output_option("tokens.npz", "Token file.")
 @json_option
 def encode(
-    images: tuple[Path, ...],
-    engine: Path | None,
-    provider: str,
-    threads: int | None,
-    batch: int,
-    output: Path,
-    as_json: bool,
+    open_engine: OpenEngine, images: tuple[Path, ...], batch: int, output: Path, as_json: bool
 ) -> None:
     """Turn IMAGES (of one size) into a token file."""
-    with m2kit.open_engine(
-        only_folder(ENGINE, engine), provider=provider, threads=threads
-    ) as opened:
-        pixels = read_images(images)
-        ids = np.concatenate([opened.encode(part) for part in _batches(pixels, batch)])
-        write_tokens(output, ids, opened.spec)
+    check_output(output, ".npz")
+    with open_engine() as engine:
+        ids = _in_batches("encoding", engine.encode, read_images(images), batch)
+        write_tokens(output, ids, engine.spec)
     print_result({"images": len(ids), "grid": list(ids.shape[1:3]), "output": str(output)}, as_json)
 
 
@@ -162,21 +151,13 @@ def encode(
 @output_option("decoded.png", "Grid PNG.")
 @json_option
 def decode(
-    tokens: Path,
-    engine: Path | None,
-    provider: str,
-    threads: int | None,
-    batch: int,
-    columns: int,
-    output: Path,
-    as_json: bool,
+    open_engine: OpenEngine, tokens: Path, batch: int, columns: int, output: Path, as_json: bool
 ) -> None:
     """Turn a token file into images."""
-    with m2kit.open_engine(
-        only_folder(ENGINE, engine), provider=provider, threads=threads
-    ) as opened:
-        ids = read_tokens(tokens, opened.spec)
-        images = np.concatenate([opened.decode(part) for part in _batches(ids, batch)])
+    check_output(output, ".png")
+    with open_engine() as engine:
+        ids = read_tokens(tokens, engine.spec)
+        images = _in_batches("decoding", engine.decode, ids, batch)
         write_grid(output, images, columns=columns)
     print_result({"images": len(images), "output": str(output)}, as_json)
 
@@ -188,22 +169,14 @@ def decode(
 @output_option("reconstruction.png", "Grid PNG: each image with its reconstruction below.")
 @json_option
 def reconstruct(
-    images: tuple[Path, ...],
-    engine: Path | None,
-    provider: str,
-    threads: int | None,
-    batch: int,
-    output: Path,
-    as_json: bool,
+    open_engine: OpenEngine, images: tuple[Path, ...], batch: int, output: Path, as_json: bool
 ) -> None:
     """Encode and decode IMAGES (of one size), and report the PSNR."""
-    with m2kit.open_engine(
-        only_folder(ENGINE, engine), provider=provider, threads=threads
-    ) as opened:
+    check_output(output, ".png")
+    with open_engine() as engine:
         pixels = read_images(images)
-        rebuilt = np.concatenate(
-            [opened.decode(opened.encode(part)) for part in _batches(pixels, batch)]
-        )
+        ids = _in_batches("encoding", engine.encode, pixels, batch)
+        rebuilt = _in_batches("decoding", engine.decode, ids, batch)
         write_grid(output, np.concatenate([pixels, rebuilt]), columns=len(pixels))
     result = {
         "images": len(pixels),
@@ -213,30 +186,42 @@ def reconstruct(
     print_result(result, as_json)
 
 
-def _batches(array: npt.NDArray[Any], batch: int) -> Iterator[npt.NDArray[Any]]:
+def _batches(array: Array, batch: int) -> Iterator[Array]:
     for start in range(0, len(array), batch):
         yield array[start : start + batch]
 
 
+def _in_batches(label: str, function: Callable[[Array], Array], array: Array, batch: int) -> Array:
+    """The function's results on batches of the array, under a progress bar."""
+    first = function(array[:batch])  # refuses bad input before a bar is drawn
+    parts = [first]
+    with progress_bar(label, len(array), "images") as advance:
+        advance(len(first))
+        for part in _batches(array[batch:], batch):
+            parts.append(function(part))
+            advance(len(part))
+    return np.concatenate(parts)
+
+
 def _sample(
-    engine: Any, class_ids: npt.NDArray[np.int64], sampling: Any, first: int, batch: int
+    engine: Any, classes: list[int], count: int, sampling: Any, first: int, batch: int
 ) -> npt.NDArray[np.int64]:
-    """Tokens of all images, batch by batch, under a progress bar of positions."""
-    transformer = engine.spec.transformer
-    if transformer is None:
-        engine.sample(class_ids, sampling)  # raises, saying what is missing
-    if first + len(class_ids) > 2**64:
+    """Tokens of `count` images per class, batch by batch, under a progress bar of positions."""
+    images = len(classes) * count
+    if first + images > 2**64:
         raise InputError(f"--first-image {first} is too large: image numbers end at 2^64-1")
-    numbers_of_images = np.array([first + i for i in range(len(class_ids))], dtype=np.uint64)
+    class_ids = np.repeat(np.array(classes, dtype=object), count)
+    image_numbers = np.array([first + i for i in range(images)], dtype=np.uint64)
     streams = (
-        engine.generate(part, sampling, image_numbers=numbers_of_part)
-        for part, numbers_of_part in zip(
-            _batches(class_ids, batch), _batches(numbers_of_images, batch), strict=True
+        engine.generate(part, sampling, image_numbers=part_numbers)
+        for part, part_numbers in zip(
+            _batches(class_ids, batch), _batches(image_numbers, batch), strict=True
         )
     )
     opened = next(streams)  # checks classes and options before a bar is drawn
     parts = []
-    with progress_bar("drawing", len(class_ids) * transformer.positions, "tokens") as advance:
+    tokens = images * engine.transformer.positions
+    with progress_bar("drawing", tokens, "tokens") as advance:
         for stream in itertools.chain([opened], streams):
             for drawn in stream:
                 advance(len(drawn.tokens))

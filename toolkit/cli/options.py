@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+import m2kit
 from m2kit.errors import FolderError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
 
+if TYPE_CHECKING:
+    from m2kit.runtime.engine import Engine
+
+OpenEngine = Callable[[], "Engine"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 _MAKERS = {
     BUNDLE: "make one with `m2kit export --ckpt FILE`",
@@ -20,29 +26,44 @@ _MAKERS = {
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-def engine_options(command: Command) -> Command:
-    """--engine, --provider and --threads."""
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where ONNX Runtime runs; never falls back.",
+)
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--engine, --provider, --threads and --check, handed on as one `open_engine` function."""
+
+    @functools.wraps(command)
+    def wrapped(
+        engine: Path | None, provider: str, threads: int | None, check: bool, **options: Any
+    ) -> None:
+        def open_engine() -> Engine:
+            path = only_folder(ENGINE, engine)
+            return m2kit.open_engine(path, provider=provider, threads=threads, check=check)
+
+        command(open_engine=open_engine, **options)
+
     for option in (
+        click.option("--check", is_flag=True, help="Hash the weights even if they were before."),
         click.option(
             "--threads",
             type=click.IntRange(min=1),
             help="Threads inside an operator.  [default: ONNX Runtime's choice]",
         ),
-        click.option(
-            "--provider",
-            type=click.Choice(["cpu", "cuda"]),
-            default="cpu",
-            show_default=True,
-            help="Where ONNX Runtime runs; never falls back.",
-        ),
+        provider_option,
         click.option(
             "--engine",
             type=click.Path(path_type=Path),
             help="Engine folder.  [default: the one *.engine in this directory]",
         ),
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def output_option(default: str, what: str) -> Callable[[Command], Command]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+import m2kit
 from m2kit.cli.options import json_option, numbers
 from m2kit.cli.output import print_result
 from m2kit.errors import require
@@ -20,7 +21,13 @@ def _run_options(command: Any) -> Any:
     for option in (
         click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
         click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Of the initial weights, the order and the dropout.",
+        ),
         click.option(
             "--data",
             type=click.Choice(["digits"]),
@@ -41,7 +48,17 @@ def _whole(name: str, default: int, text: str) -> Decorator:
 
 def _real(name: str, default: float, text: str) -> Decorator:
     return click.option(
-        name, type=click.FloatRange(min=0), default=default, show_default=True, help=text
+        name, type=click.FloatRange(1e-9, 1e6), default=default, show_default=True, help=text
+    )
+
+
+def _share(name: str, default: float, text: str) -> Decorator:
+    return click.option(
+        name,
+        type=click.FloatRange(0, 1, max_open=True),
+        default=default,
+        show_default=True,
+        help=text,
     )
 
 
@@ -65,10 +82,10 @@ def _require_training() -> None:
 @_listed("--channel-multipliers", "1,1,2,2", int, "One per level, full resolution first.")
 @_whole("--blocks-per-level", 1, "Residual blocks per level.")
 @_whole("--code-bits", 8, "Bits of a code; the codebook has 2^bits entries.")
-@_whole("--epochs", 14, "Passes over the training images.")
+@_whole("--epochs", 12, "Passes over the training images.")
 @_whole("--batch", 32, "Images per step.")
 @_real("--learning-rate", 1e-3, "Peak learning rate.")
-@_real("--ema-decay", 0.98, "Decay of the weights' moving average per step.")
+@_share("--ema-decay", 0.98, "Decay of the weights' moving average per step.")
 @_real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.")
 @_real("--entropy-temperature", 0.01, "Temperature of its soft assignment.")
 @_real("--commitment-weight", 0.25, "Weight of the commitment loss.")
@@ -118,15 +135,15 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @_whole("--intra-layers", 1, "Layers over the sub-tokens of a position.")
 @_whole("--ffn-width", 384, "Hidden width of the feed-forward.")
 @_listed("--bits", "3,5", int, "Bits of each sub-token.")
-@_whole("--epochs", 40, "Passes over the training images.")
+@_whole("--epochs", 36, "Passes over the training images.")
 @_whole("--batch", 64, "Images per step.")
 @_real("--learning-rate", 1e-3, "Peak learning rate.")
-@_real("--weight-decay", 0.05, "Of AdamW.")
-@_real("--dropout", 0.1, "On the input embedding and the residual branches.")
-@_real("--class-dropout", 0.1, "Share of images trained without their class.")
-@_real("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
+@_share("--weight-decay", 0.05, "Of AdamW.")
+@_share("--dropout", 0.1, "On the input embedding and the residual branches.")
+@_share("--class-dropout", 0.1, "Share of images trained without their class.")
+@_share("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
 @_whole("--versions", 16, "Versions of each training image: as it is, then warped a little.")
-@_listed("--guidance", "2.0,2.0", float, "Default guidance kept in the checkpoint.")
+@_listed("--guidance", "2.0", float, "Default guidance kept in the checkpoint.")
 @click.option(
     "-o",
     "--output",
@@ -149,8 +166,9 @@ def ar(
     from m2kit.training.ar_trainer import CHECKPOINT_FILE, settings_for, train_ar
 
     del options["data"]
-    for name in ("bits", "guidance"):
-        options[name] = _tuple(options[name])
+    options["bits"] = _tuple(options["bits"])
+    guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), {})
+    options["guidance"] = guidance.guidance
     settings = settings_for(tokenizer_file, **options)
     training = train_ar(settings, tokenizer_file, output, resume=resume, progress=progress)
     shown = {

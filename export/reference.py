@@ -8,11 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from m2kit import contract
 from m2kit.config import ModelSpec
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.sampling import uniforms
 from m2kit.runtime.verification import (
     CLASS_IDS,
+    CODE_TOKENS,
+    CODES,
     DECODED,
     GUIDANCE,
     IMAGES,
@@ -21,9 +24,10 @@ from m2kit.runtime.verification import (
     greedy_trajectory,
     logits_name,
 )
-from m2kit.tokens import codes_from_tokens, tokens_from_codes
+from m2kit.tokens import codes_from_tokens
 from m2kit.training.checkpoint import TorchModel
 from m2kit.training.models.transformer import Transformer
+from m2kit.training.torch_backend import TorchBackend
 
 _IMAGES = 2
 _TOKENIZER_GRID = (4, 6)  # latent grid of the images that check a tokenizer alone
@@ -41,20 +45,24 @@ def make_reference(engine: Engine, model: TorchModel) -> dict[str, npt.NDArray[A
     """
     spec = model.spec
     images = _images(spec)
-    with torch.no_grad():
-        latents = model.tokenizer.encoder(torch.from_numpy(images)).numpy()
-    reference: dict[str, npt.NDArray[Any]] = {IMAGES: images, LATENTS: latents}
-    if model.transformer is None:
-        tokens = tokens_from_codes(latents, spec.bits, spec.tokenizer.bit_order)
-    else:
+    in_torch = TorchBackend(model)
+    latents = in_torch.run(contract.ENCODER, {contract.IMAGE: images})[contract.LATENT]
+    quantized = in_torch.run(contract.LFQ, {contract.LATENT: latents})
+    tokens = quantized[contract.TOKENS]
+    reference: dict[str, npt.NDArray[Any]] = {
+        IMAGES: images,
+        LATENTS: latents,
+        CODES: quantized[contract.CODES],
+        CODE_TOKENS: tokens,
+    }
+    if model.transformer is not None:
         classes = model.transformer.spec.classes
         reference[CLASS_IDS] = np.linspace(0, classes - 1, _IMAGES).astype(np.int64)
         reference[GUIDANCE] = np.array([2.0 + 0.5 * k for k in range(len(spec.bits))])
         tokens = greedy_trajectory(engine, reference)
         reference |= _logits(model.transformer, reference[CLASS_IDS], tokens)
     codes = codes_from_tokens(tokens, spec.bits, spec.tokenizer.bit_order)
-    with torch.no_grad():
-        decoded = model.tokenizer.decoder(torch.from_numpy(codes)).numpy()
+    decoded = in_torch.run(contract.DECODER, {contract.CODES: codes})[contract.IMAGE]
     return reference | {TOKENS: tokens, DECODED: decoded}
 
 

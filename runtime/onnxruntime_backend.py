@@ -20,6 +20,8 @@ from m2kit.manifest import Manifest
 from m2kit.runtime.backend import Steps
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# float32 means float32: TF32 keeps 10 bits of a product's mantissa.
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 _NUMPY_TYPES: dict[str, type] = {"float32": np.float32, "int64": np.int64, "compute": np.float32}
 
 
@@ -48,6 +50,7 @@ class OnnxRuntimeBackend:
         self._threads = threads
         self._provider = _provider(self._ort, provider)
         self._sessions: dict[str, Any] = {}
+        self._closed = False
 
     def path(self, graph: str) -> Path:
         """The file of a graph."""
@@ -63,6 +66,8 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: ONNX Runtime cannot load it, or silently left the provider asked for.
         """
+        if self._closed:
+            raise BackendError("the engine was closed; open it again with m2kit.open_engine")
         if graph in self._sessions:
             return self._sessions[graph]
         options = self._ort.SessionOptions()
@@ -70,7 +75,8 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = self._threads
         path = self.path(graph)
         try:
-            session = self._ort.InferenceSession(path, options, providers=[self._provider])
+            provider = (self._provider, _PROVIDER_OPTIONS.get(self._provider, {}))
+            session = self._ort.InferenceSession(path, options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
             raise BackendError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
         if session.get_providers()[0] != self._provider:
@@ -84,7 +90,12 @@ class OnnxRuntimeBackend:
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
         names = [tensor.name for tensor in self.io(graph).outputs]
-        return dict(zip(names, self.session(graph).run(names, dict(feeds)), strict=True))
+        session = self.session(graph)
+        try:
+            outputs = session.run(names, dict(feeds))
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise _failure(graph, error) from error
+        return dict(zip(names, outputs, strict=True))
 
     def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
@@ -92,6 +103,7 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """Drop the sessions."""
+        self._closed = True
         self._sessions.clear()
 
 
@@ -130,7 +142,7 @@ class OnnxRuntimeStep:
         """Allocate and bind every input and output of the graph for `rows` rows."""
         self._session = session
         self._binding = session.io_binding()
-        past = [tensor for tensor in io.inputs if tensor.name.startswith("past.")]
+        past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
         self._cache = np.zeros((len(past), *_shape(past[0], rows)), np.float32)
         caches = {tensor.name: self._cache[index] for index, tensor in enumerate(past)}
         own: dict[str, npt.NDArray[Any]] = {
@@ -156,7 +168,10 @@ class OnnxRuntimeStep:
     def run(self, position: int) -> None:
         """Compute one position; it sees the positions committed before it."""
         self._position[0] = position
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise _failure("a step", error) from error
 
     def commit(self, position: int) -> None:
         """Append what the last run computed to the cache, at `position`."""
@@ -178,6 +193,12 @@ def _provider(ort: Any, name: str) -> str:
             "pip install 'm2kit[gpu]' (the two wheels must not be installed together)"
         )
     return provider
+
+
+def _failure(what: str, error: Exception) -> BackendError:
+    reason = _first_line(error)
+    cure = "lower --batch or the image size" if "alloc" in reason.lower() else "see the reason"
+    return BackendError(f"ONNX Runtime failed in {what}: {reason}; {cure}")
 
 
 def _first_line(error: Exception) -> str:

@@ -17,15 +17,17 @@ import numpy.typing as npt
 
 from m2kit import contract
 from m2kit.errors import FolderError, ParityError
+from m2kit.folders import DamagedArchive, read_npz
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.sampling import Sampling, guide
-from m2kit.tokens import tokens_from_codes
 from m2kit.tolerances import FLOAT32_TOLERANCES, difference
 
 Reference = Mapping[str, npt.NDArray[Any]]
 
-# Arrays of a reference. A tokenizer alone has the first four.
-IMAGES, LATENTS, TOKENS, DECODED = "images", "latents", "tokens", "decoded"
+# Arrays of a reference; a tokenizer alone has the first two lines. CODES and CODE_TOKENS are what
+# LFQ makes of LATENTS, and DECODED is the image of TOKENS.
+IMAGES, LATENTS, CODES, CODE_TOKENS = "images", "latents", "codes", "code_tokens"
+TOKENS, DECODED = "tokens", "decoded"
 CLASS_IDS, GUIDANCE = "class_ids", "guidance"
 
 
@@ -41,10 +43,9 @@ def read_reference(path: Path) -> dict[str, npt.NDArray[Any]]:
         FolderError: It cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    except (OSError, ValueError, KeyError) as error:
-        raise FolderError(f"{path} is not a readable reference: {error}") from error
+        return read_npz(path)
+    except (DamagedArchive, OSError) as error:
+        raise FolderError(f"{path} is not a readable reference; export the model again") from error
 
 
 def greedy_trajectory(engine: Engine, reference: Reference) -> npt.NDArray[np.int64]:
@@ -80,8 +81,8 @@ def require_parity(report: Mapping[str, Any], what: str) -> None:
     ]
     if failed:
         raise ParityError(
-            f"{what} does not agree with PyTorch: {'; '.join(failed)}; nothing was written, "
-            "please report this with the checkpoint's architecture"
+            f"{what} does not agree with PyTorch: {'; '.join(failed)}; "
+            "please report this with the output of `m2kit describe`"
         )
 
 
@@ -102,14 +103,11 @@ def _equal(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> dict[str, Any
 
 
 def _tokenizer_checks(engine: Engine, reference: Reference) -> dict[str, dict[str, Any]]:
-    spec = engine.spec
     lfq = engine.backend.run(contract.LFQ, {contract.LATENT: reference[LATENTS]})
-    expected = tokens_from_codes(reference[LATENTS], spec.bits, spec.tokenizer.bit_order)
-    signs = np.where(reference[LATENTS] > 0, np.float32(1), np.float32(-1))
     return {
         "encoder": _close("latent", engine.latents(reference[IMAGES]), reference[LATENTS]),
-        "lfq codes": _equal(lfq[contract.CODES], signs),
-        "lfq tokens": _equal(lfq[contract.TOKENS], expected),
+        "lfq codes": _equal(lfq[contract.CODES], reference[CODES]),
+        "lfq tokens": _equal(lfq[contract.TOKENS], reference[CODE_TOKENS]),
         "decoder": _close("image", engine.decode(reference[TOKENS]), reference[DECODED]),
     }
 

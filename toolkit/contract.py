@@ -34,14 +34,22 @@ PRESENT = "present"
 PORTABLE = "portable"  # the lowering of primitive ops that every backend runs
 
 
+_PAST = "past."
+
+
 def past_key(layer: int) -> str:
     """Name of a layer's cached keys."""
-    return f"past.{layer}.key"
+    return f"{_PAST}{layer}.key"
 
 
 def past_value(layer: int) -> str:
     """Name of a layer's cached values."""
-    return f"past.{layer}.value"
+    return f"{_PAST}{layer}.value"
+
+
+def is_past(name: str) -> bool:
+    """Whether an input is part of the KV cache."""
+    return name.startswith(_PAST)
 
 
 def logits(sub_position: int) -> str:

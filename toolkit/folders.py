@@ -8,10 +8,13 @@ and the next run to the same destination removes it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,10 @@ from typing import Any
 from m2kit.errors import FolderError
 
 _CHUNK_BYTES = 1 << 22
+_ARCHIVE_ERRORS = (  # all that zipfile and numpy were seen to raise on damaged archives
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, MemoryError,
+    NotImplementedError, OverflowError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def sha256_of_file(path: Path) -> str:
@@ -94,7 +101,7 @@ def _replace(temporary: Path, destination: Path) -> None:
 def _remove_leftovers(destination: Path) -> None:
     """Remove what runs that no longer live left beside `destination`."""
     prefix = f".{destination.name}.tmp-"
-    for path in destination.parent.glob(f"{prefix}*"):
+    for path in destination.parent.glob(f"{glob.escape(prefix)}*"):
         pid, _, old = path.name[len(prefix) :].partition("-")
         if not pid.isdigit() or _alive(int(pid)):
             continue
@@ -114,9 +121,10 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _flush(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder and its files, to the disk."""
+    for item in [*(path.iterdir() if path.is_dir() else ()), path]:
+        descriptor = os.open(item, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -131,10 +139,16 @@ def new_file(destination: Path) -> Iterator[Path]:
         FolderError: It cannot be written there.
     """
     destination = Path(os.path.abspath(destination))
-    temporary = destination.parent / f".{destination.stem}.tmp-{os.getpid()}{destination.suffix}"
+    prefix = f".{destination.stem}.tmp-"
+    temporary = destination.parent / f"{prefix}{os.getpid()}{destination.suffix}"
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
+        for path in destination.parent.glob(f"{glob.escape(prefix)}*{destination.suffix}"):
+            pid = path.name[len(prefix) : len(path.name) - len(destination.suffix)]
+            if pid.isdigit() and not _alive(int(pid)):
+                path.unlink()
         yield temporary
+        _flush(temporary)
         temporary.replace(destination)
     except OSError as error:
         raise FolderError(
@@ -143,6 +157,31 @@ def new_file(destination: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+class DamagedArchive(Exception):
+    """What `read_npz` raises for a file that is no intact archive of plain arrays."""
+
+
+def read_npz(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file, never unpickled.
+
+    Raises:
+        DamagedArchive: Not an intact .npz of plain arrays.
+        FileNotFoundError: There is no such file.
+    """
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise DamagedArchive(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        raise
+    except _ARCHIVE_ERRORS as error:
+        raise DamagedArchive(path) from error
 
 
 def check_output(path: Path, suffix: str) -> None:

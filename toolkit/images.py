@@ -27,6 +27,11 @@ def read_image(path: Path) -> npt.NDArray[np.float32]:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"{path}: expected 8 bits per channel, found mode {image.mode}; "
+                    "convert the image first"
+                )
             pixels = np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image file") from error

@@ -169,7 +169,10 @@ def _sha256(path: Path, trust_seen: bool) -> str:
     """sha256 of a file, remembered for weights: hashing runs at about 0.5 GB/s."""
     if not trust_seen or path.name != WEIGHTS_FILE:
         return sha256_of_file(path)
-    memory = Path.home() / ".cache" / "m2kit" / "hashed.json"
+    try:
+        memory = Path.home() / ".cache" / "m2kit" / "hashed.json"
+    except RuntimeError:  # a user without a home remembers nothing
+        return sha256_of_file(path)
     status = path.stat()
     key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
     try:

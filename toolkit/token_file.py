@@ -6,7 +6,6 @@ The grid is the shape of the ids.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,16 +14,16 @@ import numpy.typing as npt
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
-from m2kit.folders import check_output, new_file, sha256_of_json
+from m2kit.folders import DamagedArchive, check_output, new_file, read_npz, sha256_of_json
 from m2kit.tokens import check_tokens
 
 
 def write_tokens(path: Path, tokens: npt.NDArray[np.int64], spec: ModelSpec) -> None:
     """Write tokens (B, h, w, K) of a model; whole or not at all."""
     check_output(path, ".npz")
-    with new_file(path) as temporary:
+    with new_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
-            temporary,
+            file,
             ids=tokens,
             bits=np.array(spec.bits),
             bit_order=np.array(spec.tokenizer.bit_order),
@@ -39,15 +38,12 @@ def read_tokens(path: Path, spec: ModelSpec) -> npt.NDArray[np.int64]:
         InputError: Not a token file, or one of another model.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with archive:
-            ids, bits = archive["ids"], tuple(archive["bits"].tolist())
-            order, found_hash = str(archive["bit_order"]), str(archive["spec_sha256"])
+        arrays = read_npz(path)
+        ids, bits = arrays["ids"], tuple(arrays["bits"].tolist())
+        order, found_hash = str(arrays["bit_order"]), str(arrays["spec_sha256"])
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such token file") from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (DamagedArchive, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected a token file made by `m2kit encode` or `generate --tokens`"
         ) from error

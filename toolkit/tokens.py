@@ -68,18 +68,15 @@ def check_tokens(tokens: npt.ArrayLike, bits: tuple[int, ...]) -> npt.NDArray[np
         InputError: Wrong rank, wrong K, not integers, or an id outside its sub-vocabulary.
     """
     array = np.asarray(tokens)
-    if (
-        array.ndim != 4
-        or array.shape[-1] != len(bits)
-        or not np.issubdtype(array.dtype, np.integer)
-    ):
+    right_shape = array.ndim == 4 and array.shape[-1] == len(bits) and array.size > 0
+    if not right_shape or not np.issubdtype(array.dtype, np.integer):
         raise InputError(
             f"tokens must be integers of shape (B, h, w, {len(bits)}), "
             f"found {array.dtype} of shape {array.shape}"
         )
     for k, count in enumerate(bits):
         ids = array[..., k]
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= 2**count):
+        if int(ids.min()) < 0 or int(ids.max()) >= 2**count:
             raise InputError(
                 f"sub-token {k} has {count} bits, so its ids lie in 0..{2**count - 1}; "
                 f"found {int(ids.min())}..{int(ids.max())}"

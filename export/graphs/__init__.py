@@ -1,1 +1,1 @@
-"""One module per graph of the contract, and two of shared layers (convolutional, transformer)."""
+"""One module per graph of the contract, and two of shared layers (convolutional, attention)."""

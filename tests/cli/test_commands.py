@@ -212,3 +212,23 @@ def test_a_missing_extra_is_named_with_its_cure(here, digits_engine):
         "error: export needs the package torch, which is not installed here: "
         "pip install 'm2kit[export,cpu]'"
     )
+
+
+def test_an_engine_built_inside_a_bundle_folder_is_named_after_it(here, exported, monkeypatch):
+    bundle = shutil.copytree(exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0], here / "a.bundle")
+    monkeypatch.chdir(bundle)
+    assert "a.engine" in succeeds("build-engine", ".")
+
+
+def test_a_tokenizer_engine_does_not_generate(here, exported):
+    engine = exported(GOLDEN / "tokenizer_tiny.ckpt")[1]
+    for more in ([], ["--class", "1"]):
+        assert "tokenizer only" in fails("generate", "--engine", engine, *more)
+
+
+def test_describe_takes_what_a_checkpoint_does_not_tell(here):
+    assert "give it with --spec" in fails("describe", GOLDEN / "ar_tiny.ckpt")
+    out = succeeds("describe", GOLDEN / "ar_tiny.ckpt", "--spec", '{"heads": 4}', "--json")
+    assert json.loads(out)["transformer heads"] == 4
+    for spec in ('{"heads": 4, "grid": 4}', '{"heads": 4, "rope_base": "x"}', "none.json"):
+        fails("describe", GOLDEN / "ar_tiny.ckpt", "--spec", spec)

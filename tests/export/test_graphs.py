@@ -90,19 +90,50 @@ def test_every_node_carries_its_precision_mark_and_nothing_else(graphs):
             assert not node.doc_string
 
 
-def test_scores_rope_and_logits_are_float_islands_and_weights_are_not(graphs):
-    marks = {
-        node.name: (node, node.metadata_props[0].value) for node in graphs["inter_step"].graph.node
-    }
-    weights = {tensor.name for tensor in graphs["inter_step"].graph.initializer}
-    for node, mark in marks.values():
-        if node.op_type == "MatMul" and weights & set(node.input):
-            assert mark == "any", node.name
-        if node.op_type == "Where" and "attention" not in node.name and "blocks" in node.name:
-            assert mark == "float", node.name
-    for node in graphs["intra_step"].graph.node:
-        if node.output[0].startswith("logits."):
-            assert node.metadata_props[0].value == "float"
+def ancestors(graph, names):
+    """Every node that the values depend on."""
+    makers = {output: node for node in graph.node for output in node.output}
+    found, waiting = {}, list(names)
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.name not in found:
+            found[node.name] = node
+            waiting += node.input
+    return found
+
+
+@pytest.mark.parametrize("name", ["inter_step", "intra_step"])
+def test_everything_from_rope_to_softmax_is_a_float_island(graphs, name):
+    graph = graphs[name].graph
+    weights = {tensor.name for tensor in graph.initializer if tensor.external_data}
+    islands = 0
+    for softmax in (node for node in graph.node if node.op_type == "Softmax"):
+        layer = softmax.name.rsplit("/", 1)[0]
+        inside = {
+            node.name: node
+            for node in ancestors(graph, softmax.input).values()
+            if node.name.startswith(layer + "/") or node.name.startswith("position/")
+        }
+        projections = {n for n, node in inside.items() if weights & set(node.input)}
+        before = ancestors(graph, [inside[n].output[0] for n in projections])
+        for node in inside.values():
+            if node.name in before or "norm" in node.name:
+                continue
+            if node.op_type == "Split" and node.input[0].split("/")[-1].startswith("MatMul"):
+                continue  # splits the projection into query-key and value
+            assert node.metadata_props[0].value == "float", node.name
+            islands += 1
+    assert islands > 10
+
+
+def test_logits_are_float_and_projections_are_not(graphs):
+    for name in ("inter_step", "intra_step"):
+        graph = graphs[name].graph
+        weights = {tensor.name for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "MatMul" and weights & set(node.input):
+                expected = "float" if node.output[0].startswith("logits.") else "any"
+                assert node.metadata_props[0].value == expected, node.name
 
 
 def test_weights_are_used_by_matmul_as_they_are(graphs):

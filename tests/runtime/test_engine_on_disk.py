@@ -131,3 +131,65 @@ with m2kit.open_engine({str(digits_engine)!r}) as engine:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "(2, 4, 4, 2)", done.stderr
+
+
+@pytest.mark.gpu
+def test_cuda_draws_the_ids_of_the_cpu(digits_engine):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs an NVIDIA GPU and onnxruntime-gpu")
+    try:
+        with m2kit.open_engine(digits_engine, provider="cuda") as engine:
+            on_gpu = engine.sample(np.arange(10), m2kit.Sampling(seed=1))
+    except BackendError as error:
+        pytest.skip(f"needs an NVIDIA GPU: {error}")
+    with m2kit.open_engine(digits_engine) as engine:
+        np.testing.assert_array_equal(on_gpu, engine.sample(np.arange(10), m2kit.Sampling(seed=1)))
+
+
+def test_a_failure_inside_onnxruntime_is_a_backend_error(digits_engine):
+    with m2kit.open_engine(digits_engine) as engine:
+        with pytest.raises(BackendError, match="ONNX Runtime failed in decoder"):
+            engine.backend.run("decoder", {"codes": np.zeros((1, 3, 4, 4), np.float32)})
+        steps = engine.backend.open_steps(1)
+        steps.intra.inputs["sub_token"][:] = 10_000
+        with pytest.raises(BackendError, match="ONNX Runtime failed in a step"):
+            steps.intra.run(1)
+
+
+def test_a_closed_engine_says_so(digits_engine):
+    with m2kit.open_engine(digits_engine) as engine:
+        pass
+    with pytest.raises(BackendError, match="was closed"):
+        engine.sample([0])
+
+
+def test_a_user_without_a_home_can_open_an_engine(digits_engine, monkeypatch):
+    from pathlib import Path
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with m2kit.open_engine(digits_engine) as engine:
+        assert engine.spec.transformer
+
+
+def test_sessions_are_asked_for_float32_and_not_tf32(digits_engine, monkeypatch):
+    import onnxruntime
+
+    asked = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: (asked.extend(providers), real(path, options))[1],
+    )
+    with (
+        m2kit.open_engine(digits_engine, provider="cuda") as engine,
+        pytest.raises(BackendError, match="fell back"),
+    ):
+        engine.encode(np.zeros((1, 3, 32, 32), np.float32))
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"})]

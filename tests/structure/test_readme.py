@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, picture
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -54,3 +56,24 @@ def test_every_file_it_names_exists():
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
     assert len(README.splitlines()) <= 200
+
+
+def test_its_figures_are_those_of_the_shipped_checkpoint():
+    pytest.importorskip("torch")
+    from m2kit.training.checkpoint import read_checkpoint
+
+    training = read_checkpoint(ROOT / "examples" / "digits" / "digits.pt").training
+    held_out, own = training["held_out_bits_per_token"], training["training_bits_per_token"]
+    assert f"| {held_out:.3f} / {own:.3f} |" in README
+
+
+def test_its_picture_is_what_the_demo_draws(digits_engine):
+    import m2kit
+    from m2kit.images import write_grid
+
+    with m2kit.open_engine(digits_engine) as engine, tempfile.TemporaryDirectory() as folder:
+        tokens = engine.sample(np.arange(10).repeat(8), m2kit.Sampling(seed=1))
+        write_grid(Path(folder) / "digits.png", engine.decode(tokens), columns=8)
+        drawn = picture(Path(folder) / "digits.png").astype(int)
+    shown = picture(ROOT / "docs" / "images" / "digits.png").astype(int)
+    assert np.abs(drawn - shown).max() <= 1  # one grey level: another machine may round otherwise

@@ -112,3 +112,16 @@ def test_an_output_is_checked_before_work_is_spent_on_it(tmp_path):
     ):
         with pytest.raises(FolderError, match=words):
             check_output(tmp_path / name, ".png")
+
+
+def test_a_dead_runs_half_written_file_is_removed(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / f".a.tmp-{child.stdout.strip()}.png").write_text("half")
+    with new_file(tmp_path / "a.png") as temporary:
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

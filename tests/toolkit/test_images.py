@@ -70,3 +70,32 @@ def test_token_files_read_back_and_refuse_another_model(tmp_path):
         read_tokens(tmp_path / "c.npy", spec)
     with pytest.raises(FolderError, match=r"ending in \.npz"):
         write_tokens(tmp_path / "a.txt", ids, spec)
+
+
+def test_a_deeper_picture_is_refused_rather_than_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 30_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match="expected 8 bits per channel"):
+        read_image(tmp_path / "deep.png")
+
+
+def test_token_files_keep_the_name_they_were_given(tmp_path):
+    write_tokens(tmp_path / "a.NPZ", np.zeros((1, 2, 3, 2), np.int64), tiny_spec())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.NPZ"]
+
+
+def test_a_damaged_token_file_is_one_error_or_reads_right(tmp_path):
+    ids = np.arange(12).reshape(1, 2, 3, 2) % 4
+    path = tmp_path / "a.npz"
+    write_tokens(path, ids, tiny_spec())
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[random.integers(len(data))] ^= 1 << int(random.integers(8))
+        path.write_bytes(data[: random.integers(len(data) // 2, len(data) + 1)])
+        try:
+            np.testing.assert_array_equal(read_tokens(path, tiny_spec()), ids)
+        except InputError:
+            refused += 1
+    assert refused > 200

@@ -44,6 +44,7 @@ def test_a_latent_of_zero_is_minus_one():
     ("tokens", "words"),
     [
         (np.zeros((1, 2, 2), int), "shape"),
+        (np.zeros((0, 2, 2, 2), int), "shape"),
         (np.zeros((1, 2, 2, 3), int), r"\(B, h, w, 2\)"),
         (np.zeros((1, 2, 2, 2)), "float64"),
         (np.full((1, 2, 2, 2), 4), "sub-token 0 has 2 bits, so its ids lie in 0..3; found 4..4"),

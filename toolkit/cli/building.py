@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from m2kit.cli.options import json_option, only_folder
+from m2kit.cli.options import json_option, only_folder, spec_option
 from m2kit.cli.output import note, print_result, size_text, stage
-from m2kit.config import overrides_from_text
-from m2kit.errors import InputError, require
+from m2kit.errors import require
 from m2kit.manifest import BUNDLE, Manifest
 
 
@@ -25,14 +24,9 @@ from m2kit.manifest import BUNDLE, Manifest
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Bundle folder.  [default: NAME.bundle in this directory]",
+    help="Bundle folder; an older bundle is replaced.  [default: NAME.bundle in this directory]",
 )
-@click.option(
-    "--spec",
-    "spec_text",
-    help="What the tensors' shapes do not tell: a JSON file, or JSON such as "
-    '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.',
-)
+@spec_option
 @click.option(
     "--weights",
     type=click.Choice(["ema", "live"]),
@@ -40,7 +34,7 @@ from m2kit.manifest import BUNDLE, Manifest
 )
 @json_option
 def export(
-    ckpt: Path, output: Path | None, spec_text: str | None, weights: str | None, as_json: bool
+    ckpt: Path, output: Path | None, overrides: dict[str, Any], weights: str | None, as_json: bool
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, checked against PyTorch."""
     require("torch", extra="export,cpu", what="export")
@@ -49,7 +43,7 @@ def export(
     from m2kit.training.checkpoint import read_checkpoint
 
     stage(f"reading {ckpt}")
-    checkpoint = read_checkpoint(ckpt, overrides=_overrides(spec_text), weights=weights)
+    checkpoint = read_checkpoint(ckpt, overrides=overrides, weights=weights)
     for name, value in checkpoint.source["assumed"].items():
         note(f"assuming {name} {value}: the file does not tell (set it with --spec)")
     destination = output or Path(f"{ckpt.stem}.bundle")
@@ -63,7 +57,7 @@ def export(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Engine folder.  [default: NAME.engine in this directory]",
+    help="Engine folder; an older engine is replaced.  [default: NAME.engine in this directory]",
 )
 @click.option(
     "--backend",
@@ -78,20 +72,10 @@ def build_engine(bundle: Path | None, output: Path | None, backend: str, as_json
     from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
 
     bundle = only_folder(BUNDLE, bundle)
-    destination = output or Path(f"{bundle.name.removesuffix('.bundle')}.engine")
+    name = bundle.resolve().name.removesuffix(".bundle")
+    destination = output or Path(f"{name}.engine")
     manifest = build_onnxruntime_engine(bundle, destination, stage)
     _print_folder(destination, manifest, as_json, {"backend": backend})
-
-
-def _overrides(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    if text.lstrip().startswith("{"):
-        return overrides_from_text(text)
-    try:
-        return overrides_from_text(Path(text).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--spec: {text} is neither JSON nor a readable JSON file") from error
 
 
 def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]) -> None:

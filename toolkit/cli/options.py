@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import m2kit
+from m2kit.config import overrides_from_text
 from m2kit.errors import FolderError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
 
@@ -32,6 +33,26 @@ provider_option = click.option(
     default="cpu",
     show_default=True,
     help="Where ONNX Runtime runs; never falls back.",
+)
+
+
+def _overrides(ctx: click.Context, param: click.Parameter, text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    if text.lstrip().startswith("{"):
+        return overrides_from_text(text)
+    try:
+        return overrides_from_text(Path(text).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--spec: {text} is neither JSON nor a readable JSON file") from error
+
+
+spec_option = click.option(
+    "--spec",
+    "overrides",
+    callback=_overrides,
+    help="What a checkpoint's shapes do not tell: a JSON file, or JSON such as "
+    '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.',
 )
 
 

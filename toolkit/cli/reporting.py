@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from m2kit.cli.options import json_option
+from m2kit.cli.options import json_option, provider_option, spec_option
 from m2kit.cli.output import print_result, size_text, stage
 from m2kit.config import PRESETS, ModelSpec
+from m2kit.contract import is_past
 from m2kit.errors import FolderError, InputError, require
 from m2kit.manifest import (
     REFERENCE_FILE,
@@ -30,8 +31,9 @@ def _open(path: Path) -> Manifest:
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@provider_option
 @json_option
-def verify(path: Path, as_json: bool) -> None:
+def verify(path: Path, provider: str, as_json: bool) -> None:
     """Hash every file of a bundle or engine, and repeat its comparison with PyTorch's reference."""
     from m2kit.runtime.engine import Engine
     from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -41,7 +43,8 @@ def verify(path: Path, as_json: bool) -> None:
     stage("hashing every file")
     check_files(path, manifest, trust_seen_weights=False)
     stage("comparing with PyTorch's reference")
-    with Engine(manifest.spec, OnnxRuntimeBackend(path, manifest)) as engine:
+    backend = OnnxRuntimeBackend(path, manifest, provider=provider)
+    with Engine(manifest.spec, backend) as engine:
         report = compare(engine, read_reference(path / REFERENCE_FILE))
     rows = {"files": f"{len(manifest.files)} intact"} | {
         name: "equal" if "mismatches" in check else f"difference {check['difference']:.1e}"
@@ -74,8 +77,9 @@ def inspect(path: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("target", metavar="PATH|PRESET")
+@spec_option
 @json_option
-def describe(target: str, as_json: bool) -> None:
+def describe(target: str, overrides: dict[str, Any], as_json: bool) -> None:
     """Describe a checkpoint, bundle, engine or preset: architecture, parameters, training."""
     path = Path(target)
     if target in PRESETS and not path.exists():
@@ -89,7 +93,7 @@ def describe(target: str, as_json: bool) -> None:
         require("torch", extra="export", what="describing a checkpoint")
         from m2kit.training.checkpoint import read_checkpoint
 
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, overrides=overrides)
         rows = _describe(checkpoint.spec, checkpoint.sampling, checkpoint.training)
     else:
         raise InputError(
@@ -132,9 +136,9 @@ def _text(value: Any) -> str:
 
 def _tensors(entries: list[Any]) -> str:
     """Names and shapes; a layer's cache is shown once."""
-    shown = [e for e in entries if not e[0].startswith("past.")]
+    shown = [e for e in entries if not is_past(e[0])]
     text = ", ".join(f"{name} {tuple(shape)}".replace("'", "") for name, _, shape in shown)
-    caches = [e for e in entries if e[0].startswith("past.")]
+    caches = [e for e in entries if is_past(e[0])]
     if caches:
         shape = str(tuple(caches[0][2])).replace("'", "")
         text += f", {len(caches)} past.* {shape}"

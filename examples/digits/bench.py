@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import statistics
 import time
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from m2kit.runtime.engine import Engine
 from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
 from m2kit.training.torch_backend import TorchBackend
 
-ROUNDS = 7
+ROUNDS = 15
+WARM_UP = 2
 IMAGES = 10
 
 
@@ -42,19 +43,22 @@ def main() -> None:
     model = model_from_checkpoint(read_checkpoint(options.checkpoint))
     with m2kit.open_engine(options.engine) as engine:
         in_torch = Engine(model.spec, TorchBackend(model), defaults=engine.defaults)
-        pairs = [(milliseconds(engine), milliseconds(in_torch)) for _ in range(ROUNDS + 1)][1:]
+        rounds = range(WARM_UP + ROUNDS)
+        pairs = np.array([(milliseconds(engine), milliseconds(in_torch)) for _ in rounds])[WARM_UP:]
+        versions = engine.info.versions if engine.info else {}
     result = {
         "images": IMAGES,
         "rounds": ROUNDS,
-        "onnxruntime_ms_median": statistics.median(own for own, _ in pairs),
-        "pytorch_ms_median": statistics.median(other for _, other in pairs),
-        "ratio_median": statistics.median(other / own for own, other in pairs),
-        "machine": platform.platform(),
-        "m2kit": m2kit.__version__,
+        "precision": "float32",
+        "device": f"cpu, {os.cpu_count()} cores, {platform.platform()}",
+        "versions": versions,
+        "ratio_median": round(float(np.median(pairs[:, 1] / pairs[:, 0])), 2),
     }
-    print(f"ONNX Runtime  {result['onnxruntime_ms_median']:.1f} ms for {IMAGES} images (median)")
-    print(f"PyTorch       {result['pytorch_ms_median']:.1f} ms")
-    print(f"ratio         {result['ratio_median']:.2f}, pair by pair (median)")
+    for column, name in enumerate(("onnxruntime", "pytorch")):
+        median, p95 = np.percentile(pairs[:, column], [50, 95]).round(1)
+        result[f"{name}_ms"] = {"median": median, "p95": p95}
+        print(f"{name:12} {median:7.1f} ms for {IMAGES} images (median), {p95:.1f} ms (p95)")
+    print(f"ratio        {result['ratio_median']:7.2f}, pair by pair (median)")
     print(json.dumps(result))
 
 

@@ -42,7 +42,7 @@ class OnnxRuntimeBackend:
             threads: Threads inside an operator; None lets ONNX Runtime choose.
 
         Raises:
-            BackendError: onnxruntime is not installed, or does not have that provider.
+            BackendError: onnxruntime is not installed, or that provider is missing or cannot start.
         """
         self._ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
         self._ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
@@ -51,6 +51,8 @@ class OnnxRuntimeBackend:
         self._provider = _provider(self._ort, provider)
         self._sessions: dict[str, Any] = {}
         self._closed = False
+        if provider != "cpu":
+            self.session(contract.LFQ)  # the smallest graph tells whether the provider starts
 
     def path(self, graph: str) -> Path:
         """The file of a graph."""

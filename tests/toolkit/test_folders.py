@@ -8,6 +8,14 @@ from m2kit.errors import FolderError
 from m2kit.folders import check_output, new_file, new_folder
 
 
+@pytest.fixture
+def dead_pid():
+    """The process number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def make(path, text="new"):
     with new_folder(path, "bundle.json") as folder:
         (folder / "bundle.json").write_text(text)
@@ -49,14 +57,8 @@ def test_what_is_not_ours_is_never_replaced(tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
 
 
-def test_leftovers_of_a_dead_run_are_removed_and_of_a_living_one_kept(tmp_path):
-    child = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    dead = tmp_path / f".x.bundle.tmp-{child.stdout.strip()}"
+def test_leftovers_of_a_dead_run_are_removed_and_of_a_living_one_kept(tmp_path, dead_pid):
+    dead = tmp_path / f".x.bundle.tmp-{dead_pid}"
     living = tmp_path / f".x.bundle.tmp-{os.getppid()}"
     for path in (dead, living):
         path.mkdir()
@@ -65,16 +67,10 @@ def test_leftovers_of_a_dead_run_are_removed_and_of_a_living_one_kept(tmp_path):
     assert living.exists()
 
 
-def test_a_run_killed_between_its_two_renames_gives_the_old_folder_back(tmp_path):
-    child = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_a_run_killed_between_its_two_renames_gives_the_old_folder_back(tmp_path, dead_pid):
     target = tmp_path / "x.bundle"
     make(target, "old")
-    target.rename(tmp_path / f".x.bundle.tmp-{child.stdout.strip()}-old")
+    target.rename(tmp_path / f".x.bundle.tmp-{dead_pid}-old")
     with pytest.raises(RuntimeError), new_folder(target, "bundle.json"):
         raise RuntimeError
     assert (target / "bundle.json").read_text() == "old"
@@ -114,14 +110,8 @@ def test_an_output_is_checked_before_work_is_spent_on_it(tmp_path):
             check_output(tmp_path / name, ".png")
 
 
-def test_a_dead_runs_half_written_file_is_removed(tmp_path):
-    child = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (tmp_path / f".a.tmp-{child.stdout.strip()}.png").write_text("half")
+def test_a_dead_runs_half_written_file_is_removed(tmp_path, dead_pid):
+    (tmp_path / f".a.tmp-{dead_pid}.png").write_text("half")
     with new_file(tmp_path / "a.png") as temporary:
         temporary.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -45,7 +45,7 @@ def test_the_commands_and_the_snippet_run_in_the_order_they_stand(tmp_path):
 
 
 def test_every_make_target_it_names_exists():
-    named = set(re.findall(r"\bmake ([a-z-]+)", README))
+    named = set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", README, flags=re.MULTILINE))
     assert {"demo", "test"} <= named
     for target in named:
         assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE), target

@@ -47,11 +47,18 @@ def verify(path: Path, provider: str, as_json: bool) -> None:
     with Engine(manifest.spec, backend) as engine:
         report = compare(engine, read_reference(path / REFERENCE_FILE))
     rows = {"files": f"{len(manifest.files)} intact"} | {
-        name: "equal" if "mismatches" in check else f"difference {check['difference']:.1e}"
-        for name, check in report["checks"].items()
+        name: _outcome(check) for name, check in report["checks"].items()
     }
     require_parity(report, str(path))
     print_result(rows, as_json, {"path": str(path), "files": len(manifest.files), **report})
+
+
+def _outcome(check: dict[str, Any]) -> str:
+    if "difference" in check:
+        return f"difference {check['difference']:.1e}"
+    if check["mismatches"] == 0:
+        return "equal"
+    return f"{check['mismatches']} of {check['compared']} ids differ, from a near tie on"
 
 
 @click.command()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 import m2kit
 from m2kit.cli.options import (
+    NUMBERS,
     OpenEngine,
     batch_option,
     class_list,
@@ -38,13 +39,25 @@ def sampling_options(command: Any) -> Any:
         click.option(
             "--top-p",
             callback=numbers(float),
+            metavar=NUMBERS,
             help="Keep the likeliest tokens up to this probability; 1 is all.",
         ),
-        click.option("--top-k", callback=numbers(int), help="Keep the k likeliest; 0 is all."),
-        click.option("--temperature", callback=numbers(float), help="Divides the logits; > 0."),
+        click.option(
+            "--top-k",
+            callback=numbers(int),
+            metavar=NUMBERS,
+            help="Keep the k likeliest; 0 is all.",
+        ),
+        click.option(
+            "--temperature",
+            callback=numbers(float),
+            metavar=NUMBERS,
+            help="Divides the logits; > 0.",
+        ),
         click.option(
             "--guidance",
             callback=numbers(float),
+            metavar=NUMBERS,
             help="Guidance scale, as 2 or per sub-token as 1.9,2.0; 1 is off.  "
             "[default for all four: the model's own]",
         ),

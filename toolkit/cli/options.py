@@ -110,6 +110,9 @@ def batch_option(default: int) -> Callable[[Command], Command]:
     )
 
 
+NUMBERS = "X[,X...]"  # how help shows what `numbers` reads
+
+
 def numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], Any]:
     """A callback that reads "2" or "1.9,2.0" as one number or a tuple of them."""
 

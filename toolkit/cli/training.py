@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import m2kit
-from m2kit.cli.options import json_option, numbers
+from m2kit.cli.options import NUMBERS, json_option, numbers
 from m2kit.cli.output import print_result
 from m2kit.errors import require
 
@@ -63,7 +63,14 @@ def _share(name: str, default: float, text: str) -> Decorator:
 
 
 def _listed(name: str, default: str, kind: type, text: str) -> Decorator:
-    return click.option(name, callback=numbers(kind), default=default, show_default=True, help=text)
+    return click.option(
+        name,
+        callback=numbers(kind),
+        metavar=NUMBERS,
+        default=default,
+        show_default=True,
+        help=text,
+    )
 
 
 @click.group()

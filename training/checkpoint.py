@@ -297,12 +297,31 @@ def write_ar_checkpoint(
     save_whole({"state_dict": state, METADATA: metadata}, path)
 
 
-def save_whole(content: dict[str, Any], path: Path) -> None:
-    """torch.save, whole or not at all.
+class _KeepsError(io.RawIOBase):
+    """A file that keeps the first OSError of writing: torch would turn it into an internal one."""
 
-    In memory first: writing to disk itself, torch reports a full disk as an internal error.
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        """Write, or after an error only pretend to."""
+        try:
+            if self.error is None:
+                self._file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+
+def save_whole(content: dict[str, Any], path: Path) -> None:
+    """torch.save, whole or not at all, without a second copy in memory.
+
+    Raises:
+        FolderError: It cannot be written.
     """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with new_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        kept = _KeepsError(file)
+        torch.save(content, kept)
+        if kept.error is not None:
+            raise kept.error

@@ -37,6 +37,12 @@ class ProbeBackend(OnnxRuntimeBackend):
         """The probe of a graph."""
         return self._paths[graph]
 
+    def options(self) -> Any:
+        """Nodes run in the order they are written, so that a maximum is taken at once."""
+        options = super().options()
+        options.execution_order = self.ort.ExecutionOrder.PRIORITY_BASED
+        return options
+
     def io(self, graph: str) -> GraphIO:
         """The graph's own inputs and outputs, and the probe's."""
         io = super().io(graph)

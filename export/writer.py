@@ -204,25 +204,27 @@ class GraphWriter:
             The names of the values, in the order of the output (n) float32.
         """
         graph = self._model.clone().graph
-        values = [
-            value for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT
-        ]
-        nodes = []
-        for value in values:
-            absolute = ir.node("Abs", [value])
-            largest = ir.node("ReduceMax", absolute.outputs, attributes={"keepdims": 0})
-            nodes += [absolute, largest]
-        shape = ir.Value(name="probe_shape", const_value=ir.tensor([1], name="probe_shape"))
-        graph.register_initializer(shape)
-        single = [ir.node("Reshape", [node.outputs[0], shape]) for node in nodes[1::2]]
+        one = ir.Value(name="probe_shape", const_value=ir.tensor([1], name="probe_shape"))
+        graph.register_initializer(one)
+        names, maxima = [], []
+        for node in list(graph):
+            for value in node.outputs:
+                if value.dtype == ir.DataType.FLOAT:
+                    absolute = ir.node("Abs", [value])
+                    largest = ir.node("ReduceMax", absolute.outputs, attributes={"keepdims": 0})
+                    single = ir.node("Reshape", [largest.outputs[0], one])
+                    # In place: run in this order, no value outlives its own maximum.
+                    graph.insert_after(node, [absolute, largest, single])
+                    names.append(str(value.name))
+                    maxima.append(single.outputs[0])
         joined = ir.node(
-            "Concat", [node.outputs[0] for node in single], attributes={"axis": 0},
-            outputs=[_value(TensorSpec(PROBE, "float32", (len(values),)))],
+            "Concat", maxima, attributes={"axis": 0},
+            outputs=[_value(TensorSpec(PROBE, "float32", (len(names),)))],
         )  # fmt: skip
-        graph.extend([*nodes, *single, joined])
+        graph.append(joined)
         graph.outputs.append(joined.outputs[0])
         _write(ir.Model(graph, ir_version=IR_VERSION), path)
-        return [str(value.name) for value in values]
+        return names
 
 
 def _result_type(

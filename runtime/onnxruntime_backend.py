@@ -44,11 +44,11 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: onnxruntime is not installed, or that provider is missing or cannot start.
         """
-        self._ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
-        self._ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
+        self.ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+        self.ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
         self._folder, self._manifest = folder, manifest
         self._threads = threads
-        self._provider = _provider(self._ort, provider)
+        self._provider = _provider(self.ort, provider)
         self._sessions: dict[str, Any] = {}
         self._closed = False
         if provider != "cpu":
@@ -62,6 +62,13 @@ class OnnxRuntimeBackend:
         """What the file of a graph takes and gives."""
         return contract.graph_io(self._manifest.spec, graph)
 
+    def options(self) -> Any:
+        """Session options of every graph."""
+        options = self.ort.SessionOptions()
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        return options
+
     def session(self, graph: str) -> Any:
         """The session of one graph.
 
@@ -72,13 +79,10 @@ class OnnxRuntimeBackend:
             raise BackendError("the engine was closed; open it again with m2kit.open_engine")
         if graph in self._sessions:
             return self._sessions[graph]
-        options = self._ort.SessionOptions()
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        path = self.path(graph)
+        options, path = self.options(), self.path(graph)
         try:
             provider = (self._provider, _PROVIDER_OPTIONS.get(self._provider, {}))
-            session = self._ort.InferenceSession(path, options, providers=[provider])
+            session = self.ort.InferenceSession(path, options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
             raise BackendError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
         if session.get_providers()[0] != self._provider:

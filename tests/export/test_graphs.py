@@ -217,3 +217,18 @@ def test_the_recorded_maxima_are_those_of_pytorch(exported):
         # Every sub-position runs every head, so the graph may see more than the logits used.
         assert maxima["intra_step"][f"logits.{k}"] >= np.abs(reference[f"logits_{k}"]).max() * 0.999
     assert not [path.name for path in bundle.iterdir() if path.name.startswith("probe")]
+
+
+def test_a_probe_takes_each_maximum_at_once(tmp_path):
+    """Otherwise every intermediate array of a decoder stays in memory until the end."""
+    spec = tiny_spec()
+    shapes = expected_shapes(spec) | {
+        "transformer.sub_token_embeddings": (sum(spec.transformer.vocabularies), 16)
+    }
+    writers = write_graphs(spec, tmp_path, lambda name: np.ones(shapes[name], np.float32))
+    names = writers["decoder"].save_probe(tmp_path / "probe.onnx")
+    nodes = onnx.load(tmp_path / "probe.onnx", load_external_data=False).graph.node
+    made = {output: index for index, node in enumerate(nodes) for output in node.output}
+    taken = {node.input[0]: index for index, node in enumerate(nodes) if node.op_type == "Abs"}
+    assert list(taken) == names
+    assert max(taken[name] - made[name] for name in names) <= 4  # a Split has two outputs

@@ -24,7 +24,7 @@ from m2kit.export.graphs.intra_step import intra_step
 from m2kit.export.graphs.lfq import lfq
 from m2kit.export.maxima import ProbeBackend
 from m2kit.export.reference import make_reference
-from m2kit.export.writer import Array, GraphWriter, WeightFile
+from m2kit.export.writer import Array, GraphWriter, WeightFile, Weights
 from m2kit.folders import new_folder
 from m2kit.manifest import (
     BUNDLE,
@@ -101,9 +101,7 @@ def export_bundle(
     return manifest
 
 
-def write_graphs(
-    spec: ModelSpec, folder: Path, load: Callable[[str], Array]
-) -> dict[str, GraphWriter]:
+def write_graphs(spec: ModelSpec, folder: Path, load: Weights) -> dict[str, GraphWriter]:
     """Write every graph of a spec and the weights file they share; returns graph -> writer."""
     weights = WeightFile(load)
     writers = {graph: GRAPHS[graph](spec, weights) for graph in contract.graph_names(spec)}
@@ -128,7 +126,7 @@ def _entries(spec: ModelSpec, writers: Mapping[str, GraphWriter]) -> dict[str, d
     return entries
 
 
-def _weights(checkpoint: Checkpoint) -> Callable[[str], Array]:
+def _weights(checkpoint: Checkpoint) -> Weights:
     """Loads one tensor of the checkpoint as float32; the embedding tables as the one they form."""
 
     def load(name: str) -> Array:

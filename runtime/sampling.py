@@ -27,8 +27,9 @@ class Sampling:
 
     Attributes:
         seed: 0 <= seed < 2^64.
-        guidance: Classifier-free guidance scale; one number, or one per sub-token. 1 is off.
-        temperature: Divides the logits; > 0.
+        guidance: Classifier-free guidance scale in 0..10000; one number, or one per sub-token.
+            1 is off.
+        temperature: Divides the logits; in 0.001..10000.
         top_k: Keep the k largest logits, 0 for all.
         top_p: Keep the smallest set of tokens whose probability exceeds p, 1 for all.
         greedy: Take the arg max instead of drawing.

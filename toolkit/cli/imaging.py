@@ -52,7 +52,7 @@ def sampling_options(command: Any) -> Any:
             "--temperature",
             callback=numbers(float),
             metavar=NUMBERS,
-            help="Divides the logits; > 0.",
+            help="Divides the logits; 0.001 or more.",
         ),
         click.option(
             "--guidance",

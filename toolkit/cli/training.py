@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import m2kit
-from m2kit.cli.options import NUMBERS, json_option, numbers
+from m2kit.cli.options import NUMBERS, json_option, numbers, output_option
 from m2kit.cli.output import print_result
 from m2kit.errors import require
 
@@ -46,9 +46,9 @@ def _whole(name: str, default: int, text: str) -> Decorator:
     )
 
 
-def _real(name: str, default: float, text: str) -> Decorator:
+def _real(name: str, default: float, text: str, lowest: float = 1e-9) -> Decorator:
     return click.option(
-        name, type=click.FloatRange(1e-9, 1e6), default=default, show_default=True, help=text
+        name, type=click.FloatRange(lowest, 1e6), default=default, show_default=True, help=text
     )
 
 
@@ -93,17 +93,10 @@ def _require_training() -> None:
 @_whole("--batch", 32, "Images per step.")
 @_real("--learning-rate", 1e-3, "Peak learning rate.")
 @_share("--ema-decay", 0.98, "Decay of the weights' moving average per step.")
-@_real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.")
+@_real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.", lowest=0)
 @_real("--entropy-temperature", 0.01, "Temperature of its soft assignment.")
-@_real("--commitment-weight", 0.25, "Weight of the commitment loss.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default="runs/tokenizer",
-    show_default=True,
-    help="Run folder.",
-)
+@_real("--commitment-weight", 0.25, "Weight of the commitment loss.", lowest=0)
+@output_option("runs/tokenizer", "Run folder.")
 @json_option
 def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **options: Any) -> None:
     """Train the image tokenizer; leaves tokenizer.pt, curves.png and samples.png."""
@@ -151,14 +144,7 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @_share("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
 @_whole("--versions", 16, "Versions of each training image: as it is, then warped a little.")
 @_listed("--guidance", "2.0", float, "Default guidance kept in the checkpoint.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default="runs/ar",
-    show_default=True,
-    help="Run folder.",
-)
+@output_option("runs/ar", "Run folder.")
 @json_option
 def ar(
     output: Path,

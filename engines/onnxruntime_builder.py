@@ -6,7 +6,6 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,22 +23,19 @@ from m2kit.manifest import (
     read_manifest,
     write_manifest,
 )
+from m2kit.progress import Begin, silent
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from m2kit.runtime.verification import compare, read_reference, require_parity
 
-Progress = Callable[[str], None]
 
-
-def build_onnxruntime_engine(
-    bundle: Path, destination: Path, progress: Progress = lambda stage: None
-) -> Manifest:
+def build_onnxruntime_engine(bundle: Path, destination: Path, begin: Begin = silent) -> Manifest:
     """Build the engine of a bundle; it appears only if it agrees with PyTorch's reference.
 
     Args:
         bundle: A bundle folder.
         destination: The engine folder.
-        progress: Called with the name of each stage as it begins.
+        begin: Called with the name of each stage as it begins.
 
     Raises:
         FolderError: The bundle is damaged or the destination cannot be written.
@@ -48,20 +44,20 @@ def build_onnxruntime_engine(
     """
     started = time.monotonic()
     ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
-    progress("checking the bundle")
+    begin("checking the bundle")
     source = read_manifest(bundle, BUNDLE)
     check_files(bundle, source, trust_seen_weights=False)
     with new_folder(destination, manifest_name(ENGINE)) as folder:
-        progress("copying graphs and weights")
+        begin("copying graphs and weights")
         for name in source.files:
             shutil.copyfile(bundle / name, folder / name)
         files = files_table(folder)
         if files != source.files:
             raise FolderError(f"{bundle} changed while it was being copied; run build-engine again")
         manifest = replace(source, kind=ENGINE, files=files)
-        progress("comparing the engine with PyTorch's reference")
+        advance = begin("comparing the engine with PyTorch's reference", source.spec.positions)
         with Engine(source.spec, OnnxRuntimeBackend(folder, manifest)) as engine:
-            report = compare(engine, read_reference(folder / REFERENCE_FILE))
+            report = compare(engine, read_reference(folder / REFERENCE_FILE), advance)
         require_parity(report, "the engine")
         manifest = replace(
             manifest,

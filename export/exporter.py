@@ -23,7 +23,7 @@ from m2kit.export.graphs.inter_step import EMBEDDINGS, inter_step
 from m2kit.export.graphs.intra_step import intra_step
 from m2kit.export.graphs.lfq import lfq
 from m2kit.export.maxima import ProbeBackend
-from m2kit.export.reference import make_reference
+from m2kit.export.reference import make_inputs, score_in_torch
 from m2kit.export.writer import Array, GraphWriter, WeightFile, Weights
 from m2kit.folders import new_folder
 from m2kit.manifest import (
@@ -34,9 +34,11 @@ from m2kit.manifest import (
     manifest_name,
     write_manifest,
 )
+from m2kit.progress import Begin, silent
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from m2kit.runtime.verification import IMAGES, TOKENS, compare, require_parity
+from m2kit.runtime.sampling import Sampling
+from m2kit.runtime.verification import CLASS_IDS, GUIDANCE, IMAGES, compare, require_parity
 from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
 from m2kit.training.models.transformer import embedding_names
 
@@ -47,11 +49,10 @@ GRAPHS: dict[str, Callable[[ModelSpec, WeightFile], GraphWriter]] = {
     contract.INTER_STEP: inter_step,
     contract.INTRA_STEP: intra_step,
 }
-Progress = Callable[[str], None]
 
 
 def export_bundle(
-    checkpoint: Checkpoint, destination: Path, name: str, progress: Progress = lambda stage: None
+    checkpoint: Checkpoint, destination: Path, name: str, begin: Begin = silent
 ) -> Manifest:
     """Write the bundle of a checkpoint.
 
@@ -59,7 +60,7 @@ def export_bundle(
         checkpoint: What to export.
         destination: The bundle folder; appears only when complete and in parity.
         name: The model's name, kept in the bundle.
-        progress: Called with the name of each stage as it begins.
+        begin: Called with the name of each stage as it begins.
 
     Raises:
         ParityError: A graph does not agree with PyTorch.
@@ -69,7 +70,7 @@ def export_bundle(
     require("onnxruntime", extra="cpu", what="export's parity check")
     spec = checkpoint.spec
     with new_folder(destination, manifest_name(BUNDLE)) as folder:
-        progress("writing graphs and weights")
+        begin("writing graphs and weights")
         writers = write_graphs(spec, folder, _weights(checkpoint))
         manifest = Manifest(
             kind=BUNDLE,
@@ -83,29 +84,45 @@ def export_bundle(
             parity={},
             training=checkpoint.training,
         )
-        progress("decoding a trajectory with ONNX Runtime, scoring it with PyTorch")
-        probe = ProbeBackend(folder, manifest, writers)
-        with Engine(spec, probe) as engine:
-            reference = make_reference(engine, model_from_checkpoint(checkpoint))
-            engine.encode(reference[IMAGES])
-            engine.decode(reference[TOKENS])
+        reference, maxima = _reference(checkpoint, folder, manifest, writers, begin)
         np.savez(folder / REFERENCE_FILE, **reference)
-        progress("comparing every graph with PyTorch")
+        advance = begin("comparing every graph with PyTorch", spec.positions)
         with Engine(spec, OnnxRuntimeBackend(folder, manifest)) as engine:
-            report = compare(engine, reference)
+            report = compare(engine, reference, advance)
         require_parity(report, "the exported model")
-        manifest = replace(
-            manifest, files=files_table(folder), parity=report, maxima=probe.maxima()
-        )
+        manifest = replace(manifest, files=files_table(folder), parity=report, maxima=maxima)
         write_manifest(folder, manifest)
     return manifest
 
 
+def _reference(
+    checkpoint: Checkpoint,
+    folder: Path,
+    manifest: Manifest,
+    writers: Mapping[str, GraphWriter],
+    begin: Begin,
+) -> tuple[dict[str, Array], dict[str, dict[str, float]]]:
+    """The reference, and the maxima of every value; the weights are in memory once at a time."""
+    spec, inputs = checkpoint.spec, make_inputs(checkpoint.spec)
+    advance = begin("decoding a trajectory with ONNX Runtime", spec.positions)
+    with ProbeBackend(folder, manifest, writers) as probe:
+        engine = Engine(spec, probe)
+        tokens = engine.encode(inputs[IMAGES])
+        if spec.transformer is not None:
+            sampling = Sampling(guidance=tuple(inputs[GUIDANCE].tolist()), greedy=True)
+            for drawn in engine.generate(inputs[CLASS_IDS], sampling):
+                tokens = drawn.tokens
+                advance(1)
+        engine.decode(tokens)
+    begin("scoring it with PyTorch")
+    return score_in_torch(model_from_checkpoint(checkpoint), inputs, tokens), probe.maxima()
+
+
 def write_graphs(spec: ModelSpec, folder: Path, load: Weights) -> dict[str, GraphWriter]:
     """Write every graph of a spec and the weights file they share; returns graph -> writer."""
-    weights = WeightFile(load)
+    weights = WeightFile()
     writers = {graph: GRAPHS[graph](spec, weights) for graph in contract.graph_names(spec)}
-    weights.write(folder)
+    weights.write(folder, load)
     for graph, writer in writers.items():
         writer.save(folder / f"{graph}.onnx")
     return writers
@@ -128,12 +145,13 @@ def _entries(spec: ModelSpec, writers: Mapping[str, GraphWriter]) -> dict[str, d
 
 def _weights(checkpoint: Checkpoint) -> Weights:
     """Loads one tensor of the checkpoint as float32; the embedding tables as the one they form."""
+    tensors = checkpoint.tensors()
 
     def load(name: str) -> Array:
         if name == EMBEDDINGS:
             names = embedding_names(len(checkpoint.spec.bits))
             return np.concatenate([load(f"transformer.{part}.weight") for part in names])
-        array: Array = checkpoint.weights[name].float().numpy()
+        array: Array = tensors[name].float().numpy()
         return array
 
     return load

@@ -73,6 +73,14 @@ class ProbeBackend(OnnxRuntimeBackend):
             for graph, names in self._names.items()
         }
 
+    def __enter__(self) -> ProbeBackend:
+        """The backend itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
     def close(self) -> None:
         """Drop the sessions and remove the probe graphs."""
         super().close()

@@ -34,9 +34,8 @@ Weights = Callable[[str], Array]  # checkpoint name -> array
 class WeightFile:
     """The tensors of a bundle: shapes known from the start, bytes only when written."""
 
-    def __init__(self, load: Weights) -> None:
-        """Take tensors from `load(name)`, a float32 array."""
-        self._load = load
+    def __init__(self) -> None:
+        """Begin with no tensors."""
         self._tensors: dict[str, tuple[tuple[int, ...], Callable[[Array], Array]]] = {}
         self._places: dict[str, tuple[int, int]] = {}
 
@@ -45,12 +44,12 @@ class WeightFile:
         known = self._tensors.setdefault(name, (shape, convert))
         assert known[0] == shape, f"{name} declared as {known[0]} and as {shape}"
 
-    def write(self, folder: Path) -> None:
-        """Stream every tensor into the weights file."""
+    def write(self, folder: Path, load: Weights) -> None:
+        """Stream every tensor, a float32 array from `load(name)`, into the weights file."""
         seen: dict[str, tuple[int, int]] = {}
         with (folder / WEIGHTS_FILE).open("wb") as file:
             for name, (shape, convert) in self._tensors.items():
-                array = np.ascontiguousarray(convert(self._load(name)), np.float32)
+                array = np.ascontiguousarray(convert(load(name)), np.float32)
                 assert array.shape == shape, f"{name}: declared {shape}, loaded {array.shape}"
                 data = array.data.cast("B")
                 digest = hashlib.sha256(data).hexdigest()

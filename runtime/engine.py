@@ -18,6 +18,7 @@ from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import BackendError, InputError
 from m2kit.manifest import ENGINE, Manifest, check_files, read_manifest
+from m2kit.progress import Advance
 from m2kit.runtime.backend import Backend
 from m2kit.runtime.decoding import Drawn, KnownTokens, decode
 from m2kit.runtime.sampling import Sampler, Sampling, check_image_numbers, is_integer
@@ -127,13 +128,17 @@ class Engine:
         return image
 
     def score(
-        self, class_ids: npt.ArrayLike, tokens: npt.ArrayLike
+        self,
+        class_ids: npt.ArrayLike,
+        tokens: npt.ArrayLike,
+        advance: Advance = lambda count: None,
     ) -> list[npt.NDArray[np.float32]]:
         """Teacher-forced conditional logits, through the same cached steps as `sample`.
 
         Args:
             class_ids: (B) integers in 0..classes; `classes` is the unconditional row.
             tokens: (B, h, w, K) integers.
+            advance: Called with 1 after each position.
 
         Returns:
             K arrays (B, h, w, V_k) float32.
@@ -149,7 +154,7 @@ class Engine:
         known = KnownTokens(checked, len(classes), spec)
         steps = self.backend.open_steps(len(classes))
         for _ in decode(steps, spec, classes, len(classes), known):
-            pass
+            advance(1)
         return [array.reshape(len(classes), *spec.grid, -1) for array in known.logits]
 
     def generate(
@@ -238,7 +243,7 @@ class Engine:
         if height % factor or width % factor or not height or not width:
             raise InputError(
                 f"image height and width must be multiples of {factor}, found {height} x {width}; "
-                "resize or crop the image"
+                "resize or crop the image, or frame it with --pad"
             )
         self._check_latent_grid(height // factor, width // factor)
         return np.ascontiguousarray(array, np.float32)

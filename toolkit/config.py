@@ -184,6 +184,11 @@ class ModelSpec:
         return self.transformer.bits if self.transformer else (self.tokenizer.code_bits,)
 
     @property
+    def positions(self) -> int | None:
+        """N of the transformer, None for a tokenizer alone."""
+        return self.transformer.positions if self.transformer else None
+
+    @property
     def image_size(self) -> tuple[int, int] | None:
         """(height, width) in pixels of a generated image, None for a tokenizer alone."""
         if self.transformer is None:

@@ -57,6 +57,23 @@ def read_images(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
     return np.stack(images)
 
 
+def padded(images: npt.NDArray[np.float32], factor: int) -> npt.NDArray[np.float32]:
+    """(B, 3, H, W) framed in mid-grey (0) up to multiples of `factor`, as the official evaluation.
+
+    The smaller half of what is missing goes above and to the left.
+    """
+    missing = [-side % factor for side in images.shape[2:]]
+    frame = [(count // 2, count - count // 2) for count in missing]
+    return np.pad(images, [(0, 0), (0, 0), *frame])
+
+
+def cropped(images: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """The inverse of `padded`: (B, 3, H', W') cut back to (B, 3, *size)."""
+    height, width = size
+    top, left = ((a - b) // 2 for a, b in zip(images.shape[2:], size, strict=True))
+    return images[:, :, top : top + height, left : left + width]
+
+
 def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """(B, 3, H, W) float32 in [-1, 1] as (B, H, W, 3) uint8."""
     scaled = np.clip(255 * (images + 1) / 2, 0, 255)

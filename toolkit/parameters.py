@@ -1,4 +1,4 @@
-"""Parameter counts from a spec alone, without building the model."""
+"""Parameter counts, and weights read per position, from a spec alone, without the model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ def parameter_counts(spec: ModelSpec) -> dict[str, int]:
     if spec.transformer:
         counts |= _transformer(spec.transformer)
     return counts
+
+
+def weights_per_position(spec: TransformerSpec) -> int:
+    """Weight values that decoding one position reads, whatever the batch.
+
+    The inter step once and the intra step, all heads included, for each sub-token; of the embedding
+    tables only the rows that are looked up. Times the bytes of a value, divided by the memory's
+    bandwidth, this is the least time a position can take.
+    """
+    layer = _layer(spec)
+    inter = spec.inter_layers * layer + len(spec.bits) * spec.width
+    intra = spec.intra_layers * layer + spec.width + sum(spec.vocabularies) * spec.width
+    return inter + len(spec.bits) * intra + (len(spec.bits) - 1) * spec.width
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int = 3, bias: bool = True) -> int:
@@ -54,8 +67,13 @@ def _decoder(spec: TokenizerSpec) -> int:
     return total + 2 * channels[0] + _conv(channels[0], 3)
 
 
+def _layer(spec: TransformerSpec) -> int:
+    """Attention, SwiGLU feed-forward and two norms."""
+    return 4 * spec.width**2 + 3 * spec.width * spec.ffn_width + 2 * spec.width
+
+
 def _transformer(spec: TransformerSpec) -> dict[str, int]:
-    layer = 4 * spec.width**2 + 3 * spec.width * spec.ffn_width + 2 * spec.width
+    layer = _layer(spec)
     tokens = sum(spec.vocabularies) * spec.width
     classes = (spec.classes + 1) * spec.width
     return {

@@ -23,8 +23,8 @@ from m2kit.training.checkpoint import (
     TorchModel,
     model_from_checkpoint,
     read_checkpoint,
-    write_ar_checkpoint,
 )
+from m2kit.training.checkpoint_writer import write_ar_checkpoint
 from m2kit.training.digits import CLASSES, LabelledImages, digits, warped
 from m2kit.training.evaluation import codebook_usage
 from m2kit.training.loop import (
@@ -209,8 +209,8 @@ def train_ar(
 def _write_results(folder: Path, model: TorchModel, training: dict[str, Any]) -> None:
     """ar.pt, curves.png, and samples.png with a row per class."""
     sampling = {"guidance": training["guidance"]}
-    metadata = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
-    write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tokenizer, model.transformer, metadata)
+    notes = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
+    write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
     panels = {"bits per token": ["train_bits", _HELD_OUT_BITS]}
     plot_curves(folder / METRICS_FILE, folder / "curves.png", panels)
     with Engine(model.spec, TorchBackend(model), defaults=sampling) as engine:

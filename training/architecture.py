@@ -1,21 +1,23 @@
 """Reads a model's spec off its tensors' names and shapes.
 
 What shapes do not tell (head count, latent grid, RoPE base, bit order) comes, in this order, from
-the user (--spec), from the spec that m2kit's own trainers store in the file, from the
-one published architecture of the same shapes, or from a stated assumption.
+the user (--spec), from the published model the user names (--preset), from the spec that m2kit's
+own trainers store in the file, from the published models of the same shapes, or from a stated
+assumption.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from m2kit.config import PRESETS, ModelSpec, Preset, TokenizerSpec, TransformerSpec
+from m2kit.config import PRESETS, ModelSpec, TokenizerSpec, TransformerSpec
 from m2kit.errors import CheckpointError, SpecError
 
 Shapes = Mapping[str, tuple[int, ...]]
+_LISTED = 10  # choices named in an error
 _UNTOLD = ("heads", "grid", "rope_base", "bit_order")
 
 
@@ -26,16 +28,20 @@ class Reading:
     Attributes:
         spec: The architecture.
         assumed: Fields that nothing told, with the values taken.
-        preset: The published model of exactly this architecture, if there is one.
+        presets: Names of the published models of this architecture: the one the user named, else
+            all that have exactly this spec.
     """
 
     spec: ModelSpec
     assumed: dict[str, Any]
-    preset: Preset | None
+    presets: tuple[str, ...]
 
 
 def read_architecture(
-    shapes: Shapes, overrides: Mapping[str, Any], stored: ModelSpec | None
+    shapes: Shapes,
+    overrides: Mapping[str, Any],
+    stored: ModelSpec | None,
+    preset: str | None = None,
 ) -> Reading:
     """The architecture of a model.
 
@@ -43,6 +49,7 @@ def read_architecture(
         shapes: Canonical name (encoder.*, decoder.*, transformer.*) -> shape.
         overrides: Fields given by the user.
         stored: The spec stored in the file, if any.
+        preset: Name of the published model that tells what shapes do not.
 
     Raises:
         CheckpointError: A tensor that tells a field is missing or impossible.
@@ -55,33 +62,70 @@ def read_architecture(
     told = tokenizer_fields | transformer_fields
     _refuse_contradictions(told, overrides, has_transformer)
 
-    published = _published(tokenizer_fields, transformer_fields)
-    known = _fields_of(published) | _fields_of(stored) | dict(overrides)
+    chosen = _chosen_preset(preset, told)
+    published = next((PRESETS[n].spec for n in PRESETS if not _differences(n, told)), None)
+    known = _fields_of(published) | _fields_of(stored) | _fields_of(chosen) | dict(overrides)
     if "bit_order" not in known:  # the V0.1 release had no adaptive GroupNorm, and read MSB first
         assumed["bit_order"] = "lsb" if tokenizer_fields["adaptive_norm"] else "msb"
     bit_order = (assumed | known)["bit_order"]
     tokenizer = TokenizerSpec(**tokenizer_fields, bit_order=bit_order)
     if not has_transformer:
-        return _reading(ModelSpec(tokenizer, None), assumed)
+        return _reading(ModelSpec(tokenizer, None), assumed, preset)
     if "heads" not in known:
-        width = transformer_fields["width"]
-        raise SpecError(
-            f"the file does not tell the number of heads of a transformer of width {width}, and no "
-            f"preset has its shapes ({', '.join(n for n in PRESETS if n.startswith('ar-'))}); "
-            f"give it with --spec, for example --spec '{{\"heads\": {max(1, width // 64)}}}'"
-        )
+        raise SpecError(_heads_not_told(told))
     if "grid" not in known:
         # The published models have as many latent rows as pixels per row: 16 x 16 at f16.
         assumed["grid"] = (tokenizer.downsampling, tokenizer.downsampling)
     if "rope_base" not in known:
         assumed["rope_base"] = 10000.0
     untold = {name: (assumed | known)[name] for name in ("heads", "grid", "rope_base")}
-    return _reading(ModelSpec(tokenizer, TransformerSpec(**transformer_fields, **untold)), assumed)
+    spec = ModelSpec(tokenizer, TransformerSpec(**transformer_fields, **untold))
+    return _reading(spec, assumed, preset)
 
 
-def _reading(spec: ModelSpec, assumed: dict[str, Any]) -> Reading:
-    same = [preset for preset in PRESETS.values() if preset.spec == spec]
-    return Reading(spec, assumed, same[0] if same else None)
+def _reading(spec: ModelSpec, assumed: dict[str, Any], preset: str | None) -> Reading:
+    same = tuple(name for name, item in PRESETS.items() if item.spec == spec)
+    return Reading(spec, assumed, (preset,) if preset else same)
+
+
+def _heads_not_told(told: Mapping[str, Any]) -> str:
+    width = told["width"]
+    counts = [n for n in range(1, width // 4 + 1) if width % n == 0 and width // n % 4 == 0]
+    nearest = min(counts, key=lambda n: abs(n - width / 64), default=1)
+    presets = [name for name in PRESETS if not _differences(name, told, ignore=("classes",))]
+    of_preset = f"--preset {' or '.join(presets)}, or " if presets else ""
+    return (
+        f"the file does not tell the number of heads of its transformer of width {width}, and no "
+        f"preset has its shapes ({', '.join(n for n in PRESETS if PRESETS[n].spec.transformer)}); "
+        f"give {of_preset}--spec FILE.json, for example --spec '{{\"heads\": {nearest}}}'; "
+        f"possible are {', '.join(map(str, counts[:_LISTED]))}"
+    )
+
+
+def _chosen_preset(name: str | None, told: Mapping[str, Any]) -> ModelSpec | None:
+    """The spec of the preset the user named; only its number of classes may differ."""
+    if name is None:
+        return None
+    if name not in PRESETS:
+        raise SpecError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+    differences = _differences(name, told, ignore=("classes",))
+    if differences:
+        raise SpecError(f"the file is not of preset {name}: {'; '.join(differences)}")
+    return PRESETS[name].spec
+
+
+def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
+    """How a preset differs from the fields that shapes told; empty where it does not."""
+    spec = PRESETS[name].spec
+    if bool(spec.transformer) != ("width" in told):
+        kinds = ("a tokenizer", "an AR model")
+        return [f"it is {kinds['width' in told]}, the preset {kinds[bool(spec.transformer)]}"]
+    fields = asdict(spec.tokenizer) | (asdict(spec.transformer) if spec.transformer else {})
+    return [
+        f"{field} is {value}, expected {fields[field]}"
+        for field, value in told.items()
+        if fields[field] != value and field not in ignore
+    ]
 
 
 def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
@@ -92,17 +136,6 @@ def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
     for name in _UNTOLD[:3] if spec.transformer else ():
         fields[name] = getattr(spec.transformer, name)
     return fields
-
-
-def _published(tokenizer: dict[str, Any], transformer: dict[str, Any]) -> ModelSpec | None:
-    """The published model that has exactly these shape-told fields."""
-    for spec in (preset.spec for preset in PRESETS.values()):
-        parts = [(spec.tokenizer, tokenizer), (spec.transformer, transformer)]
-        if bool(spec.transformer) == bool(transformer) and all(
-            getattr(part, name) == value for part, told in parts for name, value in told.items()
-        ):
-            return spec
-    return None
 
 
 def _refuse_contradictions(

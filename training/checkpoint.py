@@ -1,59 +1,92 @@
-"""Checkpoint files: reading the official layouts safely, and writing them.
+"""What a checkpoint file means: which tensors are the model, and whether they are a whole one.
 
-A file is data: it is unpickled with weights only, so nothing in it is ever executed. Layouts that
-are read: AR files (transformer.* + first_stage_model.*) and tokenizer files (encoder.*, decoder.*,
-and model_ema.*, whose names have their dots removed), with or without a training run's other
-tensors. Names inside m2kit are canonical: encoder.*, decoder.*, transformer.*.
+Layouts that are read, recognised by the names of their tensors: AR files (transformer.* +
+first_stage_model.*) and tokenizer files (encoder.*, decoder.*, and model_ema.*, whose names have
+their dots removed), with or without a training run's other tensors, as a plain dict of tensors or
+under state_dict. Names inside m2kit are canonical: encoder.*, decoder.*, transformer.*.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from m2kit.config import ModelSpec
+from m2kit.config import PRESETS, ModelSpec
 from m2kit.errors import CheckpointError, M2KitError
-from m2kit.folders import new_file, sha256_of_file
+from m2kit.folders import sha256_of_file
 from m2kit.runtime.sampling import DEFAULTS, Sampling
 from m2kit.training.architecture import Reading, read_architecture
+from m2kit.training.checkpoint_file import METADATA, Content, read_file
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 
-METADATA = "m2kit"  # top-level key of what m2kit's own trainers add to a file
 FIRST_STAGE = "first_stage_model."
 EMA = "model_ema."
-_JUNK = re.compile(r"(loss|model_ema|cond_stage_model|permuter)\.|.*\.kv_cache\.")
+TRANSFORMER = "transformer."
+_JUNK = re.compile(
+    r"(first_stage_model\.)?(loss|model_ema)\.|(cond_stage_model|permuter)\.|.*\.kv_cache\."
+)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LISTED = 10  # keys named in an error
+_NOTES_VALUES, _NOTES_DEPTH = 10_000, 20  # at most, in what a trainer noted
+_PARTS = ("sampling", "training")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checked checkpoint.
+    """A checked checkpoint: complete, finite, of a known architecture.
 
     Attributes:
         spec: The architecture.
-        weights: Canonical name -> tensor, complete and finite, in the file's dtype.
-        source: File sha256, which weights were taken, what was assumed about the architecture.
+        files: Where the tensors are.
+        source: sha256 of the file, which weights were taken, which presets have this
+            architecture, what was assumed about it; and of another tokenizer's file.
         sampling: The model's own guidance, temperature, top_k and top_p, one value per sub-token
             (empty for a tokenizer).
         training: What the trainer noted about the run (may be empty).
     """
 
     spec: ModelSpec
-    weights: dict[str, Tensor]
+    files: tuple[NamedFile, ...]
     source: dict[str, Any]
     sampling: dict[str, Any]
     training: dict[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Canonical name -> tensor in the file's dtype, mapped anew: drop it to free the memory.
+
+        Raises:
+            CheckpointError: The file was changed since it was checked.
+        """
+        return {name: t for file in self.files for name, t in file.tensors().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A checkpoint file and the tensors of it that are taken.
+
+    Attributes:
+        path: The file.
+        names: Canonical name -> name in the file.
+        state: Size and modification time when it was checked.
+    """
+
+    path: Path
+    names: dict[str, str]
+    state: tuple[int, int]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Canonical name -> tensor."""
+        if _state(self.path) != self.state:
+            raise CheckpointError(f"{self.path} was changed while it was read; run it again")
+        content = read_file(self.path, check=False)
+        return {name: content.tensors[stored] for name, stored in self.names.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,48 +97,89 @@ class TorchModel:
     tokenizer: Tokenizer
     transformer: Transformer | None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Canonical name -> tensor."""
+        named = dict(self.tokenizer.state_dict())
+        if self.transformer is not None:
+            state = self.transformer.state_dict()
+            named |= {TRANSFORMER + name: tensor for name, tensor in state.items()}
+        return named
+
 
 def read_checkpoint(
-    path: Path, *, overrides: Mapping[str, Any] | None = None, weights: str | None = None
+    path: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    weights: str | None = None,
+    tokenizer: Path | None = None,
 ) -> Checkpoint:
     """Read and check a checkpoint file.
 
     Args:
         path: The file.
         overrides: Spec fields that shapes do not tell, such as {"heads": 20}.
+        preset: The published model that tells them where `overrides` does not.
         weights: "ema" or "live" for a tokenizer file; None takes the EMA weights if it has any.
+        tokenizer: A tokenizer file that replaces the tokenizer of an AR file.
 
     Raises:
         CheckpointError: Not a checkpoint, not safe, incomplete, misshaped or not finite.
-        SpecError: The architecture is not told by the file and the overrides.
+        SpecError: The architecture is not told by the file, the overrides and the preset.
     """
-    content = _load(path)
-    tensors = content.get("state_dict", content)
-    if not isinstance(tensors, Mapping):
-        raise CheckpointError(f"{path}: its state_dict is a {type(tensors).__name__}, not a dict")
-    tensors = {
-        name: t for name, t in tensors.items() if isinstance(name, str) and isinstance(t, Tensor)
-    }
-    named, taken = _canonical(path, tensors, weights)
+    overrides = dict(overrides or {})
+    content = read_file(path, check=True)
+    other = None
+    if tokenizer is not None:
+        if not _has_transformer(content):
+            raise CheckpointError(
+                f"{path} holds a tokenizer only; --tokenizer replaces the one of an AR file"
+            )
+        other = _tokenizer_of(tokenizer, weights)
+        overrides = {"bit_order": other.spec.tokenizer.bit_order} | overrides
+    names, taken = _chosen(path, content.tensors, weights, other)
+    own = NamedFile(path, names, _state(path))
+    named = {name: content.tensors[stored] for name, stored in names.items()}
+    if other is not None:
+        named |= other.tensors()
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     try:
         notes = _notes(content)
-        found = read_architecture(shapes, overrides or {}, notes.spec)
+        found = read_architecture(shapes, overrides, notes.spec, preset)
         _check_complete(named, found.spec)
         sampling = _sampling(found, notes.sampling)
     except M2KitError as error:
         raise type(error)(f"{path}: {error}") from error
+    source = {
+        "checkpoint_sha256": sha256_of_file(path),
+        "weights": taken,
+        "presets": list(found.presets),
+        "assumed": found.assumed,
+    }
+    if other is not None:
+        source |= {f"tokenizer_{n}": other.source[n] for n in ("checkpoint_sha256", "weights")}
     return Checkpoint(
         spec=found.spec,
-        weights=named,
-        source={
-            "checkpoint_sha256": sha256_of_file(path),
-            "weights": taken,
-            "assumed": found.assumed,
-        },
+        files=(own, *(other.files if other else ())),
+        source=source,
         sampling=sampling,
         training=notes.training,
     )
+
+
+def _tokenizer_of(path: Path, weights: str | None) -> Checkpoint:
+    if _has_transformer(read_file(path, check=False)):
+        raise CheckpointError(f"{path} is an AR file; --tokenizer takes a tokenizer file")
+    return read_checkpoint(path, weights=weights)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _has_transformer(content: Content) -> bool:
+    return any(name.startswith(TRANSFORMER) for name in content.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +191,28 @@ class _Notes:
     training: dict[str, Any]
 
 
-def _notes(content: Mapping[str, Any]) -> _Notes:
-    value = content.get(METADATA, {})
-    try:
-        value = json.loads(json.dumps(value))
-        parts = [value.get(name, {}) for name in ("sampling", "training")]
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"its {METADATA!r} entry is not plain data") from error
-    if not all(isinstance(part, dict) for part in parts):
+def _notes(content: Content) -> _Notes:
+    if content.notes is None:
+        return _Notes(None, {}, {})
+    value = _plain(content.notes, _NOTES_DEPTH, [_NOTES_VALUES])
+    parts = [value.get(name, {}) if isinstance(value, dict) else None for name in _PARTS]
+    if not isinstance(value, dict) or not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"its {METADATA!r} entry is not plain data")
     spec = ModelSpec.from_json(value["spec"]) if "spec" in value else None
     return _Notes(spec, *parts)
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    """A copy in JSON's types; `left` counts down: a small pickle can hold an endless structure."""
+    left[0] -= 1
+    if depth and left[0] >= 0:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (list, tuple)):
+            return [_plain(item, depth - 1, left) for item in value]
+        if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+            return {name: _plain(item, depth - 1, left) for name, item in value.items()}
+    raise CheckpointError(f"its {METADATA!r} entry is not plain data")
 
 
 def _sampling(found: Reading, stored: dict[str, Any]) -> dict[str, Any]:
@@ -135,11 +220,9 @@ def _sampling(found: Reading, stored: dict[str, Any]) -> dict[str, Any]:
     if found.spec.transformer is None:
         return {}
     options: dict[str, Any] = {}
-    if found.preset is not None:
-        options = {
-            "guidance": found.preset.guidance,
-            "temperature": found.preset.temperature,
-        }
+    if found.presets:
+        preset = PRESETS[found.presets[0]]
+        options = {"guidance": preset.guidance, "temperature": preset.temperature}
     options |= {name: stored[name] for name in DEFAULTS if name in stored}
     resolved = Sampling(**options).resolve(len(found.spec.bits), {})
     return {name: list(getattr(resolved, name)) for name in DEFAULTS}
@@ -149,11 +232,10 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> TorchModel:
     """The PyTorch model of a checkpoint, float32, in evaluation mode."""
     spec = checkpoint.spec
     tokenizer, transformer = _modules(spec, torch.device("meta"))
-    for prefix, module in (("", tokenizer), ("transformer.", transformer)):
+    tensors = checkpoint.tensors()
+    for prefix, module in (("", tokenizer), (TRANSFORMER, transformer)):
         if module is not None:
-            state = {
-                name: checkpoint.weights[prefix + name].float() for name in module.state_dict()
-            }
+            state = {name: tensors[prefix + name].float() for name in module.state_dict()}
             module.load_state_dict(state, assign=True)
             module.eval().requires_grad_(False)
     if transformer is not None:
@@ -169,64 +251,54 @@ def _modules(spec: ModelSpec, device: torch.device) -> tuple[Tokenizer, Transfor
         )
 
 
-def _load(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
-    zipped = zipfile.is_zipfile(path)
-    try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise CheckpointError(
-                    f"{path} is damaged: the CRC-32 of its record {damaged} is wrong; "
-                    "fetch the file again"
-                )
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        match = re.search(r"GLOBAL ([\w.]+)|global ([\w.]+)", str(error))
-        if match:
-            raise CheckpointError(
-                f"{path} asks to load {match.group(1) or match.group(2)}, which is more than "
-                "weights; it was refused and nothing was run. Save the state_dict alone"
-            ) from error
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint ({reason[:200]})") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, expected a dict with a state_dict"
-        )
-    return content
-
-
-def _canonical(
-    path: Path, tensors: dict[str, Tensor], weights: str | None
-) -> tuple[dict[str, Tensor], str]:
-    """Canonically named tensors without junk, and which weights they are."""
-    if any(name.startswith("transformer.") for name in tensors):
-        if weights == "ema":
-            raise CheckpointError(f"{path} is an AR file: it holds one set of weights, no EMA")
-        kept = {name: t for name, t in tensors.items() if not _JUNK.match(name)}
-        return {name.removeprefix(FIRST_STAGE): t for name, t in kept.items()}, "stored"
-    live = {name: t for name, t in tensors.items() if not _JUNK.match(name)}
-    if not any(name.startswith("encoder.") for name in live):
+def _chosen(
+    path: Path, tensors: Iterable[str], weights: str | None, other: Checkpoint | None
+) -> tuple[dict[str, str], str]:
+    """Canonical name -> name in the file, without junk, and which weights they are."""
+    kept = [name for name in tensors if not _JUNK.match(name)]
+    if any(name.startswith(TRANSFORMER) for name in kept):
+        return _chosen_of_ar(path, kept, weights, other), "stored"
+    if not any(name.startswith("encoder.") for name in kept):
         raise CheckpointError(
             f"{path} is not an Open-MAGVIT2 checkpoint: expected tensors named encoder.* and "
             f"decoder.*, or transformer.*; found {sorted(tensors)[:3] or 'no tensors'}"
         )
-    has_ema = any(name.startswith(EMA) for name in tensors)
+    stored = set(tensors)
+    has_ema = any(name.startswith(EMA) for name in stored)
     if weights == "ema" and not has_ema:
         raise CheckpointError(f"{path} has no EMA weights ({EMA}*); use --weights live")
     if weights == "live" or not has_ema:
-        return live, "live"
-    mangled = {name: EMA + name.replace(".", "") for name in live}
-    missing = [ema for ema in mangled.values() if ema not in tensors]
+        return {name: name for name in kept}, "live"
+    mangled = {name: ema_name(name) for name in kept}
+    missing = [ema for ema in mangled.values() if ema not in stored]
     if missing:
         raise CheckpointError(f"{path} lacks EMA tensors: {_listing(missing)}; use --weights live")
-    return {name: tensors[ema] for name, ema in mangled.items()}, "ema"
+    return mangled, "ema"
+
+
+def _chosen_of_ar(
+    path: Path, kept: list[str], weights: str | None, other: Checkpoint | None
+) -> dict[str, str]:
+    own = [name for name in kept if name.startswith(FIRST_STAGE)]
+    if other is not None:
+        return {name: name for name in kept if name not in own}
+    if not own:
+        raise CheckpointError(f"{path} holds no tokenizer; give one with --tokenizer FILE")
+    if weights == "ema":
+        raise CheckpointError(
+            f"{path} is an AR file: it holds one set of weights, no EMA; --weights ema is for a "
+            "tokenizer file"
+        )
+    names = {name.removeprefix(FIRST_STAGE): name for name in kept}
+    twice = [name for name in own if names[name.removeprefix(FIRST_STAGE)] != name]
+    if twice:
+        raise CheckpointError(f"{path} holds with and without prefix: {_listing(twice)}")
+    return names
+
+
+def ema_name(name: str) -> str:
+    """Where a tokenizer file keeps the EMA of a tensor: its dots are removed."""
+    return EMA + name.replace(".", "")
 
 
 def _check_complete(named: dict[str, Tensor], spec: ModelSpec) -> None:
@@ -240,13 +312,8 @@ def _check_complete(named: dict[str, Tensor], spec: ModelSpec) -> None:
     ]
     bad = [
         name
-        for name in expected
-        if name in named
-        and not (
-            named[name].layout == torch.strided
-            and named[name].is_floating_point()
-            and torch.isfinite(named[name]).all()
-        )
+        for name, shape in expected.items()
+        if name in named and tuple(named[name].shape) == shape and not _is_sound(named[name])
     ]
     problems = [
         f"{what}: {_listing(names)}"
@@ -262,66 +329,23 @@ def _check_complete(named: dict[str, Tensor], spec: ModelSpec) -> None:
         raise CheckpointError(f"not a whole model; {'; '.join(problems)}")
 
 
+def _is_sound(tensor: Tensor) -> bool:
+    """Whether a tensor is a dense one of finite floats, with a value in memory for each element."""
+    return bool(
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype in _FLOATS
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+        and torch.isfinite(tensor).all()
+    )
+
+
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor a model of this spec has."""
-    tokenizer, transformer = _modules(spec, torch.device("meta"))
-    shapes = {name: tuple(t.shape) for name, t in tokenizer.state_dict().items()}
-    if transformer is not None:
-        state = transformer.state_dict()
-        shapes |= {f"transformer.{name}": tuple(t.shape) for name, t in state.items()}
-    return shapes
+    model = TorchModel(spec, *_modules(spec, torch.device("meta")))
+    return {name: tuple(tensor.shape) for name, tensor in model.tensors().items()}
 
 
 def _listing(names: list[str]) -> str:
     shown = ", ".join(names[:_LISTED])
     return shown if len(names) <= _LISTED else f"{shown}, ... ({len(names)} in all)"
-
-
-def write_tokenizer_checkpoint(
-    path: Path, live: nn.Module, ema: nn.Module, metadata: dict[str, Any]
-) -> None:
-    """Write a tokenizer file in the official layout: live weights, and EMA with dots removed."""
-    state = {name: tensor.detach().clone() for name, tensor in live.state_dict().items()}
-    averaged = {EMA + n.replace(".", ""): t.detach().clone() for n, t in ema.state_dict().items()}
-    averaged[f"{EMA}decay"] = torch.tensor(metadata["training"]["ema_decay"])
-    averaged[f"{EMA}num_updates"] = torch.tensor(-1, dtype=torch.int32)
-    save_whole({"state_dict": state | averaged, METADATA: metadata}, path)
-
-
-def write_ar_checkpoint(
-    path: Path, tokenizer: nn.Module, transformer: nn.Module, metadata: dict[str, Any]
-) -> None:
-    """Write an AR file in the official layout, with its tokenizer inside."""
-    state = {f"transformer.{n}": t.detach().clone() for n, t in transformer.state_dict().items()}
-    state |= {FIRST_STAGE + n: t.detach().clone() for n, t in tokenizer.state_dict().items()}
-    save_whole({"state_dict": state, METADATA: metadata}, path)
-
-
-class _KeepsError(io.RawIOBase):
-    """A file that keeps the first OSError of writing: torch would turn it into an internal one."""
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self.error: OSError | None = None
-        self._file = file
-
-    def write(self, data: Any) -> int:
-        """Write, or after an error only pretend to."""
-        try:
-            if self.error is None:
-                self._file.write(data)
-        except OSError as error:
-            self.error = error
-        return len(data)
-
-
-def save_whole(content: dict[str, Any], path: Path) -> None:
-    """torch.save, whole or not at all, without a second copy in memory.
-
-    Raises:
-        FolderError: It cannot be written.
-    """
-    with new_file(path) as temporary, temporary.open("wb") as file:
-        kept = _KeepsError(file)
-        torch.save(content, kept)
-        if kept.error is not None:
-            raise kept.error

@@ -13,7 +13,7 @@ from torch import Tensor
 from m2kit.config import ModelSpec, TokenizerSpec
 from m2kit.errors import InputError
 from m2kit.images import psnr, write_grid
-from m2kit.training.checkpoint import write_tokenizer_checkpoint
+from m2kit.training.checkpoint_writer import write_tokenizer_checkpoint
 from m2kit.training.digits import digits
 from m2kit.training.evaluation import codebook_usage
 from m2kit.training.loop import (
@@ -157,9 +157,10 @@ def train_tokenizer(
     spec = ModelSpec(settings.spec, None)
     write_tokenizer_checkpoint(
         folder / CHECKPOINT_FILE,
-        module.net,
-        tokenizer,
-        {"spec": spec.to_json(), "training": training},
+        module.net.state_dict(),
+        tokenizer.state_dict(),
+        ema_decay=settings.ema_decay,
+        notes={"spec": spec.to_json(), "training": training},
     )
     plot_curves(
         folder / METRICS_FILE,

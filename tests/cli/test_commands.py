@@ -227,7 +227,7 @@ def test_a_tokenizer_engine_does_not_generate(here, exported):
 
 
 def test_describe_takes_what_a_checkpoint_does_not_tell(here):
-    assert "give it with --spec" in fails("describe", GOLDEN / "ar_tiny.ckpt")
+    assert "give --spec FILE.json" in fails("describe", GOLDEN / "ar_tiny.ckpt")
     out = succeeds("describe", GOLDEN / "ar_tiny.ckpt", "--spec", '{"heads": 4}', "--json")
     assert json.loads(out)["transformer heads"] == 4
     for spec in ('{"heads": 4, "grid": 4}', '{"heads": 4, "rope_base": "x"}', "none.json"):

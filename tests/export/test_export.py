@@ -17,8 +17,8 @@ from m2kit.training.checkpoint import (
     expected_shapes,
     model_from_checkpoint,
     read_checkpoint,
-    write_ar_checkpoint,
 )
+from m2kit.training.checkpoint_writer import write_ar_checkpoint
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.torch_backend import TorchBackend
@@ -101,10 +101,10 @@ def test_any_number_of_sub_tokens_and_any_grid_export(tmp_path, change):
         for parameter in module.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
     path = tmp_path / "x.pt"
-    write_ar_checkpoint(path, model.tokenizer, model.transformer, {"spec": spec.to_json()})
+    write_ar_checkpoint(path, model.tensors(), {"spec": spec.to_json()})
     checkpoint = read_checkpoint(path)
     assert checkpoint.spec == spec
-    assert set(checkpoint.weights) == set(expected_shapes(spec))
+    assert set(checkpoint.tensors()) == set(expected_shapes(spec))
     export_bundle(checkpoint, tmp_path / "x.bundle", "x")
     manifest = build_onnxruntime_engine(tmp_path / "x.bundle", tmp_path / "x.engine")
     assert manifest.parity["passed"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from m2kit.runtime.verification import _likeliest, _same_path, _tie
+from m2kit.runtime.verification import _likeliest, _tie
 
 LOGITS = np.array([[[0.0, 3.0, 1.0], [5.0, 4.9999, 0.0]]])  # (B, N, V): the second is a near tie
 TIE = _tie(LOGITS, 1.0)
@@ -25,11 +25,3 @@ def test_an_arg_max_may_be_missed_only_at_a_tie():
     assert outcome(_likeliest([LOGITS], [TIE], tokens(1, 0))) == (0, True)
     assert outcome(_likeliest([LOGITS], [TIE], tokens(1, 1))) == (1, True)
     assert outcome(_likeliest([LOGITS], [TIE], tokens(2, 0))) == (1, False)
-
-
-def test_trajectories_may_part_only_at_a_tie():
-    assert outcome(_same_path([LOGITS], [TIE], tokens(1, 0), tokens(1, 0))) == (0, True)
-    assert outcome(_same_path([LOGITS], [TIE], tokens(1, 0), tokens(1, 1))) == (1, True)
-    assert outcome(_same_path([LOGITS], [TIE], tokens(1, 0), tokens(1, 2))) == (1, False)
-    # What follows a parting of ways is no longer comparable.
-    assert outcome(_same_path([LOGITS], [TIE], tokens(1, 0), tokens(2, 1))) == (2, False)

@@ -1,12 +1,18 @@
 import numpy as np
 import pytest
-from conftest import picture, tiny_spec
+from conftest import picture
 from PIL import Image
 
-from m2kit.config import ModelSpec
 from m2kit.errors import FolderError, InputError
-from m2kit.images import psnr, read_image, read_images, uint8_from_images, write_grid
-from m2kit.token_file import read_tokens, write_tokens
+from m2kit.images import (
+    cropped,
+    padded,
+    psnr,
+    read_image,
+    read_images,
+    uint8_from_images,
+    write_grid,
+)
 
 
 def test_pixels_are_truncated_not_rounded():
@@ -55,47 +61,20 @@ def test_psnr_of_one_grey_level():
     assert psnr(image, image + 2 / 255) == pytest.approx(48.13, abs=0.01)
 
 
-def test_token_files_read_back_and_refuse_another_model(tmp_path):
-    spec = tiny_spec()
-    ids = np.arange(12).reshape(1, 2, 3, 2) % 4
-    write_tokens(tmp_path / "a.npz", ids, spec)
-    np.testing.assert_array_equal(read_tokens(tmp_path / "a.npz", spec), ids)
-    with pytest.raises(InputError, match=r"sub-tokens of \[2, 3\] bits"):
-        read_tokens(tmp_path / "a.npz", ModelSpec(spec.tokenizer, None))
-    (tmp_path / "b.npz").write_text("no")
-    with pytest.raises(InputError, match="expected a token file"):
-        read_tokens(tmp_path / "b.npz", spec)
-    np.save(tmp_path / "c.npy", ids)
-    with pytest.raises(InputError, match="expected a token file"):
-        read_tokens(tmp_path / "c.npy", spec)
-    with pytest.raises(FolderError, match=r"ending in \.npz"):
-        write_tokens(tmp_path / "a.txt", ids, spec)
-
-
 def test_a_deeper_picture_is_refused_rather_than_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 30_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="expected 8 bits per channel"):
         read_image(tmp_path / "deep.png")
 
 
-def test_token_files_keep_the_name_they_were_given(tmp_path):
-    write_tokens(tmp_path / "a.NPZ", np.zeros((1, 2, 3, 2), np.int64), tiny_spec())
-    assert [path.name for path in tmp_path.iterdir()] == ["a.NPZ"]
-
-
-def test_a_damaged_token_file_is_one_error_or_reads_right(tmp_path):
-    ids = np.arange(12).reshape(1, 2, 3, 2) % 4
-    path = tmp_path / "a.npz"
-    write_tokens(path, ids, tiny_spec())
-    whole = path.read_bytes()
-    random = np.random.default_rng(0)
-    refused = 0
-    for _ in range(300):
-        data = bytearray(whole)
-        data[random.integers(len(data))] ^= 1 << int(random.integers(8))
-        path.write_bytes(data[: random.integers(len(data) // 2, len(data) + 1)])
-        try:
-            np.testing.assert_array_equal(read_tokens(path, tiny_spec()), ids)
-        except InputError:
-            refused += 1
-    assert refused > 200
+@pytest.mark.parametrize(("size", "frame"), [((5, 8), (1, 0)), ((8, 9), (0, 1)), ((4, 4), (0, 0))])
+def test_padding_frames_in_grey_with_the_smaller_half_first_and_cropping_undoes_it(size, frame):
+    images = np.random.default_rng(0).random((2, 3, *size), np.float32) - 0.5
+    whole = padded(images, 4)
+    assert whole.dtype == np.float32
+    assert [side % 4 for side in whole.shape[2:]] == [0, 0]
+    assert all(0 <= a - b < 4 for a, b in zip(whole.shape[2:], size, strict=True))
+    top, left = frame
+    np.testing.assert_array_equal(whole[:, :, top : top + size[0], left : left + size[1]], images)
+    assert np.abs(whole).sum() == np.abs(images).sum()  # the frame is 0
+    np.testing.assert_array_equal(cropped(whole, size), images)

@@ -21,8 +21,8 @@ from m2kit.training.checkpoint import (
     expected_shapes,
     model_from_checkpoint,
     read_checkpoint,
-    write_tokenizer_checkpoint,
 )
+from m2kit.training.checkpoint_writer import write_tokenizer_checkpoint
 from m2kit.training.digits import LabelledImages, digits, features, warped
 from m2kit.training.evaluation import codebook_usage, evaluate_digits, share_of_copies
 from m2kit.training.loop import (
@@ -50,11 +50,11 @@ AR_SETTINGS = {
 def tokenizer_file(tmp_path_factory):
     """The digits example's tokenizer as a file of its own."""
     checkpoint = read_checkpoint(DIGITS_CHECKPOINT)
-    tokenizer = model_from_checkpoint(checkpoint).tokenizer
+    tensors = model_from_checkpoint(checkpoint).tokenizer.state_dict()
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.pt"
     spec = {"tokenizer": checkpoint.spec.to_json()["tokenizer"], "transformer": None}
-    metadata = {"spec": spec, "training": {"ema_decay": 0.9}}
-    write_tokenizer_checkpoint(path, tokenizer, tokenizer, metadata)
+    notes = {"spec": spec, "training": {"ema_decay": 0.9}}
+    write_tokenizer_checkpoint(path, tensors, tensors, ema_decay=0.9, notes=notes)
     return path
 
 
@@ -89,15 +89,15 @@ def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(tmp_path, tok
     settings = settings_for(tokenizer_file, **AR_SETTINGS)
     training = train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
     checkpoint = read_checkpoint(tmp_path / "ar.pt")
-    assert set(checkpoint.weights) == set(expected_shapes(checkpoint.spec))
+    assert set(checkpoint.tensors()) == set(expected_shapes(checkpoint.spec))
     assert checkpoint.spec.transformer.grid == (4, 4)
     assert checkpoint.sampling["guidance"] == [2.0, 2.0]
-    original = read_checkpoint(tokenizer_file).weights
+    original = read_checkpoint(tokenizer_file).tensors()
     for name in original:
-        assert torch.equal(checkpoint.weights[name], original[name]), name
+        assert torch.equal(checkpoint.tensors()[name], original[name]), name
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
     name = "head.1.weight"
-    stored = checkpoint.weights[f"transformer.{name}"]
+    stored = checkpoint.tensors()[f"transformer.{name}"]
     assert torch.equal(stored, best[f"ema.module.{name}"])
     assert not torch.equal(stored, best[f"net.{name}"])
     rows = read_metrics(tmp_path / "metrics.csv")

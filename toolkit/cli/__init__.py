@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import click
 
 from m2kit import __version__
-from m2kit.cli.building import build_engine, export
-from m2kit.cli.imaging import decode, encode, generate, reconstruct
+from m2kit.cli.building import build_engine, export, init_checkpoint
+from m2kit.cli.imaging import convert_tokens, decode, encode, generate, reconstruct
 from m2kit.cli.reporting import describe, inspect, verify
 from m2kit.cli.training import train
 from m2kit.errors import M2KitError
@@ -57,12 +57,14 @@ def cli() -> None:
 
 for command in (
     train,
+    init_checkpoint,
     export,
     build_engine,
     generate,
     encode,
     decode,
     reconstruct,
+    convert_tokens,
     verify,
     inspect,
     describe,

@@ -1,4 +1,4 @@
-"""export and build-engine."""
+"""init-checkpoint, export and build-engine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,48 @@ from typing import Any
 
 import click
 
-from m2kit.cli.options import json_option, only_folder, spec_option
-from m2kit.cli.output import note, print_result, size_text, stage
-from m2kit.errors import require
+from m2kit.cli.options import checkpoint_options, json_option, only_folder
+from m2kit.cli.output import note, print_result, size_text, stages, weights_taken
+from m2kit.config import PRESETS
+from m2kit.errors import FolderError, require
 from m2kit.manifest import BUNDLE, Manifest
+
+
+@click.command("init-checkpoint")
+@click.option(
+    "--preset",
+    required=True,
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help=f"The published model whose architecture it gets: {', '.join(PRESETS)}.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the weights.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Checkpoint; a file that is there is never replaced.  [default: NAME.pt, - as _]",
+)
+@json_option
+def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) -> None:
+    """Write random weights in the official layout, for trials and benchmarks."""
+    require("torch", extra="export,cpu", what="init-checkpoint")
+    from m2kit.training.random_weights import write_random_checkpoint
+
+    path = output or Path(f"{preset.replace('-', '_')}.pt")
+    if path.exists():
+        raise FolderError(f"{path} exists, and random weights never replace a file; choose -o")
+    note(f"drawing the weights of {preset} ...")
+    write_random_checkpoint(path, PRESETS[preset].spec, seed)
+    size = path.stat().st_size
+    value = {"checkpoint": str(path), "preset": preset, "seed": seed, "bytes": size}
+    print_result({**value, "bytes": size_text(size)}, as_json, value)
 
 
 @click.command()
@@ -18,7 +56,7 @@ from m2kit.manifest import BUNDLE, Manifest
     "--ckpt",
     required=True,
     type=click.Path(path_type=Path),
-    help="Checkpoint: an AR file or a tokenizer file.",
+    help="Checkpoint: an AR file or a tokenizer file, saved by torch or as safetensors.",
 )
 @click.option(
     "-o",
@@ -26,29 +64,23 @@ from m2kit.manifest import BUNDLE, Manifest
     type=click.Path(path_type=Path),
     help="Bundle folder; an older bundle is replaced.  [default: NAME.bundle in this directory]",
 )
-@spec_option
-@click.option(
-    "--weights",
-    type=click.Choice(["ema", "live"]),
-    help="Which weights of a tokenizer file.  [default: ema where it has them]",
-)
+@checkpoint_options
 @json_option
-def export(
-    ckpt: Path, output: Path | None, overrides: dict[str, Any], weights: str | None, as_json: bool
-) -> None:
+def export(ckpt: Path, output: Path | None, as_json: bool, **reading: Any) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, checked against PyTorch."""
     require("torch", extra="export,cpu", what="export")
     require("onnx_ir", extra="export,cpu", what="export")
     from m2kit.export.exporter import export_bundle
     from m2kit.training.checkpoint import read_checkpoint
 
-    stage(f"reading {ckpt}")
-    checkpoint = read_checkpoint(ckpt, overrides=overrides, weights=weights)
+    note(f"reading {ckpt} ...")
+    checkpoint = read_checkpoint(ckpt, **reading)
     for name, value in checkpoint.source["assumed"].items():
         note(f"assuming {name} {value}: the file does not tell (set it with --spec)")
     destination = output or Path(f"{ckpt.stem}.bundle")
-    manifest = export_bundle(checkpoint, destination, ckpt.stem, stage)
-    _print_folder(destination, manifest, as_json, {"weights": checkpoint.source["weights"]})
+    with stages() as begin:
+        manifest = export_bundle(checkpoint, destination, ckpt.stem, begin)
+    _print_folder(destination, manifest, as_json, weights_taken(checkpoint.source))
 
 
 @click.command("build-engine")
@@ -74,7 +106,8 @@ def build_engine(bundle: Path | None, output: Path | None, backend: str, as_json
     bundle = only_folder(BUNDLE, bundle)
     name = bundle.resolve().name.removesuffix(".bundle")
     destination = output or Path(f"{name}.engine")
-    manifest = build_onnxruntime_engine(bundle, destination, stage)
+    with stages() as begin:
+        manifest = build_onnxruntime_engine(bundle, destination, begin)
     _print_folder(destination, manifest, as_json, {"backend": backend})
 
 

@@ -1,4 +1,4 @@
-"""generate, encode, decode and reconstruct."""
+"""generate, encode, decode, reconstruct and convert-tokens."""
 
 from __future__ import annotations
 
@@ -12,65 +12,32 @@ import numpy as np
 import numpy.typing as npt
 
 import m2kit
+from m2kit.classes import class_ids
 from m2kit.cli.options import (
     NUMBERS,
     OpenEngine,
     batch_option,
-    class_list,
     engine_options,
     json_option,
     numbers,
     output_option,
+    sampling_options,
 )
 from m2kit.cli.output import print_result, progress_bar
+from m2kit.config import BIT_ORDERS
 from m2kit.errors import InputError
 from m2kit.folders import check_output
-from m2kit.images import psnr, read_images, write_grid
-from m2kit.token_file import read_tokens, write_tokens
+from m2kit.images import cropped, padded, psnr, read_images, write_grid
+from m2kit.token_file import (
+    converted_tokens,
+    read_tokens,
+    tokens_for_model,
+    tokens_of_model,
+    write_tokens,
+)
 
 _ROWS_WITHOUT_CLASS = 10
 Array = npt.NDArray[Any]
-
-
-def sampling_options(command: Any) -> Any:
-    """The options of m2kit.Sampling; numbers are one value, or one per sub-token."""
-    for option in (
-        click.option("--greedy", is_flag=True, help="Take the likeliest token, draw nothing."),
-        click.option(
-            "--top-p",
-            callback=numbers(float),
-            metavar=NUMBERS,
-            help="Keep the likeliest tokens up to this probability; 1 is all.",
-        ),
-        click.option(
-            "--top-k",
-            callback=numbers(int),
-            metavar=NUMBERS,
-            help="Keep the k likeliest; 0 is all.",
-        ),
-        click.option(
-            "--temperature",
-            callback=numbers(float),
-            metavar=NUMBERS,
-            help="Divides the logits; 0.001 or more.",
-        ),
-        click.option(
-            "--guidance",
-            callback=numbers(float),
-            metavar=NUMBERS,
-            help="Guidance scale, as 2 or per sub-token as 1.9,2.0; 1 is off.  "
-            "[default for all four: the model's own]",
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="With image number and class it decides an image.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -79,8 +46,9 @@ def sampling_options(command: Any) -> Any:
     "--class",
     "classes",
     multiple=True,
-    metavar="ID[,ID...]",
-    help="Class to draw; may be repeated.  [default: the first ten, a row each]",
+    metavar="CLASS[,CLASS...]",
+    help="Class to draw, a number or an ImageNet name; may be repeated.  "
+    "[default: the first ten, a row each]",
 )
 @click.option(
     "-n",
@@ -114,19 +82,18 @@ def generate(
     **options: Any,
 ) -> None:
     """Draw images of classes and write them as one grid."""
-    chosen = class_list(classes)
     check_output(output, ".png")
     if tokens:
         check_output(tokens, ".npz")
     with open_engine() as engine:
-        if not chosen:
-            chosen = list(range(min(_ROWS_WITHOUT_CLASS, engine.transformer.classes)))
+        known = engine.transformer.classes
+        chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
         ids = _sample(engine, chosen, count, sampling, first_image, batch)
         images = _in_batches("decoding", engine.decode, ids, batch)
         write_grid(output, images, columns=count)
         if tokens:
-            write_tokens(tokens, ids, engine.spec)
+            write_tokens(tokens, tokens_of_model(ids, engine.spec))
     result = {
         "images": len(images),
         "classes": chosen,
@@ -137,20 +104,34 @@ def generate(
     print_result(result, as_json)
 
 
+_pad_option = click.option(
+    "--pad",
+    is_flag=True,
+    help="Frame images in mid-grey up to a size the model takes; decoding crops them back.",
+)
+
+
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @engine_options
+@_pad_option
 @batch_option(16)
 @output_option("tokens.npz", "Token file.")
 @json_option
 def encode(
-    open_engine: OpenEngine, images: tuple[Path, ...], batch: int, output: Path, as_json: bool
+    open_engine: OpenEngine,
+    images: tuple[Path, ...],
+    pad: bool,
+    batch: int,
+    output: Path,
+    as_json: bool,
 ) -> None:
     """Turn IMAGES (of one size) into a token file."""
     check_output(output, ".npz")
     with open_engine() as engine:
-        ids = _in_batches("encoding", engine.encode, read_images(images), batch)
-        write_tokens(output, ids, engine.spec)
+        pixels = read_images(images)
+        ids = _encode(engine, pixels, pad, batch)
+        write_tokens(output, tokens_of_model(ids, engine.spec, pixels.shape[2:]))
     print_result({"images": len(ids), "grid": list(ids.shape[1:3]), "output": str(output)}, as_json)
 
 
@@ -169,27 +150,34 @@ def decode(
     """Turn a token file into images."""
     check_output(output, ".png")
     with open_engine() as engine:
-        ids = read_tokens(tokens, engine.spec)
-        images = _in_batches("decoding", engine.decode, ids, batch)
-        write_grid(output, images, columns=columns)
+        content = tokens_for_model(tokens, engine.spec)
+        images = _in_batches("decoding", engine.decode, content.ids, batch)
+        write_grid(output, cropped(images, content.image_size), columns=columns)
     print_result({"images": len(images), "output": str(output)}, as_json)
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @engine_options
+@_pad_option
 @batch_option(16)
 @output_option("reconstruction.png", "Grid PNG: each image with its reconstruction below.")
 @json_option
 def reconstruct(
-    open_engine: OpenEngine, images: tuple[Path, ...], batch: int, output: Path, as_json: bool
+    open_engine: OpenEngine,
+    images: tuple[Path, ...],
+    pad: bool,
+    batch: int,
+    output: Path,
+    as_json: bool,
 ) -> None:
     """Encode and decode IMAGES (of one size), and report the PSNR."""
     check_output(output, ".png")
     with open_engine() as engine:
         pixels = read_images(images)
-        ids = _in_batches("encoding", engine.encode, pixels, batch)
-        rebuilt = _in_batches("decoding", engine.decode, ids, batch)
+        ids = _encode(engine, pixels, pad, batch)
+        decoded = _in_batches("decoding", engine.decode, ids, batch)
+        rebuilt = cropped(decoded, pixels.shape[2:])
         write_grid(output, np.concatenate([pixels, rebuilt]), columns=len(pixels))
     result = {
         "images": len(pixels),
@@ -197,6 +185,43 @@ def reconstruct(
         "output": str(output),
     }
     print_result(result, as_json)
+
+
+@click.command("convert-tokens")
+@click.argument("tokens", type=click.Path(path_type=Path))
+@click.option(
+    "--bits",
+    required=True,
+    callback=numbers(int),
+    metavar=NUMBERS,
+    help="Bits of each sub-token, as 6,12 (published AR models), 9,9 (V0.1) or 18.",
+)
+@click.option(
+    "--bit-order",
+    required=True,
+    type=click.Choice(BIT_ORDERS),
+    help="Whether a sub-token's first code channel is its lowest bit (lsb) or highest (msb, V0.1).",
+)
+@output_option("converted.npz", "Token file.")
+@json_option
+def convert_tokens(tokens: Path, bits: Any, bit_order: str, output: Path, as_json: bool) -> None:
+    """Write a token file in another split and bit order; the codes stay what they are."""
+    check_output(output, ".npz")
+    content = read_tokens(tokens)
+    split = bits if isinstance(bits, tuple) else (bits,)
+    write_tokens(output, converted_tokens(content, split, bit_order))
+    result = {
+        "images": len(content.ids),
+        "from": f"{','.join(map(str, content.bits))} {content.bit_order}",
+        "to": f"{','.join(map(str, split))} {bit_order}",
+        "output": str(output),
+    }
+    print_result(result, as_json)
+
+
+def _encode(engine: Any, pixels: Array, pad: bool, batch: int) -> Array:
+    whole = padded(pixels, engine.spec.tokenizer.downsampling) if pad else pixels
+    return _in_batches("encoding", engine.encode, whole, batch)
 
 
 def _batches(array: Array, batch: int) -> Iterator[Array]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import m2kit
-from m2kit.config import overrides_from_text
+from m2kit.config import PRESETS, overrides_from_text
 from m2kit.errors import FolderError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
 
@@ -47,13 +47,37 @@ def _overrides(ctx: click.Context, param: click.Parameter, text: str | None) -> 
         raise InputError(f"--spec: {text} is neither JSON nor a readable JSON file") from error
 
 
-spec_option = click.option(
-    "--spec",
-    "overrides",
-    callback=_overrides,
-    help="What a checkpoint's shapes do not tell: a JSON file, or JSON such as "
-    '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.',
-)
+def checkpoint_options(command: Command) -> Command:
+    """--preset, --spec, --weights and --tokenizer: how a checkpoint file is read."""
+    for option in (
+        click.option(
+            "--tokenizer",
+            type=click.Path(path_type=Path),
+            help="Tokenizer file that replaces the tokenizer of an AR file.",
+        ),
+        click.option(
+            "--weights",
+            type=click.Choice(["ema", "live"]),
+            help="Which weights of a tokenizer file.  [default: ema where it has them]",
+        ),
+        click.option(
+            "--spec",
+            "overrides",
+            metavar="FILE|JSON",
+            callback=_overrides,
+            help="What a checkpoint's shapes do not tell: a JSON file, or JSON such as "
+            '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.',
+        ),
+        click.option(
+            "--preset",
+            type=click.Choice(list(PRESETS)),
+            metavar="NAME",
+            help="The published model that tells them (`m2kit describe NAME` shows it): "
+            f"{', '.join(PRESETS)}.  [default: the one of the same shapes]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -130,6 +154,47 @@ def numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None]
     return parse
 
 
+def sampling_options(command: Command) -> Command:
+    """The options of m2kit.Sampling; numbers are one value, or one per sub-token."""
+    for option in (
+        click.option("--greedy", is_flag=True, help="Take the likeliest token, draw nothing."),
+        click.option(
+            "--top-p",
+            callback=numbers(float),
+            metavar=NUMBERS,
+            help="Keep the likeliest tokens up to this probability; 1 is all.",
+        ),
+        click.option(
+            "--top-k",
+            callback=numbers(int),
+            metavar=NUMBERS,
+            help="Keep the k likeliest; 0 is all.",
+        ),
+        click.option(
+            "--temperature",
+            callback=numbers(float),
+            metavar=NUMBERS,
+            help="Divides the logits; 0.001 or more.",
+        ),
+        click.option(
+            "--guidance",
+            callback=numbers(float),
+            metavar=NUMBERS,
+            help="Guidance scale, as 2 or per sub-token as 1.9,2.0; 1 is off.  "
+            "[default for all four: the model's own]",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="With image number and class it decides an image.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def only_folder(kind: str, chosen: Path | None) -> Path:
     """The chosen folder, or the only bundle or engine of the working directory.
 
@@ -149,18 +214,3 @@ def only_folder(kind: str, chosen: Path | None) -> Path:
         names = ", ".join(path.name for path in found)
         raise FolderError(f"several {kind}s in this directory: name one of {names}")
     return found[0]
-
-
-def class_list(text: tuple[str, ...]) -> list[int]:
-    """Class ids from values such as "207" or "1,5,9".
-
-    Raises:
-        InputError: Not whole numbers.
-    """
-    parts = [part.strip() for value in text for part in value.split(",")]
-    try:
-        return [int(part) for part in parts]
-    except ValueError as error:
-        raise InputError(
-            f"--class takes class numbers such as 207 or 1,5,9, found {parts}"
-        ) from error

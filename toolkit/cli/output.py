@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import click
 from rich.console import Console
@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from m2kit.progress import Advance, Begin
+
 
 def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> None:
     """Print rows as a two-column table, or `value` (by default the rows) as one JSON line."""
@@ -31,11 +33,6 @@ def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> N
     for name, item in rows.items():
         table.add_row(name, str(item))
     Console(soft_wrap=False, highlight=False).print(table, markup=False)
-
-
-def stage(name: str) -> None:
-    """Say on stderr what a long command does now."""
-    note(f"{name} ...")
 
 
 def note(text: str) -> None:
@@ -67,6 +64,29 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
         yield advance
 
 
+@contextmanager
+def stages() -> Iterator[Begin]:
+    """Shows stages on stderr: a name, or a bar where the stage is counted."""
+    with ExitStack() as stack:
+
+        def begin(stage: str, total: int | None = None) -> Advance:
+            stack.close()  # the bar of the stage before
+            if total is None:
+                note(f"{stage} ...")
+                return lambda count: None
+            return cast(Advance, stack.enter_context(progress_bar(stage, total, "positions")))
+
+        yield begin
+
+
 def size_text(count: int) -> str:
     """Bytes in kB or MB (powers of ten)."""
     return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
+
+
+def weights_taken(source: Mapping[str, Any]) -> dict[str, str]:
+    """Which weights of which file a model was made of, from a manifest's or checkpoint's source."""
+    taken = {"weights": source["weights"]}
+    if "tokenizer_weights" in source:
+        taken["tokenizer weights"] = f"{source['tokenizer_weights']}, of another file"
+    return taken

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from m2kit.cli.options import json_option, provider_option, spec_option
-from m2kit.cli.output import print_result, size_text, stage
+from m2kit.cli.options import checkpoint_options, json_option, provider_option
+from m2kit.cli.output import print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import is_past
 from m2kit.errors import FolderError, InputError, require
@@ -19,7 +19,7 @@ from m2kit.manifest import (
     kind_of_folder,
     read_manifest,
 )
-from m2kit.parameters import parameter_counts
+from m2kit.parameters import parameter_counts, weights_per_position
 
 
 def _open(path: Path) -> Manifest:
@@ -40,12 +40,14 @@ def verify(path: Path, provider: str, as_json: bool) -> None:
     from m2kit.runtime.verification import compare, read_reference, require_parity
 
     manifest = _open(path)
-    stage("hashing every file")
-    check_files(path, manifest, trust_seen_weights=False)
-    stage("comparing with PyTorch's reference")
-    backend = OnnxRuntimeBackend(path, manifest, provider=provider)
-    with Engine(manifest.spec, backend) as engine:
-        report = compare(engine, read_reference(path / REFERENCE_FILE))
+    with stages() as begin:
+        begin("hashing every file")
+        check_files(path, manifest, trust_seen_weights=False)
+        backend = OnnxRuntimeBackend(path, manifest, provider=provider)
+        reference = read_reference(path / REFERENCE_FILE)
+        advance = begin("comparing with PyTorch's reference", manifest.spec.positions)
+        with Engine(manifest.spec, backend) as engine:
+            report = compare(engine, reference, advance)
     rows = {"files": f"{len(manifest.files)} intact"} | {
         name: _outcome(check) for name, check in report["checks"].items()
     }
@@ -84,36 +86,53 @@ def inspect(path: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("target", metavar="PATH|PRESET")
-@spec_option
+@checkpoint_options
+@click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    metavar="GB/S",
+    help="Memory bandwidth of a device, for the least time an image can take on it.",
+)
 @json_option
-def describe(target: str, overrides: dict[str, Any], as_json: bool) -> None:
+def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> None:
     """Describe a checkpoint, bundle, engine or preset: architecture, parameters, training."""
     path = Path(target)
+    rows: dict[str, Any] = {}
     if target in PRESETS and not path.exists():
         preset = PRESETS[target]
+        spec, training = preset.spec, {}
         sampling = {"guidance": preset.guidance, "temperature": preset.temperature}
-        rows = _describe(preset.spec, sampling if preset.guidance else {}, {})
     elif kind_of_folder(path):
         manifest = _open(path)
-        rows = _describe(manifest.spec, manifest.sampling, manifest.training)
+        spec, sampling, training = manifest.spec, manifest.sampling, manifest.training
+        rows = _origin(manifest.source)
     elif path.is_file():
         require("torch", extra="export", what="describing a checkpoint")
         from m2kit.training.checkpoint import read_checkpoint
 
-        checkpoint = read_checkpoint(path, overrides=overrides)
-        rows = _describe(checkpoint.spec, checkpoint.sampling, checkpoint.training)
+        checkpoint = read_checkpoint(path, **reading)
+        spec, sampling, training = checkpoint.spec, checkpoint.sampling, checkpoint.training
+        rows = _origin(checkpoint.source)
     else:
         raise InputError(
             f"{target}: expected a checkpoint file, a bundle or engine folder, or one of the "
             f"presets {', '.join(PRESETS)}"
         )
+    rows |= _architecture(spec) | _cost(spec, bandwidth)
+    rows |= {f"default {name.replace('_', ' ')}": v for name, v in sampling.items() if v}
+    rows |= {f"training {name.replace('_', ' ')}": v for name, v in training.items()}
     print_result({name: _text(value) for name, value in rows.items()}, as_json, rows)
 
 
-def _describe(
-    spec: ModelSpec, sampling: dict[str, Any], training: dict[str, Any]
-) -> dict[str, Any]:
-    counts = parameter_counts(spec)
+def _origin(source: dict[str, Any]) -> dict[str, Any]:
+    published = {"architecture of": source["presets"]} if source["presets"] else {}
+    assumed = {f"assumed {name.replace('_', ' ')}": v for name, v in source["assumed"].items()}
+    return published | weights_taken(source) | assumed
+
+
+def _architecture(spec: ModelSpec) -> dict[str, Any]:
     rows: dict[str, Any] = {
         f"tokenizer {name.replace('_', ' ')}": value
         for name, value in spec.to_json()["tokenizer"].items()
@@ -126,10 +145,24 @@ def _describe(
     rows |= {f"transformer {name.replace('_', ' ')}": value for name, value in transformer.items()}
     if spec.image_size:
         rows["image size"] = list(spec.image_size)
-    rows |= {f"{part} parameters": count for part, count in counts.items()}
-    rows["bytes in float32"] = 4 * sum(counts.values())
-    rows |= {f"default {name.replace('_', ' ')}": value for name, value in sampling.items()}
-    rows |= {f"training {name.replace('_', ' ')}": value for name, value in training.items()}
+    return rows
+
+
+def _cost(spec: ModelSpec, bandwidth: float) -> dict[str, Any]:
+    """Parameters and bytes, and the least time that reading the weights takes."""
+    counts = parameter_counts(spec)
+    rows: dict[str, Any] = {f"{part} parameters": count for part, count in counts.items()}
+    total = sum(counts.values())
+    rows |= {"parameters": total, "bytes in float32": 4 * total}
+    if spec.transformer is None:
+        return rows
+    weights, positions = weights_per_position(spec.transformer), spec.transformer.positions
+    rows["bandwidth (GB/s)"] = bandwidth
+    for precision, size in (("float32", 4), ("float16", 2)):
+        per_position = size * weights
+        rows[f"weight bytes per position, {precision}"] = per_position
+        floor = positions * per_position / (1e9 * bandwidth)
+        rows[f"bandwidth floor of an image, {precision} (s)"] = float(f"{floor:.4g}")
     return rows
 
 

@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import tiny_spec
+
+from m2kit.config import ModelSpec
+from m2kit.errors import FolderError, InputError
+from m2kit.token_file import (
+    converted_tokens,
+    read_tokens,
+    tokens_for_model,
+    tokens_of_model,
+    write_tokens,
+)
+from m2kit.tokens import codes_from_tokens
+
+SPEC = tiny_spec()  # bits (2, 3), lsb, downsampling 2
+IDS = np.arange(12).reshape(1, 2, 3, 2) % 4
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_tokens(tmp_path / "a.npz", tokens_of_model(IDS, SPEC))
+    return tmp_path / "a.npz"
+
+
+def test_token_files_read_back_with_all_that_they_say(path):
+    tokens = tokens_for_model(path, SPEC)
+    np.testing.assert_array_equal(tokens.ids, IDS)
+    assert (tokens.bits, tokens.bit_order, tokens.image_size) == ((2, 3), "lsb", (4, 6))
+
+
+def test_another_model_is_refused_with_the_command_that_converts(path):
+    alone = ModelSpec(SPEC.tokenizer, None)
+    with pytest.raises(InputError, match=r"\[2, 3\] bits, lsb .* --bits 5 --bit-order lsb`"):
+        tokens_for_model(path, alone)
+    msb = replace(SPEC, tokenizer=replace(SPEC.tokenizer, bit_order="msb"))
+    with pytest.raises(InputError, match=r"convert-tokens .* --bits 2,3 --bit-order msb`"):
+        tokens_for_model(path, msb)
+    other = replace(SPEC, tokenizer=replace(SPEC.tokenizer, blocks_per_level=2))
+    with pytest.raises(InputError, match="another tokenizer architecture"):
+        tokens_for_model(path, other)
+
+
+def test_an_image_size_that_the_grid_does_not_cover_is_refused(tmp_path):
+    for size in ((5, 6), (2, 6), (4, -1)):
+        write_tokens(tmp_path / "a.npz", replace(tokens_of_model(IDS, SPEC), image_size=size))
+        with pytest.raises(InputError, match=r"its grid covers \[4, 6\]"):
+            tokens_for_model(tmp_path / "a.npz", SPEC)
+
+
+def test_what_is_no_token_file_is_one_error(tmp_path, path):
+    (tmp_path / "b.npz").write_text("no")
+    np.save(tmp_path / "c.npy", IDS)
+    np.savez(tmp_path / "d.npz", ids=IDS, bits=[[2], [3]], bit_order="lsb", spec_sha256="x")
+    for name in ("b.npz", "c.npy", "d.npz"):
+        with pytest.raises(InputError, match="expected a token file"):
+            read_tokens(tmp_path / name)
+    with pytest.raises(InputError, match="no such token file"):
+        read_tokens(tmp_path / "none.npz")
+    with pytest.raises(FolderError, match=r"ending in \.npz"):
+        write_tokens(tmp_path / "a.txt", read_tokens(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bits": (2, 0)}, r"found \[2, 0\]"),
+        ({"bits": (60, 60)}, "62 in all"),
+        ({"bit_order": "big"}, "lsb or msb"),
+        ({"bits": (1, 3)}, "sub-token 0 has 1 bits"),
+        ({"bits": (2, 3, 1)}, r"shape \(B, h, w, 3\)"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_one_error(tmp_path, change, words):
+    write_tokens(tmp_path / "a.npz", replace(tokens_of_model(IDS, SPEC), **change))
+    with pytest.raises(InputError, match=words):
+        read_tokens(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("bits", [(18,), (9, 9), (6, 12), (6, 6, 6), (3, 5, 4, 6)])
+@pytest.mark.parametrize("order", ["lsb", "msb"])
+def test_conversion_keeps_every_code_of_the_published_codebook(bits, order):
+    flat = np.arange(2**18).reshape(1, 512, 512, 1)
+    tokens = replace(tokens_of_model(IDS, SPEC), ids=flat, bits=(18,), bit_order="msb")
+    found = converted_tokens(tokens, bits, order)
+    np.testing.assert_array_equal(
+        codes_from_tokens(found.ids, bits, order), codes_from_tokens(flat, (18,), "msb")
+    )
+    np.testing.assert_array_equal(converted_tokens(found, (18,), "msb").ids, flat)
+
+
+def test_conversion_by_hand():
+    """Codes 1, 1, -1, -1, 1: lsb (2, 3) -> 3, 4; msb (3, 2) -> 6, 1."""
+    tokens = replace(tokens_of_model(IDS, SPEC), ids=np.array([3, 4]).reshape(1, 1, 1, 2))
+    assert converted_tokens(tokens, (3, 2), "msb").ids.tolist() == [[[[6, 1]]]]
+    for bits in ((2, 2), (6,), (5, 0), ()):
+        with pytest.raises(InputError, match="--bits"):
+            converted_tokens(tokens, bits, "lsb")
+
+
+def test_token_files_keep_the_name_they_were_given(tmp_path):
+    write_tokens(tmp_path / "a.NPZ", tokens_of_model(IDS, SPEC))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.NPZ"]
+
+
+def test_a_damaged_token_file_is_one_error_or_reads_right(path):
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[random.integers(len(data))] ^= 1 << int(random.integers(8))
+        path.write_bytes(data[: random.integers(len(data) // 2, len(data) + 1)])
+        try:
+            np.testing.assert_array_equal(read_tokens(path).ids, IDS)
+        except InputError:
+            refused += 1
+    assert refused > 200

@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import DIGITS_CHECKPOINT, GOLDEN, picture, run_m2kit
+from conftest import DIGITS_CHECKPOINT, GOLDEN, picture, run_m2kit, tiny_spec
 from PIL import Image
 
 from m2kit.cli import cli
+from m2kit.config import PRESETS, Preset
 
 
 @pytest.fixture
@@ -132,6 +133,88 @@ def test_images_survive_encode_decode_and_reconstruct(here, digits_engine):
     out = succeeds("reconstruct", "samples.png", "--engine", digits_engine, "--json")
     assert json.loads(out)["psnr_db"] > 15
     assert picture("reconstruction.png").shape == (66, 32, 3)
+
+
+def test_images_of_any_size_are_padded_and_cropped_back(here, digits_engine):
+    """30 x 45 at downsampling 8: framed to 32 x 48 in grey, one row above and one below."""
+    colours = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
+    Image.fromarray(colours).resize((45, 30)).save("odd.png")
+    framed = np.pad(picture("odd.png"), ((1, 1), (1, 2), (0, 0)), constant_values=128)
+    Image.fromarray(framed).save("framed.png")
+    succeeds("encode", "odd.png", "--pad", "--engine", digits_engine)
+    tokens = np.load("tokens.npz")
+    assert tokens["ids"].shape == (1, 4, 6, 2)
+    assert tokens["image_size"].tolist() == [30, 45]
+    succeeds("encode", "framed.png", "--engine", digits_engine, "-o", "framed.npz")
+    same = np.load("framed.npz")["ids"] == tokens["ids"]  # grey is 0 there, 128 is 0.004
+    assert same.mean() > 0.9
+    succeeds("decode", "tokens.npz", "--engine", digits_engine)
+    out = succeeds("reconstruct", "odd.png", "--pad", "--engine", digits_engine, "--json")
+    assert json.loads(out)["psnr_db"] > 5
+    decoded, rebuilt = picture("decoded.png"), picture("reconstruction.png")
+    assert decoded.shape == (30, 45, 3)
+    np.testing.assert_array_equal(rebuilt[32:], decoded)
+    shown = rebuilt[:30].astype(int) - picture("odd.png")
+    assert set(np.unique(shown)) <= {-1, 0}  # pixels are truncated, as officially
+
+
+def test_tokens_survive_conversion_and_only_the_right_layout_decodes(here, digits_engine):
+    succeeds("generate", "--engine", digits_engine, "--class", "4", "-n", "2", "--tokens", "t.npz")
+    out = succeeds("convert-tokens", "t.npz", "--bits", "8", "--bit-order", "msb", "--json")
+    assert json.loads(out)["from"] == "3,5 lsb"
+    assert np.load("converted.npz")["ids"].shape == (2, 4, 4, 1)
+    error = fails("decode", "converted.npz", "--engine", digits_engine)
+    assert "`m2kit convert-tokens converted.npz --bits 3,5 --bit-order lsb`" in error
+    succeeds(
+        "convert-tokens", "converted.npz", "--bits", "3,5", "--bit-order", "lsb", "-o", "back.npz"
+    )
+    np.testing.assert_array_equal(np.load("back.npz")["ids"], np.load("t.npz")["ids"])
+    succeeds("decode", "back.npz", "--engine", digits_engine)
+    np.testing.assert_array_equal(picture("decoded.png")[:, :32], picture("samples.png")[:, :32])
+    error = fails("convert-tokens", "t.npz", "--bits", "9,9", "--bit-order", "msb")
+    assert "--bits 9,9 make up 18 bits, the file's sub-tokens [3, 5] make up 8" in error
+
+
+def test_a_random_checkpoint_is_written_once_and_never_over_another(here, monkeypatch):
+    """A tiny architecture stands in for the published ones, which take gigabytes."""
+    monkeypatch.setitem(PRESETS, "ar-b", Preset(tiny_spec(), (1.5, 2.5), (1.0, 1.1)))
+    value = json.loads(succeeds("init-checkpoint", "--preset", "ar-b", "--seed", 3, "--json"))
+    assert value["checkpoint"] == "ar_b.pt"
+    assert value["bytes"] == (here / "ar_b.pt").stat().st_size
+    before = (here / "ar_b.pt").read_bytes()
+    assert "never replace a file" in fails("init-checkpoint", "--preset", "ar-b")
+    assert (here / "ar_b.pt").read_bytes() == before
+    assert "Missing option '--preset'" in fails("init-checkpoint", status=2)
+    assert "ar-xl" in fails("init-checkpoint", "--preset", "ar-m", status=2)
+    about = json.loads(succeeds("describe", "ar_b.pt", "--json"))
+    assert about["architecture of"] == ["ar-b"]
+    assert about["default guidance"] == [1.5, 2.5]
+    succeeds("export", "--ckpt", "ar_b.pt")
+    succeeds("build-engine")
+    assert json.loads(succeeds("describe", "ar_b.engine", "--json")) == about
+
+
+def test_export_says_which_weights_it_took(here):
+    out = succeeds("export", "--ckpt", GOLDEN / "tokenizer_v01_tiny.ckpt", "-o", "v.bundle")
+    assert "ema" in out
+    arguments = ["--ckpt", GOLDEN / "ar_tiny.ckpt", "--spec", '{"heads": 4, "grid": [4, 4]}']
+    tokenizer = ["--tokenizer", GOLDEN / "tokenizer_tiny.ckpt", "-o", "a.bundle", "--json"]
+    value = json.loads(succeeds("export", *arguments, *tokenizer, "--weights", "live"))
+    assert value["weights"] == "stored"
+    assert value["tokenizer weights"] == "live, of another file"
+    assert json.loads(succeeds("describe", "a.bundle", "--json"))["weights"] == "stored"
+    assert "not of preset ar-l" in fails(
+        "export", "--ckpt", GOLDEN / "ar_tiny.ckpt", "--preset", "ar-l"
+    )
+
+
+def test_describe_gives_the_floor_that_bandwidth_sets(here):
+    about = json.loads(succeeds("describe", "ar-b", "--bandwidth", "102", "--json"))
+    moved = about["weight bytes per position, float32"]
+    assert about["weight bytes per position, float16"] * 2 == moved
+    floor = about["bandwidth floor of an image, float32 (s)"]
+    assert floor == pytest.approx(256 * moved / 102e9, rel=1e-3)
+    assert "bandwidth (GB/s)" not in json.loads(succeeds("describe", "tokenizer-128", "--json"))
 
 
 def test_verify_inspect_and_describe_tell_the_truth(here, digits_engine, exported):

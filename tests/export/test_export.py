@@ -1,26 +1,28 @@
 """Checkpoint -> bundle -> engine -> numbers, against the official implementation and PyTorch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import DIGITS_CHECKPOINT, GOLDEN, tiny_spec
 
 import m2kit
+from m2kit.config import TokenizerSpec
 from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
 from m2kit.errors import ParityError
 from m2kit.export.exporter import export_bundle
+from m2kit.folders import sha256_of_file
+from m2kit.manifest import BUNDLE, read_manifest
 from m2kit.runtime.engine import Engine
 from m2kit.tokens import codes_from_tokens
 from m2kit.tolerances import difference
 from m2kit.training.checkpoint import (
-    TorchModel,
     expected_shapes,
     model_from_checkpoint,
     read_checkpoint,
 )
-from m2kit.training.checkpoint_writer import write_ar_checkpoint
-from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.models.transformer import Transformer
+from m2kit.training.random_weights import write_random_checkpoint
 from m2kit.training.torch_backend import TorchBackend
 
 
@@ -83,38 +85,101 @@ def test_a_hundred_sampled_images_have_the_ids_that_pytorch_draws(exported):
             assert difference(found, expected) <= 1e-4
 
 
+def spec_of(tokenizer, **transformer):
+    """A tiny spec with another tokenizer: base channels, multipliers, blocks, adaptive, order."""
+    base, multipliers, blocks, adaptive, order = tokenizer
+    spec = tiny_spec(**transformer)
+    bits = sum(spec.transformer.bits)
+    return replace(spec, tokenizer=TokenizerSpec(base, multipliers, blocks, bits, adaptive, order))
+
+
 @pytest.mark.parametrize(
-    "change",
+    "spec",
     [
-        {"bits": (5,)},
-        {"bits": (1, 2, 2), "classes": 1},
-        {"bits": (1, 1, 1, 2), "grid": (3, 2), "heads": 4},
-        {"intra_layers": 2, "inter_layers": 1, "grid": (1, 5), "rope_base": 100.0},
+        tiny_spec(bits=(5,)),
+        tiny_spec(bits=(1, 2, 2), classes=1),
+        tiny_spec(bits=(1, 1, 1, 2), grid=(3, 2), heads=4),
+        tiny_spec(intra_layers=2, inter_layers=1, grid=(1, 5), rope_base=100.0),
+        spec_of((64, (1, 2, 1, 3), 2, False, "msb"), width=40, heads=2, ffn_width=52, bits=(6, 3)),
+        spec_of((32, (2,), 3, True, "lsb"), width=24, heads=6, classes=77, grid=(5, 2)),
     ],
-    ids=str,
+    ids=lambda spec: f"{spec.bits} {spec.tokenizer.channel_multipliers}",
 )
-def test_any_number_of_sub_tokens_and_any_grid_export(tmp_path, change):
-    spec = tiny_spec(**change)
-    torch.manual_seed(1)
-    model = TorchModel(spec, Tokenizer(spec.tokenizer), Transformer(spec.transformer))
-    for module in (model.tokenizer, model.transformer):
-        for parameter in module.parameters():
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    path = tmp_path / "x.pt"
-    write_ar_checkpoint(path, model.tensors(), {"spec": spec.to_json()})
-    checkpoint = read_checkpoint(path)
+def test_any_architecture_exports_from_the_official_layout(tmp_path, spec):
+    """The file holds tensors alone; batch 3, and every mix of guidance scales."""
+    write_random_checkpoint(tmp_path / "x.pt", spec, 1)
+    untold = {name: getattr(spec.transformer, name) for name in ("heads", "grid", "rope_base")}
+    checkpoint = read_checkpoint(tmp_path / "x.pt", overrides=untold)
     assert checkpoint.spec == spec
     assert set(checkpoint.tensors()) == set(expected_shapes(spec))
     export_bundle(checkpoint, tmp_path / "x.bundle", "x")
     manifest = build_onnxruntime_engine(tmp_path / "x.bundle", tmp_path / "x.engine")
     assert manifest.parity["passed"]
-    trained = Engine(spec, TorchBackend(model_from_checkpoint(checkpoint)))
+    in_torch = Engine(spec, TorchBackend(model_from_checkpoint(checkpoint)))
     with m2kit.open_engine(tmp_path / "x.engine") as engine:
-        classes = [0, spec.transformer.classes - 1, 0]
-        sampling = m2kit.Sampling(seed=2, guidance=1.7)
-        np.testing.assert_array_equal(
-            engine.sample(classes, sampling), trained.sample(classes, sampling)
-        )
+        classes, count = [0, spec.transformer.classes - 1, 0], len(spec.bits)
+        for scales in (1.0, 1.7, (1.0,) + (3.0,) * (count - 1), (3.0,) + (1.0,) * (count - 1)):
+            sampling = m2kit.Sampling(seed=2, guidance=scales)
+            tokens = engine.sample(classes, sampling)
+            np.testing.assert_array_equal(tokens, in_torch.sample(classes, sampling))
+        images = engine.decode(tokens)
+        assert difference(images, in_torch.decode(tokens)) <= 1e-4
+        clipped = images.clip(-1, 1)
+        np.testing.assert_array_equal(engine.encode(clipped), in_torch.encode(clipped))
+
+
+@pytest.mark.parametrize("scales", [(1.0, 3.0), (3.0, 1.0), (1.0, 1.0)])
+def test_guidance_of_one_switches_off_that_sub_token_alone(ar_tiny, golden, scales):
+    """The official sampler crashes on these; u + s (c - u) is c where s is 1."""
+    data = golden("ar_tiny")
+    classes, model = data["class_id"], ar_tiny.spec.transformer
+    tokens = ar_tiny.sample(classes, m2kit.Sampling(greedy=True, guidance=scales))
+    conditional = ar_tiny.score(classes, tokens)
+    free = ar_tiny.score(np.full_like(classes, model.classes), tokens)
+    for k, scale in enumerate(scales):
+        guided = conditional[k] if scale == 1 else free[k] + scale * (conditional[k] - free[k])
+        np.testing.assert_array_equal(tokens[..., k], guided.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoints_export(tmp_path, dtype):
+    content = torch.load(GOLDEN / "ar_tiny.ckpt", weights_only=True)
+    content["state_dict"] = {n: t.to(dtype) for n, t in content["state_dict"].items()}
+    torch.save(content, tmp_path / "half.pt")
+    checkpoint = read_checkpoint(tmp_path / "half.pt", overrides={"heads": 4})
+    export_bundle(checkpoint, tmp_path / "x.bundle", "x")
+    build_onnxruntime_engine(tmp_path / "x.bundle", tmp_path / "x.engine")
+    in_torch = Engine(checkpoint.spec, TorchBackend(model_from_checkpoint(checkpoint)))
+    with m2kit.open_engine(tmp_path / "x.engine") as engine:
+        tokens = engine.sample([1, 2, 3], m2kit.Sampling(seed=3, guidance=2.0))
+        for found, expected in zip(
+            engine.score([1, 2, 3], tokens), in_torch.score([1, 2, 3], tokens), strict=True
+        ):
+            assert difference(found, expected) <= 1e-4
+
+
+def test_the_golden_first_release_reproduces(exported, golden):
+    data = golden("tokenizer_v01_tiny")
+    with m2kit.open_engine(exported(GOLDEN / "tokenizer_v01_tiny.ckpt")[1]) as engine:
+        np.testing.assert_allclose(engine.latents(data["image"]), data["ema_z"], atol=1e-4)
+        tokens = engine.encode(data["image"])
+        np.testing.assert_array_equal(tokens[..., 0], data["ema_indices"].reshape(tokens.shape[:3]))
+        codes = codes_from_tokens(tokens, engine.spec.bits, "msb")
+        np.testing.assert_array_equal(codes, data["ema_codes"])
+        np.testing.assert_allclose(engine.decode(tokens), data["ema_reconstruction"], atol=1e-4)
+
+
+def test_the_bundle_says_which_weights_were_taken(tmp_path):
+    tokenizer = GOLDEN / "tokenizer_tiny.ckpt"
+    checkpoint = read_checkpoint(
+        GOLDEN / "ar_tiny.ckpt", overrides={"heads": 4, "grid": (4, 4)}, tokenizer=tokenizer
+    )
+    manifest = export_bundle(checkpoint, tmp_path / "x.bundle", "x")
+    source = read_manifest(tmp_path / "x.bundle", BUNDLE).source
+    assert source == manifest.source
+    assert source["weights"] == "stored"
+    assert source["tokenizer_weights"] == "ema"
+    assert source["tokenizer_checkpoint_sha256"] == sha256_of_file(tokenizer)
 
 
 @pytest.mark.parametrize(

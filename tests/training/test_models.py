@@ -8,13 +8,10 @@ import torch
 from conftest import GOLDEN, tiny_spec
 
 from m2kit import Sampling
-from m2kit.config import PRESETS
-from m2kit.parameters import parameter_counts
 from m2kit.runtime.engine import Engine
 from m2kit.tokens import tokens_from_codes
 from m2kit.training.checkpoint import (
     TorchModel,
-    expected_shapes,
     model_from_checkpoint,
     read_checkpoint,
 )
@@ -146,26 +143,3 @@ def test_the_gradient_passes_straight_through_the_sign():
     assert set(quantized.detach().sign().unique().tolist()) <= {-1.0, 1.0}
     (quantized * 3).sum().backward()
     assert (latent.grad == 3).all()
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_counted_parameters_are_the_models_own(name):
-    spec = PRESETS[name].spec
-    shapes = expected_shapes(spec)
-    assert sum(parameter_counts(spec).values()) == sum(map(math.prod, shapes.values()))
-
-
-@pytest.mark.parametrize(
-    ("name", "tensors"),
-    [
-        ("tokenizer-128", 283),
-        ("tokenizer-256", 339),
-        ("tokenizer-128-v0.1", 147),
-        ("tokenizer-256-v0.1", 175),
-        ("ar-b", 339 + 188),
-        ("ar-l", 339 + 279),
-        ("ar-xl", 339 + 370),
-    ],
-)
-def test_published_models_have_their_published_number_of_tensors(name, tensors):
-    assert len(expected_shapes(PRESETS[name].spec)) == tensors

@@ -4,7 +4,7 @@ BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
-.PHONY: install demo demo-train demo-evaluate test check types bench clean
+.PHONY: install demo demo-train demo-evaluate test check types bench bench-export clean
 
 install: .venv/.installed  ## make .venv with everything for development on a CPU
 
@@ -43,6 +43,9 @@ types:  # mypy cannot follow the folder mapping of an editable install: give it 
 
 bench: demo  ## the demo engine against the same model in PyTorch, in one run
 	$(BIN)/python $(DIGITS)/bench.py build/demo/digits.engine $(DIGITS)/digits.pt
+
+bench-export: install  ## time, memory and disk of exporting a published size: PRESET=ar-l
+	$(BIN)/python examples/sizes/measure.py $(or $(PRESET),ar-b) build/sizes
 
 clean:
 	rm -rf build .types

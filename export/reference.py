@@ -24,7 +24,7 @@ from m2kit.runtime.verification import (
     logits_name,
 )
 from m2kit.tokens import codes_from_tokens
-from m2kit.training.checkpoint import TorchModel
+from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.torch_backend import TorchBackend
 

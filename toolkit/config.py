@@ -18,6 +18,7 @@ from m2kit.errors import SpecError
 
 GROUPS = 32  # of every GroupNorm in the tokenizer
 BIT_ORDERS = ("lsb", "msb")
+MOST_POSITIONS = 65_536  # 256 x 256; a file's notes could otherwise ask for any amount of memory
 
 
 def _positive(owner: str, **values: Any) -> None:
@@ -133,6 +134,11 @@ class TransformerSpec:
         _positive_list("transformer", bits=self.bits, grid=self.grid)
         if len(self.grid) != 2:
             raise SpecError(f"transformer.grid must be [h, w], found {list(self.grid)}")
+        if self.positions > MOST_POSITIONS:
+            raise SpecError(
+                f"transformer.grid may have at most {MOST_POSITIONS} positions, found "
+                f"{self.grid[0]} x {self.grid[1]}"
+            )
         if self.width % self.heads or self.head_size % 4:
             raise SpecError(
                 "transformer.width must be heads times a multiple of 4 (2-D rotary pairs), "

@@ -19,11 +19,7 @@ from m2kit.folders import sha256_of_file
 from m2kit.images import write_grid
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.sampling import Sampling
-from m2kit.training.checkpoint import (
-    TorchModel,
-    model_from_checkpoint,
-    read_checkpoint,
-)
+from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoint_writer import write_ar_checkpoint
 from m2kit.training.digits import CLASSES, LabelledImages, digits, warped
 from m2kit.training.evaluation import codebook_usage
@@ -39,6 +35,7 @@ from m2kit.training.loop import (
     warm_up_then_linear,
 )
 from m2kit.training.models import lfq
+from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.plots import plot_curves
 from m2kit.training.torch_backend import TorchBackend

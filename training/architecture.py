@@ -115,16 +115,19 @@ def _chosen_preset(name: str | None, told: Mapping[str, Any]) -> ModelSpec | Non
 
 
 def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
-    """How a preset differs from the fields that shapes told; empty where it does not."""
+    """How a preset differs from the fields that shapes told; empty where it does not.
+
+    For an AR model the transformer decides: its tokenizer can be replaced.
+    """
     spec = PRESETS[name].spec
     if bool(spec.transformer) != ("width" in told):
         kinds = ("a tokenizer", "an AR model")
         return [f"it is {kinds['width' in told]}, the preset {kinds[bool(spec.transformer)]}"]
-    fields = asdict(spec.tokenizer) | (asdict(spec.transformer) if spec.transformer else {})
+    fields = asdict(spec.transformer or spec.tokenizer)
     return [
-        f"{field} is {value}, expected {fields[field]}"
-        for field, value in told.items()
-        if fields[field] != value and field not in ignore
+        f"{field} is {told[field]}, expected {value}"
+        for field, value in fields.items()
+        if field in told and told[field] != value and field not in ignore
     ]
 
 

@@ -23,12 +23,15 @@ from m2kit.folders import sha256_of_file
 from m2kit.runtime.sampling import DEFAULTS, Sampling
 from m2kit.training.architecture import Reading, read_architecture
 from m2kit.training.checkpoint_file import METADATA, Content, read_file
-from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.models.transformer import Transformer
+from m2kit.training.models.model import (
+    TRANSFORMER,
+    TorchModel,
+    expected_shapes,
+    model_from_tensors,
+)
 
 FIRST_STAGE = "first_stage_model."
 EMA = "model_ema."
-TRANSFORMER = "transformer."
 _JUNK = re.compile(
     r"(first_stage_model\.)?(loss|model_ema)\.|(cond_stage_model|permuter)\.|.*\.kv_cache\."
 )
@@ -89,23 +92,6 @@ class NamedFile:
         return {name: content.tensors[stored] for name, stored in self.names.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class TorchModel:
-    """A model in PyTorch: the tokenizer, and the transformer where there is one."""
-
-    spec: ModelSpec
-    tokenizer: Tokenizer
-    transformer: Transformer | None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Canonical name -> tensor."""
-        named = dict(self.tokenizer.state_dict())
-        if self.transformer is not None:
-            state = self.transformer.state_dict()
-            named |= {TRANSFORMER + name: tensor for name, tensor in state.items()}
-        return named
-
-
 def read_checkpoint(
     path: Path,
     *,
@@ -158,6 +144,7 @@ def read_checkpoint(
     }
     if other is not None:
         source |= {f"tokenizer_{n}": other.source[n] for n in ("checkpoint_sha256", "weights")}
+        source["assumed"] = other.source["assumed"] | found.assumed
     return Checkpoint(
         spec=found.spec,
         files=(own, *(other.files if other else ())),
@@ -230,25 +217,7 @@ def _sampling(found: Reading, stored: dict[str, Any]) -> dict[str, Any]:
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> TorchModel:
     """The PyTorch model of a checkpoint, float32, in evaluation mode."""
-    spec = checkpoint.spec
-    tokenizer, transformer = _modules(spec, torch.device("meta"))
-    tensors = checkpoint.tensors()
-    for prefix, module in (("", tokenizer), (TRANSFORMER, transformer)):
-        if module is not None:
-            state = {name: tensors[prefix + name].float() for name in module.state_dict()}
-            module.load_state_dict(state, assign=True)
-            module.eval().requires_grad_(False)
-    if transformer is not None:
-        transformer.reset_rope()
-    return TorchModel(spec, tokenizer, transformer)
-
-
-def _modules(spec: ModelSpec, device: torch.device) -> tuple[Tokenizer, Transformer | None]:
-    with device:
-        return (
-            Tokenizer(spec.tokenizer),
-            Transformer(spec.transformer) if spec.transformer else None,
-        )
+    return model_from_tensors(checkpoint.spec, checkpoint.tensors())
 
 
 def _chosen(
@@ -336,14 +305,8 @@ def _is_sound(tensor: Tensor) -> bool:
         and tensor.device.type == "cpu"
         and tensor.dtype in _FLOATS
         and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-        and torch.isfinite(tensor).all()
+        and torch.isfinite(tensor.float()).all()
     )
-
-
-def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every tensor a model of this spec has."""
-    model = TorchModel(spec, *_modules(spec, torch.device("meta")))
-    return {name: tuple(tensor.shape) for name, tensor in model.tensors().items()}
 
 
 def _listing(names: list[str]) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from m2kit.folders import new_file
-from m2kit.training.checkpoint import EMA, FIRST_STAGE, TRANSFORMER, ema_name
+from m2kit.training.checkpoint import EMA, FIRST_STAGE, ema_name
 from m2kit.training.checkpoint_file import METADATA
+from m2kit.training.models.model import TRANSFORMER
 
 
 def write_tokenizer_checkpoint(

@@ -12,8 +12,8 @@ import torch
 
 from m2kit import contract
 from m2kit.config import TransformerSpec
-from m2kit.training.checkpoint import TorchModel
 from m2kit.training.models import lfq
+from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import KeyValueCache, Transformer
 
 

@@ -1,21 +1,24 @@
-"""Run one command and report time and peak memory: the figures of the README's table of sizes.
+"""Export a published size with random weights; report time, peak memory and disk.
 
-    python examples/sizes/measure.py m2kit export --ckpt ar_b.pt
+    python examples/sizes/measure.py ar-b build/sizes
 
-Peak memory is the largest sum of PSS (proportional set size) over the command's process tree,
-sampled every 0.2 s; pages of mapped files count. The last line is one JSON object.
+Peak memory is the largest sum of PSS (proportional set size) over the process tree of
+`m2kit export`, parity check included, sampled every 0.2 s; pages of mapped files count. The last
+line is one JSON object. Both files are removed at the end: a size takes twice its checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 _INTERVAL_S = 0.2
+_M2KIT = [sys.executable, "-m", "m2kit"]
 
 
 def tree(pid: int) -> list[int]:
@@ -36,18 +39,43 @@ def pss_bytes(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in text.splitlines() if line[:4] == "Pss:")
 
 
-def main() -> int:
-    """Run the command of the arguments; its exit status."""
+def measured(command: list[str]) -> tuple[float, int]:
+    """Seconds and peak PSS in bytes of a command that must succeed."""
     started, peak = time.monotonic(), 0
-    process = subprocess.Popen(sys.argv[1:])
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         with contextlib.suppress(OSError):  # a process ended between listing and reading
             peak = max(peak, sum(map(pss_bytes, tree(process.pid))))
         time.sleep(_INTERVAL_S)
-    seconds = time.monotonic() - started
-    print(json.dumps({"seconds": round(seconds, 1), "peak_pss_bytes": peak}))
-    return process.returncode
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return time.monotonic() - started, peak
+
+
+def main(preset: str, folder: Path) -> None:
+    """Measure one preset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, bundle = folder / f"{preset}.pt", folder / f"{preset}.bundle"
+    checkpoint.unlink(missing_ok=True)
+    subprocess.run([*_M2KIT, "init-checkpoint", "--preset", preset, "-o", checkpoint], check=True)
+    seconds, peak = measured([*_M2KIT, "export", "--ckpt", str(checkpoint), "-o", str(bundle)])
+    size = checkpoint.stat().st_size
+    disk = sum(path.stat().st_size for path in bundle.iterdir())
+    checks = json.loads((bundle / "bundle.json").read_text())["parity"]["checks"]
+    result = {
+        "preset": preset,
+        "checkpoint_bytes": size,
+        "seconds": round(seconds, 1),
+        "peak_pss_bytes": peak,
+        "peak_pss_over_checkpoint": round(peak / size, 3),
+        "bundle_bytes": disk,
+        "bundle_over_checkpoint": round(disk / size, 4),
+        "largest_difference": max(check.get("difference", 0.0) for check in checks.values()),
+    }
+    print(json.dumps(result))
+    checkpoint.unlink()
+    shutil.rmtree(bundle)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -13,7 +13,8 @@ from m2kit.export.exporter import GRAPHS, export_bundle, write_graphs
 from m2kit.export.writer import ALIGNMENT_BYTES, PRECISION
 from m2kit.manifest import BUNDLE, WEIGHTS_FILE, read_manifest
 from m2kit.runtime.verification import read_reference
-from m2kit.training.checkpoint import expected_shapes, read_checkpoint
+from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.models.model import expected_shapes
 
 # Everything Orin's TensorRT 10.3 parses; none of the fused transformer or normalization ops.
 PORTABLE_OPS = {

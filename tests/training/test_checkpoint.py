@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from m2kit.config import PRESETS, Preset
 from m2kit.errors import CheckpointError, M2KitError, SpecError
-from m2kit.training.checkpoint import expected_shapes, read_checkpoint
+from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.models.model import expected_shapes
 
 AR = GOLDEN / "ar_tiny.ckpt"
 TOKENIZER = GOLDEN / "tokenizer_tiny.ckpt"

@@ -11,7 +11,7 @@ from conftest import GOLDEN
 from m2kit.config import PRESETS
 from m2kit.parameters import parameter_counts, weights_per_position
 from m2kit.training import checkpoint_writer, random_weights
-from m2kit.training.checkpoint import expected_shapes
+from m2kit.training.models.model import expected_shapes
 
 TABLES = {  # preset -> table, tensors, parameters of encoder + decoder, of the transformer
     "tokenizer-128": ("tokenizer-128", 283, 112_021_653, 0),

@@ -17,11 +17,7 @@ from m2kit.cli import cli
 from m2kit.errors import InputError, M2KitError, SpecError
 from m2kit.runtime.engine import Engine
 from m2kit.training.ar_trainer import ARModule, settings_for, token_nats, train_ar
-from m2kit.training.checkpoint import (
-    expected_shapes,
-    model_from_checkpoint,
-    read_checkpoint,
-)
+from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoint_writer import write_tokenizer_checkpoint
 from m2kit.training.digits import LabelledImages, digits, features, warped
 from m2kit.training.evaluation import codebook_usage, evaluate_digits, share_of_copies
@@ -36,6 +32,7 @@ from m2kit.training.loop import (
     shuffled,
     warm_up_then_linear,
 )
+from m2kit.training.models.model import expected_shapes
 from m2kit.training.tokenizer_trainer import TokenizerSettings, train_tokenizer
 from m2kit.training.torch_backend import TorchBackend
 

@@ -42,7 +42,15 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
-    """A bar on stderr with rate and time left; yields a function that advances it by n."""
+    """A bar on stderr with rate and time left; yields a function that advances it by n.
+
+    Where stderr is no terminal, one line says what begins.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        note(f"{label} ...")
+        yield lambda count: None
+        return
     columns = (
         TextColumn(label),
         BarColumn(),
@@ -53,7 +61,7 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=total, rate="")
 
         def advance(count: int) -> None:

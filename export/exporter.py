@@ -34,6 +34,7 @@ from m2kit.manifest import (
     manifest_name,
     write_manifest,
 )
+from m2kit.memory import release_freed_memory
 from m2kit.progress import Begin, silent
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -86,6 +87,7 @@ def export_bundle(
         )
         reference, maxima = _reference(checkpoint, folder, manifest, writers, begin)
         np.savez(folder / REFERENCE_FILE, **reference)
+        release_freed_memory()
         advance = begin("comparing every graph with PyTorch", spec.positions)
         with Engine(spec, OnnxRuntimeBackend(folder, manifest)) as engine:
             report = compare(engine, reference, advance)

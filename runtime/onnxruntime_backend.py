@@ -17,6 +17,7 @@ import numpy.typing as npt
 from m2kit import contract
 from m2kit.errors import BackendError, require
 from m2kit.manifest import Manifest
+from m2kit.memory import release_freed_memory
 from m2kit.runtime.backend import Steps
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -108,9 +109,10 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeSteps(self, rows)
 
     def close(self) -> None:
-        """Drop the sessions."""
+        """Drop the sessions and give their memory back."""
         self._closed = True
         self._sessions.clear()
+        release_freed_memory()
 
 
 class OnnxRuntimeSteps:

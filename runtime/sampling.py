@@ -63,6 +63,16 @@ class Sampling:
         return ResolvedSampling(seed=self.seed, greedy=self.greedy, **values)
 
 
+def own_sampling(options: Mapping[str, Any], sub_tokens: int) -> dict[str, list[Any]]:
+    """A model's own guidance, temperature, top_k and top_p, K values each, from some of them.
+
+    Raises:
+        InputError: A value out of range, or a list of the wrong length.
+    """
+    resolved = Sampling(**options).resolve(sub_tokens, {})
+    return {name: list(getattr(resolved, name)) for name in DEFAULTS}
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedSampling:
     """A Sampling with one value per sub-token; built by `Sampling.resolve`."""

@@ -275,6 +275,12 @@ class Preset:
     guidance: tuple[float, ...] = ()
     temperature: tuple[float, ...] = ()
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The options of m2kit.Sampling that the authors set; none for a tokenizer."""
+        options = {"guidance": self.guidance, "temperature": self.temperature}
+        return {name: value for name, value in options.items() if value}
+
 
 _TOKENIZER_128 = TokenizerSpec(128, (1, 2, 2, 4), 4, 18, True, "lsb")
 _TOKENIZER_256 = TokenizerSpec(128, (1, 1, 2, 2, 4), 4, 18, True, "lsb")

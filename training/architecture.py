@@ -93,11 +93,14 @@ def _heads_not_told(told: Mapping[str, Any]) -> str:
     counts = [n for n in range(1, width // 4 + 1) if width % n == 0 and width // n % 4 == 0]
     nearest = min(counts, key=lambda n: abs(n - width / 64), default=1)
     presets = [name for name in PRESETS if not _differences(name, told, ignore=("classes",))]
-    of_preset = f"--preset {' or '.join(presets)}, or " if presets else ""
+    published = ", ".join(name for name in PRESETS if PRESETS[name].spec.transformer)
+    if presets:
+        of_preset = f"--preset {' or '.join(presets)}, of the same shapes but for the classes"
+    else:
+        of_preset = f"--preset NAME ({published}: none has its shapes)"
     return (
-        f"the file does not tell the number of heads of its transformer of width {width}, and no "
-        f"preset has its shapes ({', '.join(n for n in PRESETS if PRESETS[n].spec.transformer)}); "
-        f"give {of_preset}--spec FILE.json, for example --spec '{{\"heads\": {nearest}}}'; "
+        f"the file does not tell the number of heads of its transformer of width {width}; give "
+        f"{of_preset}, or --spec FILE.json, for example --spec '{{\"heads\": {nearest}}}'; "
         f"possible are {', '.join(map(str, counts[:_LISTED]))}"
     )
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.errors import CheckpointError, M2KitError
 from m2kit.folders import sha256_of_file
-from m2kit.runtime.sampling import DEFAULTS, Sampling
+from m2kit.runtime.sampling import DEFAULTS, own_sampling
 from m2kit.training.architecture import Reading, read_architecture
 from m2kit.training.checkpoint_file import METADATA, Content, read_file
 from m2kit.training.models.model import (
@@ -206,13 +206,9 @@ def _sampling(found: Reading, stored: dict[str, Any]) -> dict[str, Any]:
     """The model's own sampling, one value per sub-token: the file's, else its authors'."""
     if found.spec.transformer is None:
         return {}
-    options: dict[str, Any] = {}
-    if found.presets:
-        preset = PRESETS[found.presets[0]]
-        options = {"guidance": preset.guidance, "temperature": preset.temperature}
+    options = PRESETS[found.presets[0]].sampling if found.presets else {}
     options |= {name: stored[name] for name in DEFAULTS if name in stored}
-    resolved = Sampling(**options).resolve(len(found.spec.bits), {})
-    return {name: list(getattr(resolved, name)) for name in DEFAULTS}
+    return own_sampling(options, len(found.spec.bits))
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> TorchModel:

@@ -189,6 +189,8 @@ def test_a_random_checkpoint_is_written_once_and_never_over_another(here, monkey
     about = json.loads(succeeds("describe", "ar_b.pt", "--json"))
     assert about["architecture of"] == ["ar-b"]
     assert about["default guidance"] == [1.5, 2.5]
+    of_preset = json.loads(succeeds("describe", "ar-b", "--json"))
+    assert of_preset == {name: about[name] for name in of_preset}
     succeeds("export", "--ckpt", "ar_b.pt")
     succeeds("build-engine")
     assert json.loads(succeeds("describe", "ar_b.engine", "--json")) == about
@@ -310,7 +312,7 @@ def test_a_tokenizer_engine_does_not_generate(here, exported):
 
 
 def test_describe_takes_what_a_checkpoint_does_not_tell(here):
-    assert "give --spec FILE.json" in fails("describe", GOLDEN / "ar_tiny.ckpt")
+    assert "or --spec FILE.json" in fails("describe", GOLDEN / "ar_tiny.ckpt")
     out = succeeds("describe", GOLDEN / "ar_tiny.ckpt", "--spec", '{"heads": 4}', "--json")
     assert json.loads(out)["transformer heads"] == 4
     for spec in ('{"heads": 4, "grid": 4}', '{"heads": 4, "rope_base": "x"}', "none.json"):

@@ -211,6 +211,22 @@ def test_damaged_notes_of_a_trainer_are_one_error(tmp_path, notes):
         read_checkpoint(tmp_path / "a.pt")
 
 
+def test_a_grid_that_no_memory_holds_is_one_error(tmp_path):
+    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
+    content["m2kit"]["spec"]["transformer"]["grid"] = [2**20, 2**20]
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(SpecError, match="at most 65536 positions, found 1048576 x 1048576"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_float64_beyond_float32_is_refused(changed):
+    def enlarge(state):
+        state["transformer.norm.weight"] = torch.full((64,), 1e300, dtype=torch.float64)
+
+    with pytest.raises(CheckpointError, match=UNSOUND):
+        read_checkpoint(changed(enlarge), overrides={"heads": 4})
+
+
 def test_notes_without_end_are_one_error(tmp_path):
     """Forty lists, each of two times the one before: a few hundred bytes, endless if copied."""
     notes = ["x"]
@@ -296,11 +312,22 @@ def test_another_tokenizer_replaces_that_of_an_ar_file(tmp_path):
         read_checkpoint(TOKENIZER, tokenizer=TOKENIZER)
 
 
+def test_the_transformer_alone_tells_the_preset(tmp_path, monkeypatch):
+    """The tokenizer of an AR file can be replaced by one of another architecture."""
+    spec = read_checkpoint(AR, overrides={"heads": 4}).spec
+    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(spec, (1.5, 2.0), (1.0, 1.0)))
+    found = read_checkpoint(AR, tokenizer=TOKENIZER)
+    assert found.spec.transformer == spec.transformer
+    assert found.spec.tokenizer != spec.tokenizer
+    assert found.source["presets"] == []
+
+
 def test_the_replacing_tokenizer_brings_its_bit_order(tmp_path):
     found = read_checkpoint(
         AR, overrides={"heads": 4}, tokenizer=GOLDEN / "tokenizer_v01_tiny.ckpt"
     )
     assert found.spec.tokenizer.bit_order == "msb"
+    assert found.source["assumed"]["bit_order"] == "msb"
 
 
 def test_one_tensor_under_two_names_is_refused(changed):
@@ -315,7 +342,7 @@ def test_a_named_preset_tells_what_shapes_do_not(monkeypatch):
     spec = read_checkpoint(AR, overrides={"heads": 4}).spec
     more = replace(spec, transformer=replace(spec.transformer, classes=1000, rope_base=500.0))
     monkeypatch.setitem(PRESETS, "ar-tiny", Preset(more, (1.5, 2.0), (1.0, 1.0)))
-    with pytest.raises(SpecError, match=r"give --preset ar-tiny, or --spec FILE\.json"):
+    with pytest.raises(SpecError, match=r"give --preset ar-tiny, .* or --spec FILE\.json"):
         read_checkpoint(AR)  # another number of classes
     found = read_checkpoint(AR, preset="ar-tiny")
     assert found.spec == replace(more, transformer=replace(more.transformer, classes=10))
@@ -337,9 +364,8 @@ def test_a_preset_of_other_shapes_is_refused():
 def test_what_a_file_does_not_tell_is_asked_for_with_what_fits():
     with pytest.raises(SpecError) as caught:
         read_checkpoint(AR)
-    assert "(ar-b, ar-l, ar-xl)" in str(caught.value)
+    assert "--preset NAME (ar-b, ar-l, ar-xl: none has its shapes)" in str(caught.value)
     assert "possible are 1, 2, 4, 8, 16" in str(caught.value)
-    assert "--preset" not in str(caught.value)  # none has its shapes
 
 
 def test_the_first_release_is_recognised_by_what_it_lacks():

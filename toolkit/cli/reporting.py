@@ -101,9 +101,11 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
     path = Path(target)
     rows: dict[str, Any] = {}
     if target in PRESETS and not path.exists():
+        from m2kit.runtime.sampling import own_sampling
+
         preset = PRESETS[target]
         spec, training = preset.spec, {}
-        sampling = {"guidance": preset.guidance, "temperature": preset.temperature}
+        sampling = own_sampling(preset.sampling, len(spec.bits)) if spec.transformer else {}
     elif kind_of_folder(path):
         manifest = _open(path)
         spec, sampling, training = manifest.spec, manifest.sampling, manifest.training
@@ -121,7 +123,7 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
             f"presets {', '.join(PRESETS)}"
         )
     rows |= _architecture(spec) | _cost(spec, bandwidth)
-    rows |= {f"default {name.replace('_', ' ')}": v for name, v in sampling.items() if v}
+    rows |= {f"default {name.replace('_', ' ')}": v for name, v in sampling.items()}
     rows |= {f"training {name.replace('_', ' ')}": v for name, v in training.items()}
     print_result({name: _text(value) for name, value in rows.items()}, as_json, rows)
 

@@ -1,0 +1,34 @@
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import numpy as np
+from pathlib import Path
+from m2kit.memory import release_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+parts, pins = [], []
+for _ in range(2_000):  # below glibc's threshold for memory of its own, with small ones between
+    parts.append(np.ones(12_000, np.float64))
+    pins.append(np.ones(100, np.float64))
+full = resident()
+del parts
+release_freed_memory()
+print(full, resident())
+"""
+
+
+def test_freed_memory_goes_back_to_the_system():
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    full, after = (int(value) * resource.getpagesize() for value in done.stdout.split())
+    assert full - after > 0.8 * 2_000 * 12_000 * 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 
@@ -18,21 +19,25 @@ def class_ids(values: Sequence[str], classes: int) -> list[int]:
 
     Args:
         values: Each one or more classes, separated by commas. A name is any WordNet lemma of a
-            class, or its WordNet id, upper or lower case.
+            class, all of them as the list has them, or its WordNet id, upper or lower case.
         classes: Classes of the model; names are known for 1000.
 
     Raises:
         InputError: A name that no class has, or several.
     """
-    parts = [part.strip() for value in values for part in value.split(",")]
+    parts = [part.strip() for value in values for part in _split(value, classes)]
     return [_class_id(part, classes) for part in parts]
 
 
+def _split(value: str, classes: int) -> list[str]:
+    """The parts between commas; a class's whole list of lemmas is one name."""
+    whole = classes == IMAGENET_CLASSES and value.lower() in _ids_by_name()
+    return [value] if whole else value.split(",")
+
+
 def _class_id(text: str, classes: int) -> int:
-    try:
+    if re.fullmatch(r"-?[0-9]{1,30}", text):
         return int(text)
-    except ValueError:
-        pass
     if classes != IMAGENET_CLASSES:
         raise InputError(
             f"--class takes {_EXAMPLE} (names are known for the {IMAGENET_CLASSES} ImageNet "
@@ -63,6 +68,6 @@ def _table() -> tuple[tuple[str, str, str], ...]:
 def _ids_by_name() -> dict[str, list[int]]:
     ids: dict[str, list[int]] = {}
     for index, (wordnet_id, lemmas, _) in enumerate(_table()):
-        for name in {wordnet_id, *lemmas.lower().split(", ")}:
+        for name in {wordnet_id, lemmas.lower(), *lemmas.lower().split(", ")}:
             ids.setdefault(name, []).append(index)
     return ids

@@ -18,6 +18,8 @@ from m2kit.errors import SpecError
 
 GROUPS = 32  # of every GroupNorm in the tokenizer
 BIT_ORDERS = ("lsb", "msb")
+UNTOLD_OF_TRANSFORMER = ("heads", "grid", "rope_base")
+UNTOLD = (*UNTOLD_OF_TRANSFORMER, "bit_order")  # fields that a checkpoint's shapes do not tell
 MOST_POSITIONS = 65_536  # 256 x 256; a file's notes could otherwise ask for any amount of memory
 
 
@@ -254,7 +256,7 @@ def overrides_from_text(text: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(
             f'--spec must hold a JSON object such as {{"heads": 20}}: {error}'
         ) from error
@@ -263,15 +265,24 @@ def overrides_from_text(text: str) -> dict[str, Any]:
     known = field_names(TokenizerSpec) | field_names(TransformerSpec)
     unknown = sorted(set(value) - known)
     if unknown:
-        raise SpecError(f"--spec names unknown fields {unknown}; known are {sorted(known)}")
+        raise SpecError(f"--spec names unknown fields {unknown}; it takes {', '.join(UNTOLD)}")
     return {name: freeze(item) for name, item in value.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A published model and the sampling its authors used, one value per sub-token."""
+    """A published model.
+
+    Attributes:
+        spec: The architecture.
+        split: Bits of the sub-tokens into which its authors split a token; not known for the
+            tokenizer of 14 bits.
+        guidance: The authors' guidance, one value per sub-token (AR models).
+        temperature: Likewise.
+    """
 
     spec: ModelSpec
+    split: tuple[int, ...]
     guidance: tuple[float, ...] = ()
     temperature: tuple[float, ...] = ()
 
@@ -294,19 +305,19 @@ def _ar(width: int, heads: int, inter: int, intra: int, ffn_width: int) -> Model
 
 
 PRESETS: dict[str, Preset] = {
-    "tokenizer-128": Preset(ModelSpec(_TOKENIZER_128, None)),
-    "tokenizer-256": Preset(ModelSpec(_TOKENIZER_256, None)),
+    "tokenizer-128": Preset(ModelSpec(_TOKENIZER_128, None), (6, 12)),
+    "tokenizer-256": Preset(ModelSpec(_TOKENIZER_256, None), (6, 12)),
     "tokenizer-pretrain-16384": Preset(
-        ModelSpec(TokenizerSpec(128, (1, 1, 2, 2, 4), 4, 14, True, "lsb"), None)
+        ModelSpec(TokenizerSpec(128, (1, 1, 2, 2, 4), 4, 14, True, "lsb"), None), ()
     ),
-    "tokenizer-pretrain-262144": Preset(ModelSpec(_TOKENIZER_256, None)),
+    "tokenizer-pretrain-262144": Preset(ModelSpec(_TOKENIZER_256, None), (6, 12)),
     "tokenizer-128-v0.1": Preset(
-        ModelSpec(TokenizerSpec(128, (1, 2, 2, 4), 2, 18, False, "msb"), None)
+        ModelSpec(TokenizerSpec(128, (1, 2, 2, 4), 2, 18, False, "msb"), None), (9, 9)
     ),
     "tokenizer-256-v0.1": Preset(
-        ModelSpec(TokenizerSpec(128, (1, 1, 2, 2, 4), 2, 18, False, "msb"), None)
+        ModelSpec(TokenizerSpec(128, (1, 1, 2, 2, 4), 2, 18, False, "msb"), None), (9, 9)
     ),
-    "ar-b": Preset(_ar(1024, 16, 24, 2, 2816), (1.9, 2.0), (1.0, 1.0)),
-    "ar-l": Preset(_ar(1280, 20, 36, 3, 3584), (1.9, 1.9), (1.1, 1.0)),
-    "ar-xl": Preset(_ar(1536, 24, 48, 4, 4096), (1.75, 1.85), (1.1, 1.0)),
+    "ar-b": Preset(_ar(1024, 16, 24, 2, 2816), (6, 12), (1.9, 2.0), (1.0, 1.0)),
+    "ar-l": Preset(_ar(1280, 20, 36, 3, 3584), (6, 12), (1.9, 1.9), (1.1, 1.0)),
+    "ar-xl": Preset(_ar(1536, 24, 48, 4, 4096), (6, 12), (1.75, 1.85), (1.1, 1.0)),
 }

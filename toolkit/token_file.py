@@ -38,7 +38,7 @@ class TokenFile:
     image_size: tuple[int, int]
 
 
-def tokens_of_model(
+def token_file_from_ids(
     ids: npt.NDArray[np.int64], spec: ModelSpec, image_size: tuple[int, int] | None = None
 ) -> TokenFile:
     """Ids (B, h, w, K) with what the model says about them.
@@ -77,10 +77,10 @@ def read_tokens(path: Path) -> TokenFile:
     """
     try:
         arrays = read_npz(path)
-        height, width = (int(side) for side in arrays["image_size"])
+        height, width = _integers(arrays["image_size"])
         tokens = TokenFile(
             ids=arrays["ids"],
-            bits=tuple(int(count) for count in arrays["bits"]),
+            bits=_integers(arrays["bits"]),
             bit_order=str(arrays["bit_order"]),
             spec_sha256=str(arrays["spec_sha256"]),
             image_size=(height, width),
@@ -95,7 +95,7 @@ def read_tokens(path: Path) -> TokenFile:
     return replace(tokens, ids=check_tokens(tokens.ids, tokens.bits))
 
 
-def tokens_for_model(path: Path, spec: ModelSpec) -> TokenFile:
+def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
     """The content of a token file made by a model with the same tokenizer architecture and split.
 
     Raises:
@@ -136,6 +136,12 @@ def converted_tokens(tokens: TokenFile, bits: tuple[int, ...], bit_order: str) -
     codes = codes_from_tokens(tokens.ids, tokens.bits, tokens.bit_order)
     ids = tokens_from_codes(codes, bits, bit_order)
     return replace(tokens, ids=ids, bits=bits, bit_order=bit_order)
+
+
+def _integers(array: npt.NDArray[np.integer]) -> tuple[int, ...]:
+    if not np.issubdtype(array.dtype, np.integer) or array.ndim != 1:
+        raise ValueError("not a list of whole numbers")
+    return tuple(array.tolist())
 
 
 def _check_layout(bits: tuple[int, ...], bit_order: str, where: str) -> None:

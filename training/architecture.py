@@ -13,12 +13,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from m2kit.config import PRESETS, ModelSpec, TokenizerSpec, TransformerSpec
+from m2kit.config import (
+    PRESETS,
+    UNTOLD,
+    UNTOLD_OF_TRANSFORMER,
+    ModelSpec,
+    TokenizerSpec,
+    TransformerSpec,
+)
 from m2kit.errors import CheckpointError, SpecError
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LISTED = 10  # choices named in an error
-_UNTOLD = ("heads", "grid", "rope_base", "bit_order")
+_MOST_LEVELS, _MOST_BLOCKS, _MOST_LAYERS, _MOST_SUB_TOKENS = 16, 64, 512, 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +35,14 @@ class Reading:
     Attributes:
         spec: The architecture.
         assumed: Fields that nothing told, with the values taken.
-        presets: Names of the published models of this architecture: the one the user named, else
-            all that have exactly this spec.
+        preset: Name of the published model the user said it descends from.
+        same_as: Names of the published models that have exactly this spec.
     """
 
     spec: ModelSpec
     assumed: dict[str, Any]
-    presets: tuple[str, ...]
+    preset: str | None
+    same_as: tuple[str, ...]
 
 
 def read_architecture(
@@ -62,9 +70,11 @@ def read_architecture(
     told = tokenizer_fields | transformer_fields
     _refuse_contradictions(told, overrides, has_transformer)
 
-    chosen = _chosen_preset(preset, told)
-    published = next((PRESETS[n].spec for n in PRESETS if not _differences(n, told)), None)
-    known = _fields_of(published) | _fields_of(stored) | _fields_of(chosen) | dict(overrides)
+    if stored is not None:
+        _refuse_other_notes(told, stored)
+    published = next((name for name in PRESETS if not _differences(name, told)), None)
+    known = _untold(published, told) | _fields_of(stored)
+    known |= _untold(_checked_preset(preset, told), told) | dict(overrides)
     if "bit_order" not in known:  # the V0.1 release had no adaptive GroupNorm, and read MSB first
         assumed["bit_order"] = "lsb" if tokenizer_fields["adaptive_norm"] else "msb"
     bit_order = (assumed | known)["bit_order"]
@@ -78,14 +88,14 @@ def read_architecture(
         assumed["grid"] = (tokenizer.downsampling, tokenizer.downsampling)
     if "rope_base" not in known:
         assumed["rope_base"] = 10000.0
-    untold = {name: (assumed | known)[name] for name in ("heads", "grid", "rope_base")}
+    untold = {name: (assumed | known)[name] for name in UNTOLD_OF_TRANSFORMER}
     spec = ModelSpec(tokenizer, TransformerSpec(**transformer_fields, **untold))
     return _reading(spec, assumed, preset)
 
 
 def _reading(spec: ModelSpec, assumed: dict[str, Any], preset: str | None) -> Reading:
     same = tuple(name for name, item in PRESETS.items() if item.spec == spec)
-    return Reading(spec, assumed, (preset,) if preset else same)
+    return Reading(spec, assumed, preset, same)
 
 
 def _heads_not_told(told: Mapping[str, Any]) -> str:
@@ -105,8 +115,8 @@ def _heads_not_told(told: Mapping[str, Any]) -> str:
     )
 
 
-def _chosen_preset(name: str | None, told: Mapping[str, Any]) -> ModelSpec | None:
-    """The spec of the preset the user named; only its number of classes may differ."""
+def _checked_preset(name: str | None, told: Mapping[str, Any]) -> str | None:
+    """The preset the user named, if any; only its number of classes may differ."""
     if name is None:
         return None
     if name not in PRESETS:
@@ -114,7 +124,31 @@ def _chosen_preset(name: str | None, told: Mapping[str, Any]) -> ModelSpec | Non
     differences = _differences(name, told, ignore=("classes",))
     if differences:
         raise SpecError(f"the file is not of preset {name}: {'; '.join(differences)}")
-    return PRESETS[name].spec
+    return name
+
+
+def _untold(name: str | None, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset tells beyond shapes; the bit order only if its tokenizer is the file's."""
+    if name is None:
+        return {}
+    spec = PRESETS[name].spec
+    fields = _fields_of(spec)
+    tokenizer = asdict(spec.tokenizer)
+    if any(tokenizer[field] != told[field] for field in tokenizer if field in told):
+        del fields["bit_order"]
+    return fields
+
+
+def _refuse_other_notes(told: Mapping[str, Any], stored: ModelSpec) -> None:
+    """A spec in the file that its own tensors contradict tells nothing reliable."""
+    fields = asdict(stored.tokenizer) | (asdict(stored.transformer) if stored.transformer else {})
+    other = [
+        f"{name} is {fields.get(name)}, its tensors say {value}"
+        for name, value in told.items()
+        if fields.get(name) != value
+    ]
+    if other:
+        raise CheckpointError(f"the file's own notes are of another model: {'; '.join(other)}")
 
 
 def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
@@ -139,7 +173,7 @@ def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
     if spec is None:
         return {}
     fields = {"bit_order": spec.tokenizer.bit_order}
-    for name in _UNTOLD[:3] if spec.transformer else ():
+    for name in UNTOLD_OF_TRANSFORMER if spec.transformer else ():
         fields[name] = getattr(spec.transformer, name)
     return fields
 
@@ -151,20 +185,20 @@ def _refuse_contradictions(
         if name in told and told[name] != value:
             raise SpecError(
                 f"--spec says {name} is {value}, but the file's tensors say {told[name]}; "
-                f"only {', '.join(_UNTOLD)} can be given"
+                f"only {', '.join(UNTOLD)} can be given"
             )
-        if name in _UNTOLD[:3] and not has_transformer:
+        if name in UNTOLD_OF_TRANSFORMER and not has_transformer:
             raise SpecError(f"--spec gives {name}, but the file holds a tokenizer only")
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def _count(shapes: Shapes, prefix: str, most: int) -> int:
     """1 + the largest index that follows a prefix."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
     indices = [int(match.group(1)) for name in shapes if (match := pattern.match(name))]
     if not indices:
         raise CheckpointError(f"not an Open-MAGVIT2 checkpoint: it has no tensors {prefix}.*")
-    if max(indices) >= 1000:
-        raise CheckpointError(f"the file names {prefix}.{max(indices)}: no model is that deep")
+    if max(indices) >= most:
+        raise CheckpointError(f"the file names {prefix}.{max(indices)}, expected {most} at most")
     return max(indices) + 1
 
 
@@ -180,7 +214,7 @@ def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
 def _tokenizer_fields(shapes: Shapes) -> dict[str, Any]:
     base = _shape(shapes, "encoder.conv_in.weight", 4)[0]
     multipliers = []
-    for level in range(_count(shapes, "encoder.down")):
+    for level in range(_count(shapes, "encoder.down", _MOST_LEVELS)):
         name = f"encoder.down.{level}.block.0.conv1.weight"
         width = _shape(shapes, name, 4)[0]
         if width % base:
@@ -192,7 +226,7 @@ def _tokenizer_fields(shapes: Shapes) -> dict[str, Any]:
     return {
         "base_channels": base,
         "channel_multipliers": tuple(multipliers),
-        "blocks_per_level": _count(shapes, "encoder.mid_block"),
+        "blocks_per_level": _count(shapes, "encoder.mid_block", _MOST_BLOCKS),
         "code_bits": _shape(shapes, "encoder.conv_out.weight", 4)[0],
         "adaptive_norm": any(name.startswith("decoder.adaptive.") for name in shapes),
     }
@@ -202,7 +236,7 @@ def _transformer_fields(shapes: Shapes) -> dict[str, Any]:
     table = "transformer.class_emb.embedding_table.weight"
     rows, width = _shape(shapes, table, 2)
     bits = []
-    for k in range(_count(shapes, "transformer.head")):
+    for k in range(_count(shapes, "transformer.head", _MOST_SUB_TOKENS)):
         size = _shape(shapes, f"transformer.head.{k}.weight", 2)[0]
         if size < 2 or size & (size - 1):
             raise CheckpointError(
@@ -212,8 +246,8 @@ def _transformer_fields(shapes: Shapes) -> dict[str, Any]:
     first = "transformer.spatial_blocks.0.feed_forward.w1.weight"
     return {
         "width": width,
-        "inter_layers": _count(shapes, "transformer.spatial_blocks"),
-        "intra_layers": _count(shapes, "transformer.factorized_blocks"),
+        "inter_layers": _count(shapes, "transformer.spatial_blocks", _MOST_LAYERS),
+        "intra_layers": _count(shapes, "transformer.factorized_blocks", _MOST_LAYERS),
         "ffn_width": _shape(shapes, first, 2)[0],
         "classes": rows - 1,
         "bits": tuple(bits),

@@ -9,8 +9,8 @@ under state_dict. Names inside m2kit are canonical: encoder.*, decoder.*, transf
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,21 @@ from m2kit.errors import CheckpointError, M2KitError
 from m2kit.folders import sha256_of_file
 from m2kit.runtime.sampling import DEFAULTS, own_sampling
 from m2kit.training.architecture import Reading, read_architecture
-from m2kit.training.checkpoint_file import METADATA, Content, read_file
+from m2kit.training.checkpoint_file import Content, read_file
 from m2kit.training.models.model import (
     TRANSFORMER,
     TorchModel,
     expected_shapes,
     model_from_tensors,
 )
+from m2kit.training.notes import read_notes
 
 FIRST_STAGE = "first_stage_model."
 EMA = "model_ema."
-_JUNK = re.compile(
-    r"(first_stage_model\.)?(loss|model_ema)\.|(cond_stage_model|permuter)\.|.*\.kv_cache\."
-)
+_JUNK = re.compile(r"(first_stage_model\.)?(loss|model_ema)\.|.*\.kv_cache\.")
+_MODEL = re.compile(r"(first_stage_model\.)?(encoder|decoder|transformer)\.")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LISTED = 10  # keys named in an error
-_NOTES_VALUES, _NOTES_DEPTH = 10_000, 20  # at most, in what a trainer noted
-_PARTS = ("sampling", "training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,9 @@ class Checkpoint:
     Attributes:
         spec: The architecture.
         files: Where the tensors are.
-        source: sha256 of the file, which weights were taken, which presets have this
-            architecture, what was assumed about it; and of another tokenizer's file.
+        source: Of the file: sha256, bytes, dtypes, which weights were taken; of the architecture:
+            the preset the user named, those that are the same, what was assumed; and which other
+            file the tokenizer is from.
         sampling: The model's own guidance, temperature, top_k and top_p, one value per sub-token
             (empty for a tokenizer).
         training: What the trainer noted about the run (may be empty).
@@ -113,48 +112,68 @@ def read_checkpoint(
         CheckpointError: Not a checkpoint, not safe, incomplete, misshaped or not finite.
         SpecError: The architecture is not told by the file, the overrides and the preset.
     """
-    overrides = dict(overrides or {})
     content = read_file(path, check=True)
-    other = None
+    given, other = dict(overrides or {}), None
     if tokenizer is not None:
-        if not _has_transformer(content):
-            raise CheckpointError(
-                f"{path} holds a tokenizer only; --tokenizer replaces the one of an AR file"
-            )
-        other = _tokenizer_of(tokenizer, weights)
-        overrides = {"bit_order": other.spec.tokenizer.bit_order} | overrides
-    names, taken = _chosen(path, content.tensors, weights, other)
-    own = NamedFile(path, names, _state(path))
+        other = _tokenizer_of(tokenizer, weights, path, content)
+        given = {"bit_order": other.spec.tokenizer.bit_order} | given
+    names, taken = _chosen(path, content, weights, other)
     named = {name: content.tensors[stored] for name, stored in names.items()}
     if other is not None:
         named |= other.tensors()
-    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     try:
-        notes = _notes(content)
-        found = read_architecture(shapes, overrides, notes.spec, preset)
-        _check_complete(named, found.spec)
+        _check_dense(named)
+        notes = read_notes(content.notes)
+        stored_spec = notes.spec
+        if other is not None and stored_spec is not None:
+            stored_spec = replace(stored_spec, tokenizer=other.spec.tokenizer)
+        shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+        found = read_architecture(shapes, given, stored_spec, preset)
+        live = [name for name, stored in names.items() if name == stored and taken == "ema"]
+        _check_complete(named, found.spec, live)
         sampling = _sampling(found, notes.sampling)
     except M2KitError as error:
         raise type(error)(f"{path}: {error}") from error
-    source = {
-        "checkpoint_sha256": sha256_of_file(path),
-        "weights": taken,
-        "presets": list(found.presets),
-        "assumed": found.assumed,
-    }
-    if other is not None:
-        source |= {f"tokenizer_{n}": other.source[n] for n in ("checkpoint_sha256", "weights")}
-        source["assumed"] = other.source["assumed"] | found.assumed
     return Checkpoint(
         spec=found.spec,
-        files=(own, *(other.files if other else ())),
-        source=source,
+        files=(NamedFile(path, names, _state(path)), *(other.files if other else ())),
+        source=_source(path, named, taken, found) | _of_tokenizer(other, overrides or {}, found),
         sampling=sampling,
         training=notes.training,
     )
 
 
-def _tokenizer_of(path: Path, weights: str | None) -> Checkpoint:
+def _source(path: Path, named: Mapping[str, Tensor], taken: str, found: Reading) -> dict[str, Any]:
+    return {
+        "checkpoint_sha256": sha256_of_file(path),
+        "checkpoint_bytes": path.stat().st_size,
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in named.values()}),
+        "weights": taken,
+        "preset": found.preset,
+        "same_as": list(found.same_as),
+        "assumed": found.assumed,
+    }
+
+
+def _of_tokenizer(
+    other: Checkpoint | None, overrides: Mapping[str, Any], found: Reading
+) -> dict[str, Any]:
+    """What `source` says of a replacing tokenizer's file."""
+    if other is None:
+        return {}
+    assumed = {n: v for n, v in other.source["assumed"].items() if n not in overrides}
+    return {
+        "tokenizer_sha256": other.source["checkpoint_sha256"],
+        "tokenizer_weights": other.source["weights"],
+        "assumed": assumed | found.assumed,
+    }
+
+
+def _tokenizer_of(path: Path, weights: str | None, ar_path: Path, ar: Content) -> Checkpoint:
+    if not _has_transformer(ar):
+        raise CheckpointError(
+            f"{ar_path} holds a tokenizer only; --tokenizer replaces the one of an AR file"
+        )
     if _has_transformer(read_file(path, check=False)):
         raise CheckpointError(f"{path} is an AR file; --tokenizer takes a tokenizer file")
     return read_checkpoint(path, weights=weights)
@@ -169,44 +188,12 @@ def _has_transformer(content: Content) -> bool:
     return any(name.startswith(TRANSFORMER) for name in content.tensors)
 
 
-@dataclass(frozen=True, slots=True)
-class _Notes:
-    """What m2kit's own trainers add to a file."""
-
-    spec: ModelSpec | None
-    sampling: dict[str, Any]
-    training: dict[str, Any]
-
-
-def _notes(content: Content) -> _Notes:
-    if content.notes is None:
-        return _Notes(None, {}, {})
-    value = _plain(content.notes, _NOTES_DEPTH, [_NOTES_VALUES])
-    parts = [value.get(name, {}) if isinstance(value, dict) else None for name in _PARTS]
-    if not isinstance(value, dict) or not all(isinstance(part, dict) for part in parts):
-        raise CheckpointError(f"its {METADATA!r} entry is not plain data")
-    spec = ModelSpec.from_json(value["spec"]) if "spec" in value else None
-    return _Notes(spec, *parts)
-
-
-def _plain(value: Any, depth: int, left: list[int]) -> Any:
-    """A copy in JSON's types; `left` counts down: a small pickle can hold an endless structure."""
-    left[0] -= 1
-    if depth and left[0] >= 0:
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        if isinstance(value, (list, tuple)):
-            return [_plain(item, depth - 1, left) for item in value]
-        if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-            return {name: _plain(item, depth - 1, left) for name, item in value.items()}
-    raise CheckpointError(f"its {METADATA!r} entry is not plain data")
-
-
 def _sampling(found: Reading, stored: dict[str, Any]) -> dict[str, Any]:
     """The model's own sampling, one value per sub-token: the file's, else its authors'."""
     if found.spec.transformer is None:
         return {}
-    options = PRESETS[found.presets[0]].sampling if found.presets else {}
+    presets = (found.preset, *found.same_as)
+    options = next((PRESETS[name].sampling for name in presets if name), {})
     options |= {name: stored[name] for name in DEFAULTS if name in stored}
     return own_sampling(options, len(found.spec.bits))
 
@@ -217,28 +204,29 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> TorchModel:
 
 
 def _chosen(
-    path: Path, tensors: Iterable[str], weights: str | None, other: Checkpoint | None
+    path: Path, content: Content, weights: str | None, other: Checkpoint | None
 ) -> tuple[dict[str, str], str]:
     """Canonical name -> name in the file, without junk, and which weights they are."""
-    kept = [name for name in tensors if not _JUNK.match(name)]
-    if any(name.startswith(TRANSFORMER) for name in kept):
+    odd = [name for name in content.others if _MODEL.match(name)]
+    if odd:
+        raise CheckpointError(f"{path} holds under names of tensors what is none: {_listing(odd)}")
+    kept = [name for name in content.tensors if not _JUNK.match(name)]
+    if _has_transformer(content):
         return _chosen_of_ar(path, kept, weights, other), "stored"
     if not any(name.startswith("encoder.") for name in kept):
         raise CheckpointError(
             f"{path} is not an Open-MAGVIT2 checkpoint: expected tensors named encoder.* and "
-            f"decoder.*, or transformer.*; found {sorted(tensors)[:3] or 'no tensors'}"
+            f"decoder.*, or transformer.*; found {sorted(content.tensors)[:3] or 'no tensors'}"
         )
-    stored = set(tensors)
-    has_ema = any(name.startswith(EMA) for name in stored)
+    if "encoder.conv_in.conv_1.weight" in kept:
+        raise CheckpointError(f"{path} holds a video tokenizer; m2kit takes image tokenizers")
+    has_ema = any(name.startswith(EMA) for name in content.tensors)
     if weights == "ema" and not has_ema:
         raise CheckpointError(f"{path} has no EMA weights ({EMA}*); use --weights live")
     if weights == "live" or not has_ema:
         return {name: name for name in kept}, "live"
     mangled = {name: ema_name(name) for name in kept}
-    missing = [ema for ema in mangled.values() if ema not in stored]
-    if missing:
-        raise CheckpointError(f"{path} lacks EMA tensors: {_listing(missing)}; use --weights live")
-    return mangled, "ema"
+    return {n: ema if ema in content.tensors else n for n, ema in mangled.items()}, "ema"
 
 
 def _chosen_of_ar(
@@ -266,43 +254,41 @@ def ema_name(name: str) -> str:
     return EMA + name.replace(".", "")
 
 
-def _check_complete(named: dict[str, Tensor], spec: ModelSpec) -> None:
-    expected = expected_shapes(spec)
-    missing = [name for name in expected if name not in named]
-    unexpected = [name for name in named if name not in expected]
-    misshaped = [
-        f"{name} (expected {list(shape)}, found {list(named[name].shape)})"
-        for name, shape in expected.items()
-        if name in named and tuple(named[name].shape) != shape
-    ]
+def _check_dense(named: Mapping[str, Tensor]) -> None:
+    """Before shapes mean anything: each element has its own place in memory."""
     bad = [
         name
-        for name, shape in expected.items()
-        if name in named and tuple(named[name].shape) == shape and not _is_sound(named[name])
+        for name, tensor in named.items()
+        if tensor.layout != torch.strided
+        or tensor.dtype not in _FLOATS
+        or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
     ]
-    problems = [
-        f"{what}: {_listing(names)}"
-        for what, names in (
-            ("missing tensors", missing),
-            ("unexpected tensors", unexpected),
-            ("misshaped tensors", misshaped),
-            ("tensors that are not dense finite floats", bad),
+    if bad:
+        raise CheckpointError(
+            f"not a whole model; tensors that are no dense floats: {_listing(bad)}"
         )
-        if names
+
+
+def _check_complete(named: Mapping[str, Tensor], spec: ModelSpec, live: list[str]) -> None:
+    """Every tensor of the spec, no other, each of its shape and finite; `live` ones lack EMA."""
+    expected = expected_shapes(spec)
+    present = {name: shape for name, shape in expected.items() if name in named}
+    right = [name for name, shape in present.items() if tuple(named[name].shape) == shape]
+    misshaped = [
+        f"{name} (expected {list(shape)}, found {list(named[name].shape)})"
+        for name, shape in present.items()
+        if name not in right
     ]
+    kinds = {
+        "missing tensors": [name for name in expected if name not in named],
+        "unexpected tensors": [name for name in named if name not in expected],
+        "misshaped tensors": misshaped,
+        "tensors with NaN or Inf": [n for n in right if not named[n].float().isfinite().all()],
+        "tensors without EMA (--weights live takes the others)": [n for n in live if n in expected],
+    }
+    problems = [f"{what}: {_listing(names)}" for what, names in kinds.items() if names]
     if problems:
         raise CheckpointError(f"not a whole model; {'; '.join(problems)}")
-
-
-def _is_sound(tensor: Tensor) -> bool:
-    """Whether a tensor is a dense one of finite floats, with a value in memory for each element."""
-    return bool(
-        tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and tensor.dtype in _FLOATS
-        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-        and torch.isfinite(tensor.float()).all()
-    )
 
 
 def _listing(names: list[str]) -> str:

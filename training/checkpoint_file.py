@@ -10,8 +10,6 @@ whatever follows). safetensors files hold no checksums: a changed weight in one 
 from __future__ import annotations
 
 import contextlib
-import pickle
-import re
 import struct
 import tempfile
 import warnings
@@ -25,9 +23,12 @@ import torch
 from torch import Tensor
 
 from m2kit.errors import CheckpointError, require
+from m2kit.training.notes import METADATA
+from m2kit.training.pickle_scan import refused_name
 
-METADATA = "m2kit"  # top-level key of what m2kit's own trainers add to a file
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of a zip record's name and extra field
+_ZIP_END_BYTES = 22  # of the list of records' own record, which ends a zip without a comment
+_PICKLES_OF_OLD_FILES = 5  # magic number, protocol, system, content, storage keys; then raw bytes
 _REASON_LENGTH = 200
 
 
@@ -36,11 +37,13 @@ class Content:
     """What a file holds.
 
     Attributes:
-        tensors: Name in the file -> tensor on the CPU, mapped from the file where it allows that.
+        tensors: Name in the file -> dense tensor, mapped from the file where it allows that.
+        others: Names beside them of anything else.
         notes: What m2kit's own trainers added, unchecked; None where there is nothing.
     """
 
     tensors: dict[str, Tensor]
+    others: tuple[str, ...]
     notes: Any
 
 
@@ -59,7 +62,7 @@ def read_file(path: Path, *, check: bool) -> Content:
         found = "a folder" if path.is_dir() else "nothing"
         raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
     if _is_safetensors(path):
-        return Content(_safetensors(path), None)
+        return Content(_safetensors(path), (), None)
     content = _torch_file(path, check)
     if not isinstance(content, Mapping):
         raise CheckpointError(
@@ -68,8 +71,13 @@ def read_file(path: Path, *, check: bool) -> Content:
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{path}: its state_dict is a {type(tensors).__name__}, not a dict")
-    named = {n: t for n, t in tensors.items() if isinstance(n, str) and isinstance(t, Tensor)}
-    return Content(named, content.get(METADATA))
+    named = {
+        name: tensor.detach().resolve_neg()
+        for name, tensor in tensors.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
+    others = tuple(name for name in tensors if isinstance(name, str) and name not in named)
+    return Content(named, others, content.get(METADATA))
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -92,23 +100,21 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_file(path: Path, check: bool) -> Any:
-    zipped = zipfile.is_zipfile(path)
+    zipped = _is_archive(path)
     records = _check_archive(path, check) if zipped else set()
     try:
+        refused = _refused_name(path, zipped)
+        if refused is not None:
+            raise CheckpointError(
+                f"{path} asks to load {refused}, which is more than weights; it was refused and "
+                "nothing was run. Save the state_dict alone"
+            )
         with _neutral_name(path) as name, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on odd pickles; ours is the error
             content = torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
-        storages = {
-            storage.data_ptr(): storage.nbytes() for storage in _storages(content) if zipped
-        }
-    except pickle.UnpicklingError as error:
-        match = re.search(r"GLOBAL ([\w.]+)|global ([\w.]+)", str(error))
-        if match:
-            raise CheckpointError(
-                f"{path} asks to load {match.group(1) or match.group(2)}, which is more than "
-                "weights; it was refused and nothing was run. Save the state_dict alone"
-            ) from error
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint") from error
+        storages = {s.data_ptr(): s.nbytes() for s in _storages(content) if zipped}
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged pickle can make torch raise almost anything
         raise _unreadable(path, "a PyTorch checkpoint", error) from error
     if not _lie_on_records(storages, records):
@@ -117,6 +123,43 @@ def _torch_file(path: Path, check: bool) -> Any:
             "fetch the file again"
         )
     return content
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether torch.load or zipfile takes the file for a zip: one may see what the other does not.
+
+    Raises:
+        CheckpointError: A zip that does not end as torch.save ends it, where the two could differ.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(max(0, path.stat().st_size - _ZIP_END_BYTES))
+        end = file.read()
+    if start != b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        return False
+    if not end.startswith(b"PK\x05\x06") or end[-2:] != b"\0\0":
+        raise CheckpointError(
+            f"{path} is not a whole PyTorch checkpoint: it does not end with its list of records; "
+            "fetch the file again"
+        )
+    return True
+
+
+def _refused_name(path: Path, zipped: bool) -> str | None:
+    """The first name in any of the file's pickles that is more than weights need."""
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl") and (refused := refused_name(archive.open(name))):
+                    return refused
+        return None
+    with path.open("rb") as file:
+        for number in range(_PICKLES_OF_OLD_FILES):
+            if number and not file.peek(1):
+                break  # a single pickle: torch.load says what it is not
+            if refused := refused_name(file):
+                return refused
+    return None
 
 
 @contextlib.contextmanager

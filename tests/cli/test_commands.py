@@ -177,7 +177,7 @@ def test_tokens_survive_conversion_and_only_the_right_layout_decodes(here, digit
 
 def test_a_random_checkpoint_is_written_once_and_never_over_another(here, monkeypatch):
     """A tiny architecture stands in for the published ones, which take gigabytes."""
-    monkeypatch.setitem(PRESETS, "ar-b", Preset(tiny_spec(), (1.5, 2.5), (1.0, 1.1)))
+    monkeypatch.setitem(PRESETS, "ar-b", Preset(tiny_spec(), (), (1.5, 2.5), (1.0, 1.1)))
     value = json.loads(succeeds("init-checkpoint", "--preset", "ar-b", "--seed", 3, "--json"))
     assert value["checkpoint"] == "ar_b.pt"
     assert value["bytes"] == (here / "ar_b.pt").stat().st_size
@@ -187,9 +187,10 @@ def test_a_random_checkpoint_is_written_once_and_never_over_another(here, monkey
     assert "Missing option '--preset'" in fails("init-checkpoint", status=2)
     assert "ar-xl" in fails("init-checkpoint", "--preset", "ar-m", status=2)
     about = json.loads(succeeds("describe", "ar_b.pt", "--json"))
-    assert about["architecture of"] == ["ar-b"]
-    assert about["default guidance"] == [1.5, 2.5]
+    assert about["same_as"] == ["ar-b"]
+    assert about["default_guidance"] == [1.5, 2.5]
     of_preset = json.loads(succeeds("describe", "ar-b", "--json"))
+    assert of_preset.pop("published_split") == []
     assert of_preset == {name: about[name] for name in of_preset}
     succeeds("export", "--ckpt", "ar_b.pt")
     succeeds("build-engine")
@@ -203,20 +204,34 @@ def test_export_says_which_weights_it_took(here):
     tokenizer = ["--tokenizer", GOLDEN / "tokenizer_tiny.ckpt", "-o", "a.bundle", "--json"]
     value = json.loads(succeeds("export", *arguments, *tokenizer, "--weights", "live"))
     assert value["weights"] == "stored"
-    assert value["tokenizer weights"] == "live, of another file"
+    assert value["tokenizer_weights"] == "live"
     assert json.loads(succeeds("describe", "a.bundle", "--json"))["weights"] == "stored"
     assert "not of preset ar-l" in fails(
         "export", "--ckpt", GOLDEN / "ar_tiny.ckpt", "--preset", "ar-l"
     )
 
 
+def test_options_that_a_target_does_not_take_are_refused(here, digits_engine):
+    for target in ("ar-l", digits_engine):
+        assert "--preset and --weights say how to read a checkpoint file" in fails(
+            "describe", target, "--preset", "ar-b", "--weights", "live"
+        )
+    (here / "deep.json").write_text('{"heads": ' + "[" * 100_000)
+    assert "--spec must hold a JSON object" in fails(
+        "describe", GOLDEN / "ar_tiny.ckpt", "--spec", "deep.json"
+    )
+    assert "['head']; it takes heads, grid, rope_base, bit_order" in fails(
+        "describe", GOLDEN / "ar_tiny.ckpt", "--spec", '{"head": 4}'
+    )
+
+
 def test_describe_gives_the_floor_that_bandwidth_sets(here):
     about = json.loads(succeeds("describe", "ar-b", "--bandwidth", "102", "--json"))
-    moved = about["weight bytes per position, float32"]
-    assert about["weight bytes per position, float16"] * 2 == moved
-    floor = about["bandwidth floor of an image, float32 (s)"]
+    moved = about["float32_weight_bytes_per_position"]
+    assert about["float16_weight_bytes_per_position"] * 2 == moved
+    floor = about["float32_bandwidth_floor_s_per_image"]
     assert floor == pytest.approx(256 * moved / 102e9, rel=1e-3)
-    assert "bandwidth (GB/s)" not in json.loads(succeeds("describe", "tokenizer-128", "--json"))
+    assert "bandwidth_gb_s" not in json.loads(succeeds("describe", "tokenizer-128", "--json"))
 
 
 def test_verify_inspect_and_describe_tell_the_truth(here, digits_engine, exported):
@@ -227,11 +242,11 @@ def test_verify_inspect_and_describe_tell_the_truth(here, digits_engine, exporte
         assert value["files"]["weights.bin"]["bytes"] == (path / "weights.bin").stat().st_size
         assert "MatMul" in succeeds("inspect", path)
     about = json.loads(succeeds("describe", digits_engine, "--json"))
-    assert about["training codebook usage"] == 1.0
-    assert about["default guidance"] == [2.0, 2.0]
+    assert about["training_codebook_usage"] == 1.0
+    assert about["default_guidance"] == [2.0, 2.0]
     checkpoint = json.loads(succeeds("describe", DIGITS_CHECKPOINT, "--json"))
     assert {name: about[name] for name in checkpoint} == checkpoint
-    assert json.loads(succeeds("describe", "ar-b", "--json"))["transformer width"] == 1024
+    assert json.loads(succeeds("describe", "ar-b", "--json"))["transformer_width"] == 1024
     assert "or one of the presets tokenizer-128, " in fails("describe", "nothing")
 
 
@@ -314,6 +329,6 @@ def test_a_tokenizer_engine_does_not_generate(here, exported):
 def test_describe_takes_what_a_checkpoint_does_not_tell(here):
     assert "or --spec FILE.json" in fails("describe", GOLDEN / "ar_tiny.ckpt")
     out = succeeds("describe", GOLDEN / "ar_tiny.ckpt", "--spec", '{"heads": 4}', "--json")
-    assert json.loads(out)["transformer heads"] == 4
+    assert json.loads(out)["transformer_heads"] == 4
     for spec in ('{"heads": 4, "grid": 4}', '{"heads": 4, "rope_base": "x"}', "none.json"):
         fails("describe", GOLDEN / "ar_tiny.ckpt", "--spec", spec)

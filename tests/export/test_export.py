@@ -176,7 +176,7 @@ def test_the_bundle_says_which_weights_were_taken(tmp_path):
     assert source == manifest.source
     assert source["weights"] == "stored"
     assert source["tokenizer_weights"] == "ema"
-    assert source["tokenizer_checkpoint_sha256"] == sha256_of_file(tokenizer)
+    assert source["tokenizer_sha256"] == sha256_of_file(tokenizer)
 
 
 @pytest.mark.parametrize(

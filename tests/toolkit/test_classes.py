@@ -7,12 +7,20 @@ from m2kit.errors import InputError
 def test_numbers_names_and_wordnet_ids_in_any_case_name_classes():
     values = ["207,1", "Golden Retriever, tench", "n02099601", "tinca tinca"]
     assert class_ids(values, 1000) == [207, 1, 207, 0, 207, 0]
+    assert class_ids(["tench, Tinca tinca"], 1000) == [0]  # a label pasted whole
     assert class_ids([], 1000) == []
 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("goldfish", 1), ("bald eagle", 22), ("tiger", 292), ("volcano", 980), ("toilet paper", 999)],
+    [
+        ("goldfish", 1),
+        ("bald eagle", 22),
+        ("tiger", 292),
+        ("volcano", 980),
+        ("bathroom tissue", 999),
+        ("Felis concolor", 286),
+    ],
 )
 def test_numbers_are_those_of_the_published_models(name, number):
     assert class_ids([name], 1000) == [number]
@@ -25,6 +33,7 @@ def test_numbers_are_those_of_the_published_models(name, number):
         ("golden retreiver", "did you mean golden retriever"),
         ("", "no class is named ''"),
         ("#", "no class is named '#'"),
+        ("1_0", "no class is named '1_0'"),
     ],
 )
 def test_a_name_of_no_class_or_several_is_one_error(name, words):

@@ -9,8 +9,8 @@ from m2kit.errors import FolderError, InputError
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
-    tokens_for_model,
-    tokens_of_model,
+    read_tokens_of,
+    token_file_from_ids,
     write_tokens,
 )
 from m2kit.tokens import codes_from_tokens
@@ -21,12 +21,12 @@ IDS = np.arange(12).reshape(1, 2, 3, 2) % 4
 
 @pytest.fixture
 def path(tmp_path):
-    write_tokens(tmp_path / "a.npz", tokens_of_model(IDS, SPEC))
+    write_tokens(tmp_path / "a.npz", token_file_from_ids(IDS, SPEC))
     return tmp_path / "a.npz"
 
 
 def test_token_files_read_back_with_all_that_they_say(path):
-    tokens = tokens_for_model(path, SPEC)
+    tokens = read_tokens_of(path, SPEC)
     np.testing.assert_array_equal(tokens.ids, IDS)
     assert (tokens.bits, tokens.bit_order, tokens.image_size) == ((2, 3), "lsb", (4, 6))
 
@@ -34,27 +34,31 @@ def test_token_files_read_back_with_all_that_they_say(path):
 def test_another_model_is_refused_with_the_command_that_converts(path):
     alone = ModelSpec(SPEC.tokenizer, None)
     with pytest.raises(InputError, match=r"\[2, 3\] bits, lsb .* --bits 5 --bit-order lsb`"):
-        tokens_for_model(path, alone)
+        read_tokens_of(path, alone)
     msb = replace(SPEC, tokenizer=replace(SPEC.tokenizer, bit_order="msb"))
     with pytest.raises(InputError, match=r"convert-tokens .* --bits 2,3 --bit-order msb`"):
-        tokens_for_model(path, msb)
+        read_tokens_of(path, msb)
     other = replace(SPEC, tokenizer=replace(SPEC.tokenizer, blocks_per_level=2))
     with pytest.raises(InputError, match="another tokenizer architecture"):
-        tokens_for_model(path, other)
+        read_tokens_of(path, other)
 
 
 def test_an_image_size_that_the_grid_does_not_cover_is_refused(tmp_path):
     for size in ((5, 6), (2, 6), (4, -1)):
-        write_tokens(tmp_path / "a.npz", replace(tokens_of_model(IDS, SPEC), image_size=size))
+        write_tokens(tmp_path / "a.npz", replace(token_file_from_ids(IDS, SPEC), image_size=size))
         with pytest.raises(InputError, match=r"its grid covers \[4, 6\]"):
-            tokens_for_model(tmp_path / "a.npz", SPEC)
+            read_tokens_of(tmp_path / "a.npz", SPEC)
 
 
 def test_what_is_no_token_file_is_one_error(tmp_path, path):
     (tmp_path / "b.npz").write_text("no")
     np.save(tmp_path / "c.npy", IDS)
-    np.savez(tmp_path / "d.npz", ids=IDS, bits=[[2], [3]], bit_order="lsb", spec_sha256="x")
-    for name in ("b.npz", "c.npy", "d.npz"):
+    right = dict(np.load(path))
+    np.savez(tmp_path / "d.npz", **right | {"bits": [[2], [3]]})
+    np.savez(tmp_path / "e.npz", **right | {"bits": [2.9, 3.0]})
+    np.savez(tmp_path / "f.npz", **right | {"image_size": [np.inf, 6.0]})
+    np.savez(tmp_path / "g.npz", **right | {"image_size": [4]})
+    for name in ("b.npz", "c.npy", "d.npz", "e.npz", "f.npz", "g.npz"):
         with pytest.raises(InputError, match="expected a token file"):
             read_tokens(tmp_path / name)
     with pytest.raises(InputError, match="no such token file"):
@@ -74,7 +78,7 @@ def test_what_is_no_token_file_is_one_error(tmp_path, path):
     ],
 )
 def test_a_layout_that_cannot_be_is_one_error(tmp_path, change, words):
-    write_tokens(tmp_path / "a.npz", replace(tokens_of_model(IDS, SPEC), **change))
+    write_tokens(tmp_path / "a.npz", replace(token_file_from_ids(IDS, SPEC), **change))
     with pytest.raises(InputError, match=words):
         read_tokens(tmp_path / "a.npz")
 
@@ -83,7 +87,7 @@ def test_a_layout_that_cannot_be_is_one_error(tmp_path, change, words):
 @pytest.mark.parametrize("order", ["lsb", "msb"])
 def test_conversion_keeps_every_code_of_the_published_codebook(bits, order):
     flat = np.arange(2**18).reshape(1, 512, 512, 1)
-    tokens = replace(tokens_of_model(IDS, SPEC), ids=flat, bits=(18,), bit_order="msb")
+    tokens = replace(token_file_from_ids(IDS, SPEC), ids=flat, bits=(18,), bit_order="msb")
     found = converted_tokens(tokens, bits, order)
     np.testing.assert_array_equal(
         codes_from_tokens(found.ids, bits, order), codes_from_tokens(flat, (18,), "msb")
@@ -93,7 +97,7 @@ def test_conversion_keeps_every_code_of_the_published_codebook(bits, order):
 
 def test_conversion_by_hand():
     """Codes 1, 1, -1, -1, 1: lsb (2, 3) -> 3, 4; msb (3, 2) -> 6, 1."""
-    tokens = replace(tokens_of_model(IDS, SPEC), ids=np.array([3, 4]).reshape(1, 1, 1, 2))
+    tokens = replace(token_file_from_ids(IDS, SPEC), ids=np.array([3, 4]).reshape(1, 1, 1, 2))
     assert converted_tokens(tokens, (3, 2), "msb").ids.tolist() == [[[[6, 1]]]]
     for bits in ((2, 2), (6,), (5, 0), ()):
         with pytest.raises(InputError, match="--bits"):
@@ -101,7 +105,7 @@ def test_conversion_by_hand():
 
 
 def test_token_files_keep_the_name_they_were_given(tmp_path):
-    write_tokens(tmp_path / "a.NPZ", tokens_of_model(IDS, SPEC))
+    write_tokens(tmp_path / "a.NPZ", token_file_from_ids(IDS, SPEC))
     assert [path.name for path in tmp_path.iterdir()] == ["a.NPZ"]
 
 

@@ -19,12 +19,13 @@ import torch
 from conftest import tiny_spec
 from safetensors.torch import save_file
 
+from m2kit.config import ModelSpec
 from m2kit.errors import M2KitError
 from m2kit.training.checkpoint import read_checkpoint
 from m2kit.training.random_weights import write_random_checkpoint
 
 SPEC = tiny_spec()
-HEADS = {"heads": SPEC.transformer.heads, "grid": SPEC.transformer.grid}
+UNTOLD = {"heads": SPEC.transformer.heads, "grid": SPEC.transformer.grid}
 
 
 class Exploit:
@@ -151,11 +152,34 @@ def nest_deeply(data, random):
     return with_pickle(data, b"\x80\x02" + opened + closed + b".")
 
 
+def with_notes(data, notes):
+    content = torch.load(io.BytesIO(data), weights_only=True)
+    file = io.BytesIO()
+    torch.save(content | {"m2kit": {"training": {"x": notes}}}, file)
+    return file.getvalue()
+
+
 def nest_endlessly(data, random):
     """Forty lists, each of two times the one before: a terabyte if anything copies it."""
-    steps = b"".join(b"]q%c(h%ch%ce" % (i + 1, i, i) for i in range(40))
-    notes = b"]q\x00" + steps
-    return with_pickle(data, b"\x80\x02}(X\x05\x00\x00\x00m2kit" + notes + b"u.")
+    notes = ["x"]
+    for _ in range(40):
+        notes = [notes, notes]
+    return with_notes(data, notes)
+
+
+def repeat_a_long_note(data, random):
+    return with_notes(data, [random.bytes(500_000).hex()] * 20_000)
+
+
+def ask_for_memory(data, random):
+    """bytearray(10^10): torch's weights-only unpickler allows it."""
+    return with_pickle(data, b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85R.")
+
+
+def append_an_end(data, random):
+    """zipfile then sees no archive, torch one; with or without a flipped bit."""
+    changed = flip(data, random, 1) if random.integers(2) else data
+    return changed + [b"PK\x05\x06", b"PK\x05\x06" + bytes(18), b"\0"][random.integers(3)]
 
 
 def change_the_tensors(data, random):
@@ -174,6 +198,12 @@ def change_the_tensors(data, random):
         lambda: state.update({name: tensor.to(torch.complex64)}),
         lambda: state.update({name: torch.zeros(1).expand(2**20, 2**20)}),
         lambda: state.update({name: torch.zeros(1).expand(2**20, *[2] * (tensor.dim() - 1))}),
+        lambda: state.update({name: torch.zeros(1).expand(*tensor.shape[:-1], 2**40)}),
+        lambda: state.update({name: torch.zeros(1).expand(2**38, *tensor.shape[1:])}),
+        lambda: state.update(
+            {f"encoder.down.{n}.block.0.conv1.weight": tensor for n in range(999)}
+        ),
+        lambda: state.update({f"encoder.mid_block.{n}.norm1.bias": tensor for n in (99, 9999)}),
         lambda: state.update({name: tensor.to_sparse()}),
         lambda: state.update({name: torch.empty(tensor.shape, device="meta")}),
         lambda: state.update({name: "text"}),
@@ -197,7 +227,9 @@ def declare_a_large_storage(data, random):
 
 
 def exploit(data, random):
-    return pickle.dumps({"state_dict": {"encoder.x": Exploit()}}, protocol=int(random.integers(5)))
+    protocol = int(random.integers(5))
+    evil = pickle.dumps({"state_dict": {"encoder.x": Exploit()}}, protocol=protocol)
+    return evil if random.integers(2) else with_pickle(data, evil)
 
 
 def lengthen_the_header(data, random):
@@ -218,53 +250,62 @@ def flip_bits_of_the_header(data, random):
 
 ANY = [flip_bits, truncate, overwrite_a_stretch, prefix]
 # Kinds after which a file that loads holds the very weights it held before: CRC-32 tells.
-CHECKED = [*ANY, flip_bits_of_the_directory, drop_a_record, rename_a_record]
+CHECKED = [*ANY, flip_bits_of_the_directory, drop_a_record, rename_a_record, append_an_end]
 ZIP = [
     *CHECKED, move_to_another_folder, resize_a_record, swap_two_records, compress, bomb,
-    mutate_the_pickle, insert_into_the_pickle, nest_deeply, nest_endlessly, change_the_tensors,
-    change_the_tensors, declare_a_large_storage, exploit,
+    mutate_the_pickle, insert_into_the_pickle, nest_deeply, nest_endlessly, repeat_a_long_note,
+    ask_for_memory, change_the_tensors, change_the_tensors, declare_a_large_storage, exploit,
 ]  # fmt: skip
 SAFETENSORS = [*ANY, lengthen_the_header, huge_shapes, flip_bits_of_the_header]
 
 
-def outcome(path, expected):
+def outcome(path, expected, overrides):
     try:
-        tensors = read_checkpoint(path, overrides=HEADS).tensors()
+        tensors = read_checkpoint(path, overrides=overrides).tensors()
     except M2KitError as error:
         assert str(error).strip()
         return "refused"
-    same = tensors.keys() == expected.keys() and all(
-        torch.equal(tensor, expected[name]) for name, tensor in tensors.items()
-    )
+    assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in expected.items()}
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    same = all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
     return "equal" if same else "other"
 
 
+def source(folder, form, spec):
+    """A whole file of a form; returns its path."""
+    path = folder / "whole"
+    write_random_checkpoint(path, spec, 0)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    if form == "pickle":
+        torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
+    if form == "safetensors":
+        save_file(state, path)
+    return path
+
+
 def main(folder, count):
-    whole = folder / "whole.pt"
-    write_random_checkpoint(whole, SPEC, 0)
-    state = torch.load(whole, weights_only=True)["state_dict"]
-    torch.save({"state_dict": state}, folder / "old.pt", _use_new_zipfile_serialization=False)
-    save_file(state, folder / "whole.safetensors")
-    expected = read_checkpoint(whole, overrides=HEADS).tensors()
-    sources = {
-        "zip": (whole.read_bytes(), ZIP),
-        "pickle": ((folder / "old.pt").read_bytes(), ANY),
-        "safetensors": ((folder / "whole.safetensors").read_bytes(), SAFETENSORS),
-    }
-    for data, _ in sources.values():
-        (folder / "mutated").write_bytes(data)
-        assert outcome(folder / "mutated", expected) == "equal"
-    kinds = [(form, kind) for form, (_, kinds) in sources.items() for kind in kinds]
+    kinds = []
+    for form, spec, mutations in (
+        ("ar zip", SPEC, ZIP),
+        ("tokenizer zip", ModelSpec(SPEC.tokenizer, None), CHECKED + [change_the_tensors] * 3),
+        ("pickle", SPEC, ANY),
+        ("safetensors", SPEC, SAFETENSORS),
+    ):
+        path, overrides = source(folder, form, spec), UNTOLD if spec is SPEC else {}
+        expected = read_checkpoint(path, overrides=overrides).tensors()
+        assert outcome(path, expected, overrides) == "equal"
+        kinds += [(form, path.read_bytes(), kind, expected, overrides) for kind in mutations]
     for number in range(count):
-        form, kind = kinds[number % len(kinds)]
+        form, data, kind, expected, overrides = kinds[number % len(kinds)]
         random = np.random.default_rng(number)
-        (folder / "mutated").write_bytes(kind(sources[form][0], random))
+        (folder / "mutated").write_bytes(kind(data, random))
+        told = {} if random.integers(4) == 0 else overrides  # without heads the shapes come first
         result = {
             "number": number,
             "form": form,
             "kind": kind.__name__,
-            "checked": form == "zip" and kind in CHECKED,
-            "outcome": outcome(folder / "mutated", expected),
+            "checked": "zip" in form and kind in CHECKED,
+            "outcome": outcome(folder / "mutated", expected, told),
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         print(json.dumps(result), flush=True)

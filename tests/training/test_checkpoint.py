@@ -13,7 +13,8 @@ from m2kit.training.models.model import expected_shapes
 
 AR = GOLDEN / "ar_tiny.ckpt"
 TOKENIZER = GOLDEN / "tokenizer_tiny.ckpt"
-UNSOUND = r"not dense finite floats: transformer\.norm\.weight"
+NOT_FINITE = r"tensors with NaN or Inf: transformer\.norm\.weight"
+NOT_DENSE = r"no dense floats: transformer\.norm\.weight"
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_a_published_architecture_needs_no_override():
     for name in ("ar-b", "ar-l", "ar-xl", "tokenizer-256", "tokenizer-128-v0.1"):
         found = read_architecture(expected_shapes(PRESETS[name].spec), {}, None)
         assert found.spec == PRESETS[name].spec
-        assert name in found.presets
+        assert name in found.same_as
         assert not found.assumed
 
 
@@ -81,11 +82,11 @@ def test_a_tokenizer_file_gives_ema_weights_unless_live_ones_are_asked_for():
             lambda s: s.update({"transformer.norm.weight": torch.ones(63)}),
             r"misshaped tensors: transformer\.norm\.weight \(expected \[64\], found \[63\]\)",
         ),
-        (lambda s: s["transformer.norm.weight"].fill_(float("nan")), "not dense finite"),
-        (lambda s: s["transformer.norm.weight"].fill_(float("inf")), "not dense finite"),
+        (lambda s: s["transformer.norm.weight"].fill_(float("nan")), NOT_FINITE),
+        (lambda s: s["transformer.norm.weight"].fill_(float("inf")), NOT_FINITE),
         (
             lambda s: s.update({"transformer.norm.weight": torch.ones(64, dtype=torch.int64)}),
-            "not dense finite floats",
+            NOT_DENSE,
         ),
         (lambda s: s.pop("transformer.class_emb.embedding_table.weight"), "is missing"),
         (lambda s: s.pop("first_stage_model.encoder.conv_in.weight"), "is missing"),
@@ -139,7 +140,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04broken", b"\x80\x02", bytes(1000)])
 def test_what_is_not_a_checkpoint_is_one_error(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a (whole )?PyTorch checkpoint"):
         read_checkpoint(tmp_path / "a.pt")
 
 
@@ -175,7 +176,7 @@ def test_tiny_specs_of_any_number_of_sub_tokens_have_tensors():
 
 def test_a_file_of_a_published_architecture_gets_its_authors_sampling(monkeypatch):
     spec = read_checkpoint(AR, overrides={"heads": 4}).spec
-    preset = Preset(spec, guidance=(1.9, 2.0), temperature=(1.1, 1.0))
+    preset = Preset(spec, (), guidance=(1.9, 2.0), temperature=(1.1, 1.0))
     monkeypatch.setitem(PRESETS, "ar-tiny", preset)
     checkpoint = read_checkpoint(AR)  # the preset tells the heads
     assert checkpoint.spec == spec
@@ -223,7 +224,7 @@ def test_a_float64_beyond_float32_is_refused(changed):
     def enlarge(state):
         state["transformer.norm.weight"] = torch.full((64,), 1e300, dtype=torch.float64)
 
-    with pytest.raises(CheckpointError, match=UNSOUND):
+    with pytest.raises(CheckpointError, match=NOT_FINITE):
         read_checkpoint(changed(enlarge), overrides={"heads": 4})
 
 
@@ -238,18 +239,92 @@ def test_notes_without_end_are_one_error(tmp_path):
         read_checkpoint(tmp_path / "a.pt")
 
 
-def test_a_tensor_with_more_values_than_memory_is_refused(changed):
-    def expand(state):
-        state["transformer.norm.weight"] = torch.ones(1).expand(64)
+def test_a_tensor_with_more_values_than_memory_is_refused_before_its_shape_counts(changed):
+    for shape in ((64,), (2**40,)):
 
-    with pytest.raises(CheckpointError, match=UNSOUND):
-        read_checkpoint(changed(expand), overrides={"heads": 4})
+        def expand(state, shape=shape):
+            state["transformer.norm.weight"] = torch.ones(1).expand(shape)
 
-    def nowhere(state):
-        state["transformer.norm.weight"] = torch.empty(64, device="meta")
+        with pytest.raises(CheckpointError, match=NOT_DENSE):
+            read_checkpoint(changed(expand))
 
-    with pytest.raises(CheckpointError, match=UNSOUND):
-        read_checkpoint(changed(nowhere), overrides={"heads": 4})
+    def widen(state):
+        state["transformer.class_emb.embedding_table.weight"] = torch.ones(1).expand(11, 2**40)
+
+    with pytest.raises(CheckpointError, match=r"no dense floats: .*embedding_table\.weight"):
+        read_checkpoint(changed(widen))
+
+
+def test_a_name_that_no_model_is_deep_enough_for_is_refused(changed):
+    name = "first_stage_model.encoder.mid_block.{}.norm1.bias"
+
+    def deepen(state):
+        state[name.format(64)] = state[name.format(0)]
+
+    with pytest.raises(CheckpointError, match=r"names encoder\.mid_block\.64, expected 64 at most"):
+        read_checkpoint(changed(deepen), overrides={"heads": 4})
+
+
+def test_what_is_no_tensor_under_the_name_of_one_is_refused(changed):
+    def add(state):
+        state["transformer.foo.weight"] = "text"
+
+    with pytest.raises(CheckpointError, match=r"what is none: transformer\.foo\.weight"):
+        read_checkpoint(changed(add), overrides={"heads": 4})
+
+
+def test_parameters_and_float64_are_read(changed):
+    def change(state):
+        for name, tensor in state.items():
+            state[name] = torch.nn.Parameter(tensor.double())
+
+    expected = read_checkpoint(AR, overrides={"heads": 4}).tensors()
+    found = read_checkpoint(changed(change), overrides={"heads": 4})
+    assert found.source["dtypes"] == ["float64"]
+    for name, tensor in found.tensors().items():
+        assert not tensor.requires_grad
+        assert torch.equal(tensor.float(), expected[name])
+
+
+def test_an_unexpected_tensor_is_called_so_where_there_is_ema(changed):
+    def add(state):
+        state["encoder.extra"] = torch.ones(1)
+
+    with pytest.raises(CheckpointError, match=r"unexpected tensors: encoder\.extra$"):
+        read_checkpoint(changed(add, TOKENIZER))
+
+    def drop(state):
+        del state["model_ema.encoderconv_outbias"]
+
+    with pytest.raises(CheckpointError, match=r"without EMA .*: encoder\.conv_out\.bias$"):
+        read_checkpoint(changed(drop, TOKENIZER))
+    live = read_checkpoint(changed(drop, TOKENIZER), weights="live")
+    assert live.source["weights"] == "live"
+
+
+def test_a_video_tokenizer_is_called_so(changed):
+    def wrap(state):
+        state["encoder.conv_in.conv_1.weight"] = torch.ones(32, 3, 3, 3, 3)
+
+    with pytest.raises(CheckpointError, match="holds a video tokenizer"):
+        read_checkpoint(changed(wrap, TOKENIZER))
+
+
+def test_notes_of_another_model_are_refused(tmp_path):
+    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
+    content["m2kit"]["spec"]["transformer"] |= {"width": 256, "heads": 8}
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="width is 256, its tensors say 128"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("note", ["a\ud800b", "two\nlines", "x" * 300_000])
+def test_notes_that_no_table_can_show_are_refused(tmp_path, note):
+    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
+    content["m2kit"]["training"]["note"] = note
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="not plain data"):
+        read_checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("source", [AR, TOKENIZER])
@@ -271,7 +346,7 @@ def test_a_safetensors_file_is_checked_like_any_other(tmp_path):
     state = torch.load(AR, weights_only=True)["state_dict"]
     state["transformer.norm.weight"][3] = float("nan")
     save_file(state, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=UNSOUND):
+    with pytest.raises(CheckpointError, match=NOT_FINITE):
         read_checkpoint(tmp_path / "a.safetensors", overrides={"heads": 4})
     whole = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "a.safetensors").write_bytes(whole[:-4])
@@ -315,11 +390,20 @@ def test_another_tokenizer_replaces_that_of_an_ar_file(tmp_path):
 def test_the_transformer_alone_tells_the_preset(tmp_path, monkeypatch):
     """The tokenizer of an AR file can be replaced by one of another architecture."""
     spec = read_checkpoint(AR, overrides={"heads": 4}).spec
-    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(spec, (1.5, 2.0), (1.0, 1.0)))
+    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(spec, (), (1.5, 2.0), (1.0, 1.0)))
     found = read_checkpoint(AR, tokenizer=TOKENIZER)
     assert found.spec.transformer == spec.transformer
     assert found.spec.tokenizer != spec.tokenizer
-    assert found.source["presets"] == []
+    assert found.source["same_as"] == []
+
+
+def test_a_preset_of_another_tokenizer_does_not_tell_the_bit_order(monkeypatch):
+    spec = read_checkpoint(AR, overrides={"heads": 4}).spec
+    other = replace(spec.tokenizer, blocks_per_level=9, bit_order="msb")
+    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(replace(spec, tokenizer=other), ()))
+    found = read_checkpoint(AR)
+    assert found.spec == spec
+    assert found.source["assumed"] == {"bit_order": "lsb"}
 
 
 def test_the_replacing_tokenizer_brings_its_bit_order(tmp_path):
@@ -328,6 +412,13 @@ def test_the_replacing_tokenizer_brings_its_bit_order(tmp_path):
     )
     assert found.spec.tokenizer.bit_order == "msb"
     assert found.source["assumed"]["bit_order"] == "msb"
+    given = read_checkpoint(
+        AR,
+        overrides={"heads": 4, "bit_order": "lsb"},
+        tokenizer=GOLDEN / "tokenizer_v01_tiny.ckpt",
+    )
+    assert given.spec.tokenizer.bit_order == "lsb"
+    assert "bit_order" not in given.source["assumed"]
 
 
 def test_one_tensor_under_two_names_is_refused(changed):
@@ -341,12 +432,12 @@ def test_one_tensor_under_two_names_is_refused(changed):
 def test_a_named_preset_tells_what_shapes_do_not(monkeypatch):
     spec = read_checkpoint(AR, overrides={"heads": 4}).spec
     more = replace(spec, transformer=replace(spec.transformer, classes=1000, rope_base=500.0))
-    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(more, (1.5, 2.0), (1.0, 1.0)))
+    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(more, (), (1.5, 2.0), (1.0, 1.0)))
     with pytest.raises(SpecError, match=r"give --preset ar-tiny, .* or --spec FILE\.json"):
         read_checkpoint(AR)  # another number of classes
     found = read_checkpoint(AR, preset="ar-tiny")
     assert found.spec == replace(more, transformer=replace(more.transformer, classes=10))
-    assert (found.source["presets"], found.source["assumed"]) == (["ar-tiny"], {})
+    assert (found.source["preset"], found.source["assumed"]) == ("ar-tiny", {})
     assert found.sampling["guidance"] == [1.5, 2.0]
     given = read_checkpoint(AR, preset="ar-tiny", overrides={"heads": 2})
     assert (given.spec.transformer.heads, given.spec.transformer.rope_base) == (2, 500.0)

@@ -100,6 +100,14 @@ def test_packed_records_and_two_of_one_name_are_refused(tmp_path):
         read_file(path, check=True)
 
 
+@pytest.mark.parametrize("trailer", [b"PK\x05\x06", b"\0", b"PK\x05\x06" + bytes(17) + b"\1"])
+def test_an_archive_that_zipfile_and_torch_see_differently_is_refused(tmp_path, trailer):
+    path = save(tmp_path / "a.pt", {"a": torch.ones(2)}, lambda records: None)
+    path.write_bytes(path.read_bytes() + trailer)
+    with pytest.raises(CheckpointError, match="does not end with its list of records"):
+        read_file(path, check=True)
+
+
 def test_tied_tensors_views_and_nested_states_are_read(tmp_path):
     one = torch.arange(6.0)
     content = {

@@ -1,8 +1,10 @@
-"""The published files' keys, shapes and sizes, as lists and facts that do not come from our models.
+"""The published models, as lists and facts that do not come from our own models and presets.
 
-tests/golden/keys holds the lists; the counts and bytes are those of the paper and of the files."""
+tests/golden/keys holds the lists of keys and shapes; counts, heads, grids and sampling are those of
+the paper (arXiv 2409.04410) and of the official configurations and scripts."""
 
 import math
+import runpy
 
 import pytest
 import torch
@@ -26,6 +28,30 @@ TABLES = {  # preset -> table, tensors, parameters of encoder + decoder, of the 
 }
 
 
+UNTOLD = {  # what no file tells: heads, grid, classes, RoPE base, guidance, temperature
+    "ar-b": (16, (16, 16), 1000, 10000.0, (1.9, 2.0), (1.0, 1.0)),
+    "ar-l": (20, (16, 16), 1000, 10000.0, (1.9, 1.9), (1.1, 1.0)),
+    "ar-xl": (24, (16, 16), 1000, 10000.0, (1.75, 1.85), (1.1, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_no_file_tells_is_as_published(name):
+    preset, first_release = PRESETS[name], name.endswith("-v0.1")
+    assert preset.spec.tokenizer.bit_order == ("msb" if first_release else "lsb")
+    assert preset.spec.tokenizer.adaptive_norm is not first_release
+    assert preset.spec.tokenizer.downsampling == (8 if "-128" in name else 16)
+    if name not in UNTOLD:
+        assert preset.split == ((9, 9) if first_release else () if "16384" in name else (6, 12))
+        assert preset.sampling == {}
+        return
+    spec = preset.spec.transformer
+    told = (spec.heads, spec.grid, spec.classes, spec.rope_base)
+    assert (*told, preset.guidance, preset.temperature) == UNTOLD[name]
+    assert spec.bits == preset.split == (6, 12)
+    assert spec.head_size == 64
+
+
 def table(name):
     """Key -> shape, in the official file's names."""
     lines = (GOLDEN / "keys" / f"{TABLES[name][0]}.tsv").read_text(encoding="utf-8").splitlines()
@@ -33,8 +59,10 @@ def table(name):
     return {key: tuple(map(int, shape.split())) for key, shape in rows}
 
 
-def test_every_preset_has_a_table():
+def test_every_preset_has_a_table_and_the_tables_are_those_of_their_script():
     assert set(TABLES) == set(PRESETS)
+    lists = runpy.run_path(str(GOLDEN / "make_keys.py"))["MODELS"]
+    assert {name: table(name) for name in lists} == lists
 
 
 @pytest.mark.parametrize("name", TABLES)

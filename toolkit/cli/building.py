@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from m2kit.cli.options import checkpoint_options, json_option, only_folder
-from m2kit.cli.output import note, print_result, size_text, stages, weights_taken
+from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, require
 from m2kit.manifest import BUNDLE, Manifest
@@ -118,7 +118,7 @@ def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str,
     size = sum(entry["bytes"] for entry in manifest.files.values())
     rows = {
         manifest.kind: str(path),
-        **more,
+        **{label(name): value for name, value in more.items()},
         "size": size_text(size),
         "parity": f"{len(manifest.parity['checks'])} checks passed, largest difference {worst:.1e}",
     }

@@ -31,8 +31,8 @@ from m2kit.images import cropped, padded, psnr, read_images, write_grid
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
-    tokens_for_model,
-    tokens_of_model,
+    read_tokens_of,
+    token_file_from_ids,
     write_tokens,
 )
 
@@ -93,7 +93,7 @@ def generate(
         images = _in_batches("decoding", engine.decode, ids, batch)
         write_grid(output, images, columns=count)
         if tokens:
-            write_tokens(tokens, tokens_of_model(ids, engine.spec))
+            write_tokens(tokens, token_file_from_ids(ids, engine.spec))
     result = {
         "images": len(images),
         "classes": chosen,
@@ -131,7 +131,7 @@ def encode(
     with open_engine() as engine:
         pixels = read_images(images)
         ids = _encode(engine, pixels, pad, batch)
-        write_tokens(output, tokens_of_model(ids, engine.spec, pixels.shape[2:]))
+        write_tokens(output, token_file_from_ids(ids, engine.spec, pixels.shape[2:]))
     print_result({"images": len(ids), "grid": list(ids.shape[1:3]), "output": str(output)}, as_json)
 
 
@@ -150,7 +150,7 @@ def decode(
     """Turn a token file into images."""
     check_output(output, ".png")
     with open_engine() as engine:
-        content = tokens_for_model(tokens, engine.spec)
+        content = read_tokens_of(tokens, engine.spec)
         images = _in_batches("decoding", engine.decode, content.ids, batch)
         write_grid(output, cropped(images, content.image_size), columns=columns)
     print_result({"images": len(images), "output": str(output)}, as_json)

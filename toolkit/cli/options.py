@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import m2kit
-from m2kit.config import PRESETS, overrides_from_text
+from m2kit.config import PRESETS, UNTOLD, overrides_from_text
 from m2kit.errors import FolderError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
 
@@ -65,14 +65,14 @@ def checkpoint_options(command: Command) -> Command:
             "overrides",
             metavar="FILE|JSON",
             callback=_overrides,
-            help="What a checkpoint's shapes do not tell: a JSON file, or JSON such as "
-            '{"heads": 20}. Fields: heads, grid, rope_base, bit_order.',
+            help="The same told by a JSON file, or JSON such as "
+            f'{{"heads": 20}}. Fields: {", ".join(UNTOLD)}.',
         ),
         click.option(
             "--preset",
             type=click.Choice(list(PRESETS)),
             metavar="NAME",
-            help="The published model that tells them (`m2kit describe NAME` shows it): "
+            help="Published model that tells what a checkpoint's shapes do not: "
             f"{', '.join(PRESETS)}.  [default: the one of the same shapes]",
         ),
     ):

@@ -93,8 +93,10 @@ def size_text(count: int) -> str:
 
 
 def weights_taken(source: Mapping[str, Any]) -> dict[str, str]:
-    """Which weights of which file a model was made of, from a manifest's or checkpoint's source."""
-    taken = {"weights": source["weights"]}
-    if "tokenizer_weights" in source:
-        taken["tokenizer weights"] = f"{source['tokenizer_weights']}, of another file"
-    return taken
+    """Which weights a model was made of, from a manifest's or checkpoint's source."""
+    return {n: source[n] for n in ("weights", "tokenizer_weights") if n in source}
+
+
+def label(name: str) -> str:
+    """A field's name as a table shows it."""
+    return name.replace("_", " ")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from m2kit.cli.options import checkpoint_options, json_option, provider_option
-from m2kit.cli.output import print_result, size_text, stages, weights_taken
+from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import is_past
 from m2kit.errors import FolderError, InputError, require
@@ -99,72 +99,87 @@ def inspect(path: Path, as_json: bool) -> None:
 def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> None:
     """Describe a checkpoint, bundle, engine or preset: architecture, parameters, training."""
     path = Path(target)
-    rows: dict[str, Any] = {}
-    if target in PRESETS and not path.exists():
-        from m2kit.runtime.sampling import own_sampling
-
-        preset = PRESETS[target]
-        spec, training = preset.spec, {}
-        sampling = own_sampling(preset.sampling, len(spec.bits)) if spec.transformer else {}
-    elif kind_of_folder(path):
-        manifest = _open(path)
-        spec, sampling, training = manifest.spec, manifest.sampling, manifest.training
-        rows = _origin(manifest.source)
-    elif path.is_file():
-        require("torch", extra="export", what="describing a checkpoint")
-        from m2kit.training.checkpoint import read_checkpoint
-
-        checkpoint = read_checkpoint(path, **reading)
-        spec, sampling, training = checkpoint.spec, checkpoint.sampling, checkpoint.training
-        rows = _origin(checkpoint.source)
+    if path.is_file():
+        rows = _of_checkpoint(path, reading, bandwidth)
     else:
+        given = [f"--{name}" for name, value in reading.items() if value]
+        if given:
+            raise InputError(f"{' and '.join(given)} say how to read a checkpoint file")
+        rows = _of_folder(path, bandwidth) if path.is_dir() else _of_preset(target, bandwidth)
+    print_result({label(n): _text(value) for n, value in rows.items()}, as_json, rows)
+
+
+def _of_checkpoint(path: Path, reading: dict[str, Any], bandwidth: float) -> dict[str, Any]:
+    require("torch", extra="export", what="describing a checkpoint")
+    from m2kit.training.checkpoint import read_checkpoint
+
+    note(f"reading {path} ...")
+    checkpoint = read_checkpoint(path, **reading)
+    return (
+        _origin(checkpoint.source)
+        | _model(checkpoint.spec, bandwidth)
+        | _prefixed("default", checkpoint.sampling)
+        | _prefixed("training", checkpoint.training)
+    )
+
+
+def _of_folder(path: Path, bandwidth: float) -> dict[str, Any]:
+    manifest = _open(path)
+    return (
+        _origin(manifest.source)
+        | _model(manifest.spec, bandwidth)
+        | _prefixed("default", manifest.sampling)
+        | _prefixed("training", manifest.training)
+    )
+
+
+def _of_preset(name: str, bandwidth: float) -> dict[str, Any]:
+    from m2kit.runtime.sampling import own_sampling
+
+    if name not in PRESETS:
         raise InputError(
-            f"{target}: expected a checkpoint file, a bundle or engine folder, or one of the "
+            f"{name}: expected a checkpoint file, a bundle or engine folder, or one of the "
             f"presets {', '.join(PRESETS)}"
         )
-    rows |= _architecture(spec) | _cost(spec, bandwidth)
-    rows |= {f"default {name.replace('_', ' ')}": v for name, v in sampling.items()}
-    rows |= {f"training {name.replace('_', ' ')}": v for name, v in training.items()}
-    print_result({name: _text(value) for name, value in rows.items()}, as_json, rows)
+    preset = PRESETS[name]
+    rows = _model(preset.spec, bandwidth) | {"published_split": list(preset.split)}
+    if preset.spec.transformer is not None:
+        rows |= _prefixed("default", own_sampling(preset.sampling, len(preset.spec.bits)))
+    return rows
 
 
 def _origin(source: dict[str, Any]) -> dict[str, Any]:
-    published = {"architecture of": source["presets"]} if source["presets"] else {}
-    assumed = {f"assumed {name.replace('_', ' ')}": v for name, v in source["assumed"].items()}
-    return published | weights_taken(source) | assumed
+    names = ("preset", "same_as", "checkpoint_bytes", "dtypes")
+    rows = {name: source[name] for name in names if source.get(name)}
+    return rows | weights_taken(source) | _prefixed("assumed", source["assumed"])
 
 
-def _architecture(spec: ModelSpec) -> dict[str, Any]:
-    rows: dict[str, Any] = {
-        f"tokenizer {name.replace('_', ' ')}": value
-        for name, value in spec.to_json()["tokenizer"].items()
-    }
+def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def _model(spec: ModelSpec, bandwidth: float) -> dict[str, Any]:
+    """Architecture, parameters and bytes, and the least time that reading the weights takes."""
+    fields, counts = spec.to_json(), parameter_counts(spec)
+    rows: dict[str, Any] = _prefixed("tokenizer", fields["tokenizer"])
     rows |= {
         "codebook": f"2^{spec.tokenizer.code_bits}",
         "downsampling": spec.tokenizer.downsampling,
     }
-    transformer = spec.to_json()["transformer"] or {}
-    rows |= {f"transformer {name.replace('_', ' ')}": value for name, value in transformer.items()}
+    rows |= _prefixed("transformer", fields["transformer"] or {})
     if spec.image_size:
-        rows["image size"] = list(spec.image_size)
-    return rows
-
-
-def _cost(spec: ModelSpec, bandwidth: float) -> dict[str, Any]:
-    """Parameters and bytes, and the least time that reading the weights takes."""
-    counts = parameter_counts(spec)
-    rows: dict[str, Any] = {f"{part} parameters": count for part, count in counts.items()}
+        rows["image_size"] = list(spec.image_size)
+    rows |= {f"{part.replace(' ', '_')}_parameters": count for part, count in counts.items()}
     total = sum(counts.values())
-    rows |= {"parameters": total, "bytes in float32": 4 * total}
+    rows |= {"parameters": total, "float32_bytes": 4 * total}
     if spec.transformer is None:
         return rows
     weights, positions = weights_per_position(spec.transformer), spec.transformer.positions
-    rows["bandwidth (GB/s)"] = bandwidth
+    rows["bandwidth_gb_s"] = bandwidth
     for precision, size in (("float32", 4), ("float16", 2)):
-        per_position = size * weights
-        rows[f"weight bytes per position, {precision}"] = per_position
-        floor = positions * per_position / (1e9 * bandwidth)
-        rows[f"bandwidth floor of an image, {precision} (s)"] = float(f"{floor:.4g}")
+        rows[f"{precision}_weight_bytes_per_position"] = size * weights
+        floor = positions * size * weights / (1e9 * bandwidth)
+        rows[f"{precision}_bandwidth_floor_s_per_image"] = float(f"{floor:.4g}")
     return rows
 
 

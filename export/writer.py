@@ -8,7 +8,6 @@ the moment it exists, and does not depend on the torch version. No weight is in 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from m2kit.contract import GraphIO, TensorSpec
+from m2kit.contract import ANY, FLOAT, PRECISION, GraphIO, TensorSpec
 from m2kit.manifest import WEIGHTS_FILE
+from m2kit.weights_file import WeightsWriter
 
 OPSET = 18
 IR_VERSION = 10
 PROBE = "absolute_maxima"  # extra output of a probe graph
-PRECISION = "m2kit.precision"  # metadata key of every node: "float" or "any"
-ALIGNMENT_BYTES = 65_536  # of every tensor in the weights file, so that it can be memory-mapped
 
 Array = npt.NDArray[Any]
 Weights = Callable[[str], Array]  # checkpoint name -> array
@@ -46,19 +44,12 @@ class WeightFile:
 
     def write(self, folder: Path, load: Weights) -> None:
         """Stream every tensor, a float32 array from `load(name)`, into the weights file."""
-        seen: dict[str, tuple[int, int]] = {}
         with (folder / WEIGHTS_FILE).open("wb") as file:
+            writer = WeightsWriter(file)
             for name, (shape, convert) in self._tensors.items():
                 array = np.ascontiguousarray(convert(load(name)), np.float32)
                 assert array.shape == shape, f"{name}: declared {shape}, loaded {array.shape}"
-                data = array.data.cast("B")
-                digest = hashlib.sha256(data).hexdigest()
-                if digest not in seen:
-                    offset = -(-file.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-                    file.seek(offset)
-                    file.write(data)
-                    seen[digest] = (offset, array.nbytes)
-                self._places[name] = seen[digest]
+                self._places[name] = writer.add(array)
 
     def tensor(self, name: str) -> ir.ExternalTensor:
         """A reference to a written tensor."""
@@ -98,7 +89,7 @@ class GraphWriter:
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
         self._weight_values: dict[str, ir.Value] = {}
         self._scope: list[str] = []
-        self._precision = "any"
+        self._precision = ANY
 
     @contextlib.contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -110,7 +101,7 @@ class GraphWriter:
     @contextlib.contextmanager
     def float_island(self) -> Iterator[None]:
         """Marks nodes that must stay float32 when the graph is turned into half precision."""
-        outer, self._precision = self._precision, "float"
+        outer, self._precision = self._precision, FLOAT
         yield
         self._precision = outer
 

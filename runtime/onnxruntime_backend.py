@@ -23,7 +23,6 @@ from m2kit.runtime.backend import Steps
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # float32 means float32: TF32 keeps 10 bits of a product's mantissa.
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-_NUMPY_TYPES: dict[str, type] = {"float32": np.float32, "int64": np.int64, "compute": np.float32}
 
 
 class OnnxRuntimeBackend:
@@ -62,6 +61,10 @@ class OnnxRuntimeBackend:
     def io(self, graph: str) -> contract.GraphIO:
         """What the file of a graph takes and gives."""
         return contract.graph_io(self._manifest.spec, graph)
+
+    def compute(self, graph: str) -> str:
+        """float32 or float16: the compute type of a graph's file."""
+        return str(self._manifest.lowerings[contract.PORTABLE][graph]["compute"])
 
     def options(self) -> Any:
         """Session options of every graph."""
@@ -123,6 +126,7 @@ class OnnxRuntimeSteps:
         self.inter = OnnxRuntimeStep(
             backend.session(contract.INTER_STEP),
             backend.io(contract.INTER_STEP),
+            backend.compute(contract.INTER_STEP),
             rows,
             contract.POSITION,
             shared={},
@@ -130,6 +134,7 @@ class OnnxRuntimeSteps:
         self.intra = OnnxRuntimeStep(
             backend.session(contract.INTRA_STEP),
             backend.io(contract.INTRA_STEP),
+            backend.compute(contract.INTRA_STEP),
             rows,
             contract.SUB_POSITION,
             shared={contract.HIDDEN: self.inter.outputs[contract.HIDDEN]},
@@ -143,6 +148,7 @@ class OnnxRuntimeStep:
         self,
         session: Any,
         io: contract.GraphIO,
+        compute: str,
         rows: int,
         position_name: str,
         shared: dict[str, npt.NDArray[Any]],
@@ -151,15 +157,15 @@ class OnnxRuntimeStep:
         self._session = session
         self._binding = session.io_binding()
         past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
-        self._cache = np.zeros((len(past), *_shape(past[0], rows)), np.float32)
+        self._cache = np.zeros((len(past), *_shape(past[0], rows)), compute)
         caches = {tensor.name: self._cache[index] for index, tensor in enumerate(past)}
         own: dict[str, npt.NDArray[Any]] = {
-            tensor.name: np.zeros(_shape(tensor, rows), _NUMPY_TYPES[tensor.dtype])
+            tensor.name: np.zeros(_shape(tensor, rows), _dtype(tensor, compute))
             for tensor in io.inputs
             if tensor.name not in caches and tensor.name not in shared
         }
         self.outputs: dict[str, npt.NDArray[Any]] = {
-            tensor.name: np.zeros(_shape(tensor, rows), _NUMPY_TYPES[tensor.dtype])
+            tensor.name: np.zeros(_shape(tensor, rows), _dtype(tensor, compute))
             for tensor in io.outputs
         }
         for name, array in {**own, **shared, **caches}.items():
@@ -188,6 +194,10 @@ class OnnxRuntimeStep:
 
 def _shape(tensor: contract.TensorSpec, rows: int) -> tuple[int, ...]:
     return tuple(rows if isinstance(size, str) else size for size in tensor.shape)
+
+
+def _dtype(tensor: contract.TensorSpec, compute: str) -> str:
+    return compute if tensor.dtype == "compute" else tensor.dtype
 
 
 def _provider(ort: Any, name: str) -> str:

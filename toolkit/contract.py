@@ -33,6 +33,8 @@ PRESENT = "present"
 
 PORTABLE = "portable"  # the lowering of primitive ops that every backend runs
 
+PRECISION = "m2kit.precision"  # metadata key of every node; its values:
+FLOAT, ANY = "float", "any"  # must stay float32 in half precision, or need not
 
 _PAST = "past."
 
@@ -123,7 +125,7 @@ def _inter_io(spec: TransformerSpec) -> GraphIO:
         TensorSpec(TOKEN, "int64", ("R", len(spec.bits))),
         TensorSpec(POSITION, "int64", (1,)),
     )
-    hidden = TensorSpec(HIDDEN, "compute", ("R", spec.width))
+    hidden = TensorSpec(HIDDEN, "float32", ("R", spec.width))
     return GraphIO(
         inputs + _past(spec, spec.inter_layers, spec.positions),
         (hidden, _present(spec, spec.inter_layers)),
@@ -132,7 +134,7 @@ def _inter_io(spec: TransformerSpec) -> GraphIO:
 
 def _intra_io(spec: TransformerSpec) -> GraphIO:
     inputs = (
-        TensorSpec(HIDDEN, "compute", ("R", spec.width)),
+        TensorSpec(HIDDEN, "float32", ("R", spec.width)),
         TensorSpec(SUB_TOKEN, "int64", ("R",)),
         TensorSpec(SUB_POSITION, "int64", (1,)),
     )

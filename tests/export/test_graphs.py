@@ -10,11 +10,11 @@ from conftest import GOLDEN, tiny_spec
 from m2kit import contract
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.export.exporter import GRAPHS, export_bundle, write_graphs
-from m2kit.export.writer import ALIGNMENT_BYTES, PRECISION
 from m2kit.manifest import BUNDLE, WEIGHTS_FILE, read_manifest
 from m2kit.runtime.verification import read_reference
 from m2kit.training.checkpoint import read_checkpoint
 from m2kit.training.models.model import expected_shapes
+from m2kit.weights_file import ALIGNMENT_BYTES
 
 # Everything Orin's TensorRT 10.3 parses; none of the fused transformer or normalization ops.
 PORTABLE_OPS = {
@@ -84,10 +84,10 @@ def test_every_node_carries_its_precision_mark_and_nothing_else(graphs):
     for model in graphs.values():
         for node in model.graph.node:
             marks = {entry.key: entry.value for entry in node.metadata_props}
-            assert set(marks) == {PRECISION}
-            assert marks[PRECISION] in ("float", "any")
+            assert set(marks) == {contract.PRECISION}
+            assert marks[contract.PRECISION] in ("float", "any")
             if node.op_type in FLOAT_ONLY:
-                assert marks[PRECISION] == "float", node.name
+                assert marks[contract.PRECISION] == "float", node.name
             assert not node.doc_string
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from m2kit.contract import ANY, FLOAT, PORTABLE, PRECISION, GraphIO, graph_io
+from m2kit.contract import ANY, FLOAT, PORTABLE, PRECISION, PRESENT, GraphIO, graph_io
+from m2kit.errors import ParityError
 from m2kit.manifest import WEIGHTS_FILE, Manifest
 from m2kit.weights_file import WeightsWriter
 
@@ -190,8 +191,18 @@ def write_half(
     Returns:
         The manifest with the new graphs (files not hashed yet), and graph -> nodes moved to float
         -> the value that moved them.
+
+    Raises:
+        ParityError: Keys or values of the cache, which is half, are too large for it.
     """
     entries = manifest.lowerings[PORTABLE]
+    for graph in entries:
+        largest = manifest.maxima[graph].get(PRESENT, 0.0)
+        if largest > HALF_LIMIT:
+            raise ParityError(
+                f"{graph}'s keys and values reach {largest:.4g}, expected {HALF_LIMIT:.0f} at most "
+                "for half precision; use a float32 engine"
+            )
     halves = {
         graph: half_graph(
             bundle / entry["file"], graph_io(manifest.spec, graph), manifest.maxima[graph]

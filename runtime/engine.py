@@ -45,13 +45,23 @@ def open_engine(
     folder = Path(path)
     manifest = read_manifest(folder, ENGINE)
     check_files(folder, manifest, trust_seen_weights=not check)
-    if manifest.build.get("backend") != OnnxRuntimeBackend.name:
-        raise BackendError(
-            f"{folder} was built for the backend {manifest.build.get('backend')!r}, this m2kit "
-            f"runs {OnnxRuntimeBackend.name!r}; build it again with `m2kit build-engine`"
-        )
+    check_backend(folder, manifest)
     backend = OnnxRuntimeBackend(folder, manifest, provider=provider, threads=threads)
     return Engine(manifest.spec, backend, defaults=manifest.sampling, info=manifest)
+
+
+def check_backend(folder: Path, manifest: Manifest) -> None:
+    """Refuse an engine that no backend here runs.
+
+    Raises:
+        BackendError: It was built for another.
+    """
+    built_for = manifest.build.get("backend")
+    if manifest.kind == ENGINE and built_for != "onnxruntime":
+        raise BackendError(
+            f"{folder} was built for the backend {built_for!r}, this m2kit runs 'onnxruntime'; "
+            "build it again with `m2kit build-engine`"
+        )
 
 
 class Engine:

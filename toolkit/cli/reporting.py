@@ -35,11 +35,12 @@ def _open(path: Path) -> Manifest:
 @json_option
 def verify(path: Path, provider: str, as_json: bool) -> None:
     """Hash every file of a bundle or engine, and repeat its comparison with PyTorch's reference."""
-    from m2kit.runtime.engine import Engine
+    from m2kit.runtime.engine import Engine, check_backend
     from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
     from m2kit.runtime.verification import compare, read_reference, require_parity
 
     manifest = _open(path)
+    check_backend(path, manifest)
     with stages() as begin:
         begin("hashing every file")
         check_files(path, manifest, trust_seen_weights=False)
@@ -79,8 +80,12 @@ def inspect(path: Path, as_json: bool) -> None:
             rows[f"{graph} nodes"] = ", ".join(f"{count} {op}" for op, count in ops)
     rows |= {name: size_text(entry["bytes"]) for name, entry in manifest.files.items()}
     rows |= {"versions": _pairs(manifest.versions), "source": _pairs(manifest.source)}
-    if manifest.build:
-        rows["build"] = _pairs(manifest.build)
+    build = dict(manifest.build)
+    for graph, details in build.pop("graphs", {}).items():
+        rows[f"{graph} layers"] = ", ".join(f"{n} {kind}" for kind, n in details["layers"].items())
+        rows[f"{graph} kept in float"] = ", ".join(details["moved_to_float"]) or "nothing more"
+    if build:
+        rows["build"] = _pairs(build)
     print_result(rows, as_json, manifest.to_json())
 
 

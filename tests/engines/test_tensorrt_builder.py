@@ -1,0 +1,200 @@
+"""Real TensorRT-RTX plans, built without a GPU: what is parsed, in which precision, and what fails.
+
+Nothing here runs a plan."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from conftest import DIGITS_CHECKPOINT, GOLDEN, run_m2kit
+
+from m2kit import contract
+from m2kit.cli import cli
+from m2kit.engines.precision import write_half
+from m2kit.engines.tensorrt_builder import build_tensorrt_rtx_engine, static_sizes
+from m2kit.engines.tensorrt_plan import build_plan
+from m2kit.errors import BackendError, InputError
+from m2kit.manifest import BUNDLE, ENGINE, check_files, read_manifest
+
+pytest.importorskip("tensorrt_rtx")
+TARGETS = ("8.6", "8.9")
+
+
+@pytest.fixture(scope="module")
+def bundles(exported):
+    return {
+        "ar_tiny": exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0],
+        "digits": exported(DIGITS_CHECKPOINT)[0],
+        "tokenizer": exported(GOLDEN / "tokenizer_tiny.ckpt")[0],
+    }
+
+
+@pytest.mark.parametrize("name", ["ar_tiny", "digits"])
+def test_all_five_graphs_become_plans_and_twice_the_same_bytes(bundles, tmp_path, name):
+    files = []
+    for attempt in ("a.engine", "b.engine"):
+        path = tmp_path / attempt
+        build_tensorrt_rtx_engine(bundles[name], path, batch=2, capabilities=TARGETS)
+        manifest = read_manifest(path, ENGINE)
+        check_files(path, manifest, trust_seen_weights=False)
+        files.append(manifest.files)
+    assert files[0] == files[1]
+    assert set(files[0]) == {"reference.npz", *(f"{g}.plan" for g in contract.STEP_GRAPHS)} | {
+        f"{g}.plan" for g in contract.TOKENIZER_GRAPHS
+    }
+    build = manifest.build
+    assert (build["rows"], build["compute_capabilities"]) == (4, list(TARGETS))
+    assert build["image_sizes"] == [list(manifest.spec.image_size)]
+    assert manifest.parity == {"passed": None, "checks": {}, "state": "built, not run"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.engine", "b.engine"]
+
+
+@pytest.mark.parametrize("name", ["ar_tiny", "digits"])
+def test_the_parsed_network_has_the_precision_of_every_mark(bundles, tmp_path, name):
+    manifest = read_manifest(bundles[name], BUNDLE)
+    write_half(bundles[name], manifest, tmp_path)
+    sizes = static_sizes(manifest.spec, 1, None)
+    for graph in contract.graph_names(manifest.spec):
+        path = tmp_path / f"{graph}.onnx"
+        io = contract.graph_io(manifest.spec, graph)
+        layers = build_plan(path, tmp_path / "x.plan", io, sizes, ["8.6"])
+        marks = {"FLOAT": [], "HALF": []}
+        for node in onnx.load(path, load_external_data=False).graph.node:
+            mark = {entry.key: entry.value for entry in node.metadata_props}[contract.PRECISION]
+            marks["FLOAT" if mark == contract.FLOAT else "HALF"].append(node.op_type)
+        for kind, operator in (("MATRIX_MULTIPLY", "MatMul"), ("CONVOLUTION", "Conv")):
+            for precision, operators in marks.items():
+                found = layers.get(f"{kind} {precision}", 0)
+                assert found == operators.count(operator), (graph, kind, precision)
+        for kind in ("NORMALIZATION", "SOFTMAX"):
+            assert f"{kind} HALF" not in layers
+        assert "Conv" not in marks["FLOAT"]
+
+
+def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
+    """The same check on a graph whose norms were marked as any other node."""
+    manifest = read_manifest(bundles["ar_tiny"], BUNDLE)
+    shutil.copytree(bundles["ar_tiny"], tmp_path / "bundle")
+    path = tmp_path / "bundle" / "inter_step.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "Sqrt":
+            node.metadata_props[0].value = contract.ANY
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "half").mkdir()
+    write_half(tmp_path / "bundle", manifest, tmp_path / "half")
+    io = contract.graph_io(manifest.spec, "inter_step")
+    sizes = static_sizes(manifest.spec, 1, None)
+    graph = tmp_path / "half" / "inter_step.onnx"
+    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, ["8.6"])
+    assert layers["UNARY HALF"] == 2 * manifest.spec.transformer.inter_layers
+
+
+def test_a_tokenizer_builds_at_a_size_that_is_given(bundles, tmp_path):
+    with pytest.raises(InputError, match="give --image-size"):
+        build_tensorrt_rtx_engine(
+            bundles["tokenizer"], tmp_path / "t", batch=1, capabilities=TARGETS
+        )
+    with pytest.raises(InputError, match="must be multiples of 2"):
+        build_tensorrt_rtx_engine(
+            bundles["tokenizer"],
+            tmp_path / "t",
+            batch=1,
+            capabilities=TARGETS,
+            image_size=(16, 17),
+        )
+    manifest = build_tensorrt_rtx_engine(
+        bundles["tokenizer"], tmp_path / "t", batch=1, capabilities=["8.9"], image_size=(16, 24)
+    )
+    assert manifest.build["image_sizes"] == [[16, 24]]
+    assert set(manifest.files) == {"reference.npz", "encoder.plan", "lfq.plan", "decoder.plan"}
+
+
+def test_a_compute_capability_it_has_not_is_refused_with_those_it_has(bundles, tmp_path):
+    with pytest.raises(InputError, match=r"no compute capability 8\.7; it builds for 7\.5, 8\.0"):
+        build_tensorrt_rtx_engine(
+            bundles["ar_tiny"], tmp_path / "x", batch=1, capabilities=["8.6", "8.7"]
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_tensorrt_does_not_take_is_one_error_with_its_reason(bundles, tmp_path):
+    manifest = read_manifest(bundles["ar_tiny"], BUNDLE)
+    io = contract.graph_io(manifest.spec, "lfq")
+    model = onnx.load(bundles["ar_tiny"] / "lfq.onnx")
+    model.graph.node[0].op_type = "Bernoulli"
+    (tmp_path / "lfq.onnx").write_bytes(model.SerializeToString())
+    sizes = static_sizes(manifest.spec, 1, None)
+    with pytest.raises(BackendError, match=r"cannot parse lfq: .*Bernoulli"):
+        build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", io, sizes, ["8.6"])
+    assert not (tmp_path / "lfq.plan").exists()
+
+
+def test_a_build_that_is_killed_is_one_error(bundles, tmp_path, monkeypatch):
+    """As the system does where memory runs out."""
+
+    def kill():
+        signal.setitimer(signal.ITIMER_REAL, 0.2)  # SIGALRM ends the child
+
+    monkeypatch.setattr("m2kit.engines.tensorrt_plan._settle", kill)
+    with pytest.raises(BackendError, match="encoder was killed by signal 14: probably not enough"):
+        build_tensorrt_rtx_engine(
+            bundles["ar_tiny"], tmp_path / "a.engine", batch=1, capabilities=TARGETS
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_line_builds_and_says_that_it_was_not_run(bundles, tmp_path):
+    engine = tmp_path / "a.engine"
+    code, out, err = invoke(
+        "build-engine", bundles["ar_tiny"], "--backend", "tensorrt-rtx", "-o", engine,
+        "--compute-capability", "8.6", "--batch", "3", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["parity"]["state"] == "built, not run"
+    assert "CONVOLUTION HALF" in invoke("inspect", engine)[1]
+    for command in (["generate", "--engine", engine], ["verify", engine]):
+        code, _, err = invoke(*command)
+        assert code == 1
+        assert "built for the backend 'tensorrt-rtx', this m2kit runs 'onnxruntime'" in err
+    code, _, err = invoke("build-engine", bundles["ar_tiny"], "--batch", "3", "-o", tmp_path / "b")
+    assert (code, "takes any batch and image size" in err) == (1, True)
+    code, _, err = invoke(
+        "build-engine", bundles["ar_tiny"], "--backend", "tensorrt-rtx", "--image-size", "16"
+    )
+    assert (code, "--image-size takes height and width" in err) == (1, True)
+
+
+def test_without_the_package_the_extra_is_named(bundles, tmp_path):
+    (tmp_path / "tensorrt_rtx.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'tensorrt_rtx'\", name='tensorrt_rtx')"
+    )
+    done = run_m2kit(
+        "build-engine", bundles["ar_tiny"], "--backend", "tensorrt-rtx", "-o", "x.engine",
+        cwd=tmp_path, check=False, env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "pip install 'm2kit[rtx]'" in done.stderr
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_it_needs_no_torch(bundles, tmp_path):
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from m2kit.engines.tensorrt_builder import build_tensorrt_rtx_engine\n"
+        f"build_tensorrt_rtx_engine(Path({str(bundles['ar_tiny'])!r}), Path('x.engine'),"
+        " batch=1, capabilities=['8.6'])"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "x.engine" / "engine.json").is_file()

@@ -21,6 +21,7 @@ from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from m2kit.runtime.quality import draw_quality, score_quality
 from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.evaluation import evaluate_digits
 
 HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
@@ -133,6 +134,14 @@ def test_digits_keep_their_distributions_and_draws(digits):
     assert draws.cdf_p99 < 0.02
     assert draws.equal_ids >= 0.8
     assert draws.explained == draws.differing_images
+
+
+def test_half_precision_draws_digits_that_are_recognised_as_often(digits):
+    exact, half, _ = digits
+    half.defaults.update(exact.defaults)
+    right, found = (evaluate_digits(engine, 20, 0)[0] for engine in (exact, half))
+    assert right.images == 200
+    assert abs(found.recognised - right.recognised) <= 0.01
 
 
 def test_the_half_encoder_differs_only_at_latents_near_zero(digits):

@@ -10,7 +10,7 @@ import click
 from m2kit import __version__
 from m2kit.cli.building import build_engine, export, init_checkpoint
 from m2kit.cli.imaging import convert_tokens, decode, encode, generate, reconstruct
-from m2kit.cli.reporting import describe, inspect, verify
+from m2kit.cli.reporting import describe, doctor, inspect, verify
 from m2kit.cli.training import train
 from m2kit.errors import M2KitError
 
@@ -68,6 +68,7 @@ for command in (
     verify,
     inspect,
     describe,
+    doctor,
 ):
     cli.add_command(command)
 

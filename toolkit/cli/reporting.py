@@ -1,4 +1,4 @@
-"""verify, inspect and describe."""
+"""doctor, verify, inspect and describe."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+import m2kit
 from m2kit.cli.options import checkpoint_options, json_option, provider_option
 from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import is_past
+from m2kit.doctor import backends, jetpack, problems, read_machine, system_text
 from m2kit.errors import FolderError, InputError, require
 from m2kit.manifest import (
     REFERENCE_FILE,
@@ -27,6 +29,32 @@ def _open(path: Path) -> Manifest:
     if kind is None:
         raise FolderError(f"{path}: expected a bundle or engine folder, found neither")
     return read_manifest(path, kind)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what can run here, and what to mend."""
+    machine = read_machine()
+    found, ready = problems(machine), backends(machine)
+    about = {
+        "m2kit": m2kit.__version__,
+        "system": system_text(),
+        "driver": machine.driver or "no NVIDIA driver",
+        "gpus": ", ".join(machine.gpus) or f"none: {machine.cuda}",
+    }
+    if machine.l4t is not None:
+        known = jetpack(machine.l4t)
+        release = ".".join(map(str, machine.l4t))
+        about["jetson_linux"] = f"{release}, JetPack {known[0] if known else 'not known'}"
+        about["power_mode"] = machine.power_mode or "not told"
+    rows = {label(name): value for name, value in about.items()}
+    rows |= dict(machine.distributions) | ready
+    rows |= {f"problem {number}": text for number, text in enumerate(found, start=1)}
+    packages = dict(machine.distributions)
+    value = {**about, "gpus": list(machine.gpus), "cuda": machine.cuda, "packages": packages}
+    value |= {"backends": ready, "problems": found}
+    print_result(rows, as_json, value)
 
 
 @click.command()

@@ -4,7 +4,7 @@ BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
-.PHONY: install demo demo-train demo-evaluate test check types bench bench-export clean
+.PHONY: install demo demo-train demo-evaluate test test-gpu check types bench bench-export clean
 
 install: .venv/.installed  ## make .venv with everything for development on a CPU
 
@@ -29,6 +29,9 @@ demo-evaluate: demo  ## are the digits digits, and not copies?
 
 test: install  ## the whole suite
 	$(BIN)/python -m pytest
+
+test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)
+	$(BIN)/python -m pytest -m gpu -rs
 
 check: install types  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -10,8 +10,9 @@ import pickletools
 import re
 from typing import IO
 
-_DENSE = re.compile(
-    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)"
+_DENSE = re.compile(  # a learning-rate scheduler's state has a Counter
+    r"collections\.(OrderedDict|Counter)|(__builtin__|builtins)\.set"
+    r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
     r"|torch\.(\w+Storage|Size|device|b?float\d*|double|half|u?int\d*|short|long|bool)"
 )
 _UNTYPED = "torch.UntypedStorage"  # callable, so that a pickle could make one of any size

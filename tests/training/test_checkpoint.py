@@ -119,6 +119,25 @@ def test_known_junk_of_a_training_run_is_left_out(changed):
     assert read_checkpoint(changed(add), overrides={"heads": 4}).spec.transformer.heads == 4
 
 
+def test_the_state_of_optimizer_and_scheduler_does_not_stand_in_the_way(tmp_path):
+    content = torch.load(TOKENIZER, weights_only=True)
+    parameter = torch.nn.Parameter(torch.ones(3, 4))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2, 4])
+    content |= {
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [scheduler.state_dict()],
+        "epoch": 3,
+        "hyper_parameters": {"resolution": 128, "dtype": torch.float32, "shape": torch.Size([1])},
+    }
+    torch.save(content, tmp_path / "run.ckpt")
+    found = read_checkpoint(tmp_path / "run.ckpt")
+    for name, tensor in read_checkpoint(TOKENIZER).tensors().items():
+        assert torch.equal(found.tensors()[name], tensor)
+
+
 class Exploit:
     def __reduce__(self):
         return os.system, ("touch exploited",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from m2kit.manifest import (
     read_manifest,
 )
 from m2kit.parameters import parameter_counts, weights_per_position
+
+if TYPE_CHECKING:
+    from m2kit.training.checkpoint import Checkpoint
 
 
 def _open(path: Path) -> Manifest:
@@ -138,7 +141,7 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
         given = [f"--{name}" for name, value in reading.items() if value]
         if given:
             raise InputError(f"{' and '.join(given)} say how to read a checkpoint file")
-        rows = _of_folder(path, bandwidth) if path.is_dir() else _of_preset(target, bandwidth)
+        rows = _of_model(_open(path), bandwidth) if path.is_dir() else _of_preset(target, bandwidth)
     print_result({label(n): _text(value) for n, value in rows.items()}, as_json, rows)
 
 
@@ -147,22 +150,15 @@ def _of_checkpoint(path: Path, reading: dict[str, Any], bandwidth: float) -> dic
     from m2kit.training.checkpoint import read_checkpoint
 
     note(f"reading {path} ...")
-    checkpoint = read_checkpoint(path, **reading)
-    return (
-        _origin(checkpoint.source)
-        | _model(checkpoint.spec, bandwidth)
-        | _prefixed("default", checkpoint.sampling)
-        | _prefixed("training", checkpoint.training)
-    )
+    return _of_model(read_checkpoint(path, **reading), bandwidth)
 
 
-def _of_folder(path: Path, bandwidth: float) -> dict[str, Any]:
-    manifest = _open(path)
+def _of_model(model: Manifest | Checkpoint, bandwidth: float) -> dict[str, Any]:
     return (
-        _origin(manifest.source)
-        | _model(manifest.spec, bandwidth)
-        | _prefixed("default", manifest.sampling)
-        | _prefixed("training", manifest.training)
+        _origin(model.source)
+        | _model(model.spec, bandwidth)
+        | _prefixed("default", model.sampling)
+        | _prefixed("training", model.training)
     )
 
 

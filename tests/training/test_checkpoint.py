@@ -1,13 +1,11 @@
 import os
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import DIGITS_CHECKPOINT, GOLDEN, tiny_spec
+from conftest import GOLDEN, tiny_spec
 from safetensors.torch import save_file
 
-from m2kit.config import PRESETS, Preset
-from m2kit.errors import CheckpointError, M2KitError, SpecError
+from m2kit.errors import CheckpointError
 from m2kit.training.checkpoint import read_checkpoint
 from m2kit.training.models.model import expected_shapes
 
@@ -29,38 +27,6 @@ def changed(tmp_path):
         return path
 
     return save
-
-
-def test_the_spec_is_read_off_names_and_shapes():
-    checkpoint = read_checkpoint(AR, overrides={"heads": 4})
-    spec = checkpoint.spec
-    assert spec.tokenizer.channel_multipliers == (1, 1, 2)
-    assert spec.tokenizer.code_bits == 8
-    transformer = spec.transformer
-    assert (transformer.width, transformer.inter_layers, transformer.intra_layers) == (64, 3, 2)
-    assert (transformer.classes, transformer.bits, transformer.ffn_width) == (10, (3, 5), 256)
-    assert checkpoint.source["assumed"] == {
-        "grid": (4, 4),
-        "rope_base": 10000.0,
-        "bit_order": "lsb",
-    }
-
-
-def test_what_shapes_do_not_tell_must_be_given():
-    with pytest.raises(SpecError, match="width is 128, but the file's tensors say 64"):
-        read_checkpoint(AR, overrides={"heads": 4, "width": 128})
-    with pytest.raises(SpecError, match="holds a tokenizer only"):
-        read_checkpoint(TOKENIZER, overrides={"heads": 4})
-
-
-def test_a_published_architecture_needs_no_override():
-    from m2kit.training.architecture import read_architecture
-
-    for name in ("ar-b", "ar-l", "ar-xl", "tokenizer-256", "tokenizer-128-v0.1"):
-        found = read_architecture(expected_shapes(PRESETS[name].spec), {}, None)
-        assert found.spec == PRESETS[name].spec
-        assert name in found.same_as
-        assert not found.assumed
 
 
 def test_a_tokenizer_file_gives_ema_weights_unless_live_ones_are_asked_for():
@@ -193,69 +159,12 @@ def test_tiny_specs_of_any_number_of_sub_tokens_have_tensors():
         assert shapes[f"transformer.head.{len(bits) - 1}.weight"] == (2 ** bits[-1], 16)
 
 
-def test_a_file_of_a_published_architecture_gets_its_authors_sampling(monkeypatch):
-    spec = read_checkpoint(AR, overrides={"heads": 4}).spec
-    preset = Preset(spec, (), guidance=(1.9, 2.0), temperature=(1.1, 1.0))
-    monkeypatch.setitem(PRESETS, "ar-tiny", preset)
-    checkpoint = read_checkpoint(AR)  # the preset tells the heads
-    assert checkpoint.spec == spec
-    assert checkpoint.source["assumed"] == {}
-    assert checkpoint.sampling == {
-        "guidance": [1.9, 2.0],
-        "temperature": [1.1, 1.0],
-        "top_k": [0, 0],
-        "top_p": [1.0, 1.0],
-    }
-
-
-@pytest.mark.parametrize(
-    "notes",
-    [
-        3,
-        [1],
-        {"spec": {"tokenizer": 1}},
-        {"spec": 4},
-        {"sampling": [1]},
-        {"sampling": {"guidance": "x"}},
-        {"sampling": {"guidance": [1.0, 2.0, 3.0]}},
-        {"training": {"x": torch.ones(1)}},
-    ],
-    ids=str,
-)
-def test_damaged_notes_of_a_trainer_are_one_error(tmp_path, notes):
-    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
-    if notes != 3:
-        notes = {"spec": content["m2kit"]["spec"]} | notes if isinstance(notes, dict) else notes
-    torch.save(content | {"m2kit": notes}, tmp_path / "a.pt")
-    with pytest.raises(M2KitError, match=r"a\.pt: "):
-        read_checkpoint(tmp_path / "a.pt")
-
-
-def test_a_grid_that_no_memory_holds_is_one_error(tmp_path):
-    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
-    content["m2kit"]["spec"]["transformer"]["grid"] = [2**20, 2**20]
-    torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(SpecError, match="at most 65536 positions, found 1048576 x 1048576"):
-        read_checkpoint(tmp_path / "a.pt")
-
-
 def test_a_float64_beyond_float32_is_refused(changed):
     def enlarge(state):
         state["transformer.norm.weight"] = torch.full((64,), 1e300, dtype=torch.float64)
 
     with pytest.raises(CheckpointError, match=NOT_FINITE):
         read_checkpoint(changed(enlarge), overrides={"heads": 4})
-
-
-def test_notes_without_end_are_one_error(tmp_path):
-    """Forty lists, each of two times the one before: a few hundred bytes, endless if copied."""
-    notes = ["x"]
-    for _ in range(40):
-        notes = [notes, notes]
-    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
-    torch.save(content | {"m2kit": {"training": {"x": notes}}}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="not plain data"):
-        read_checkpoint(tmp_path / "a.pt")
 
 
 def test_a_tensor_with_more_values_than_memory_is_refused_before_its_shape_counts(changed):
@@ -329,23 +238,6 @@ def test_a_video_tokenizer_is_called_so(changed):
         read_checkpoint(changed(wrap, TOKENIZER))
 
 
-def test_notes_of_another_model_are_refused(tmp_path):
-    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
-    content["m2kit"]["spec"]["transformer"] |= {"width": 256, "heads": 8}
-    torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="width is 256, its tensors say 128"):
-        read_checkpoint(tmp_path / "a.pt")
-
-
-@pytest.mark.parametrize("note", ["a\ud800b", "two\nlines", "x" * 300_000])
-def test_notes_that_no_table_can_show_are_refused(tmp_path, note):
-    content = torch.load(DIGITS_CHECKPOINT, weights_only=True)
-    content["m2kit"]["training"]["note"] = note
-    torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="not plain data"):
-        read_checkpoint(tmp_path / "a.pt")
-
-
 @pytest.mark.parametrize("source", [AR, TOKENIZER])
 def test_safetensors_and_plain_state_dicts_are_the_same_model(tmp_path, source):
     overrides = {"heads": 4} if source == AR else {}
@@ -382,110 +274,12 @@ def test_a_file_that_changes_after_its_check_is_not_read(tmp_path):
         checkpoint.tensors()
 
 
-def test_another_tokenizer_replaces_that_of_an_ar_file(tmp_path):
-    """The golden tokenizers: ar_tiny has its own, of 3 levels and 8 bits; the other has 2."""
-    own = read_checkpoint(AR, overrides={"heads": 4})
-    state = torch.load(AR, weights_only=True)["state_dict"]
-    alone = {n: t for n, t in state.items() if n.startswith("transformer.")}
-    torch.save({"state_dict": alone}, tmp_path / "alone.pt")
-    for source in (AR, tmp_path / "alone.pt"):
-        found = read_checkpoint(source, overrides={"heads": 4}, tokenizer=TOKENIZER)
-        assert found.spec.tokenizer == read_checkpoint(TOKENIZER).spec.tokenizer
-        assert found.spec.transformer.width == own.spec.transformer.width
-        assert (found.source["weights"], found.source["tokenizer_weights"]) == ("stored", "ema")
-        for name, tensor in (own.tensors() | read_checkpoint(TOKENIZER).tensors()).items():
-            if name in found.tensors():
-                assert torch.equal(found.tensors()[name], tensor), name
-    live = read_checkpoint(AR, overrides={"heads": 4}, tokenizer=TOKENIZER, weights="live")
-    assert live.source["tokenizer_weights"] == "live"
-    with pytest.raises(CheckpointError, match="holds no tokenizer; give one with --tokenizer"):
-        read_checkpoint(tmp_path / "alone.pt", overrides={"heads": 4})
-    with pytest.raises(CheckpointError, match="--tokenizer takes a tokenizer file"):
-        read_checkpoint(AR, overrides={"heads": 4}, tokenizer=AR)
-    with pytest.raises(CheckpointError, match="--tokenizer replaces the one of an AR file"):
-        read_checkpoint(TOKENIZER, tokenizer=TOKENIZER)
-
-
-def test_the_transformer_alone_tells_the_preset(tmp_path, monkeypatch):
-    """The tokenizer of an AR file can be replaced by one of another architecture."""
-    spec = read_checkpoint(AR, overrides={"heads": 4}).spec
-    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(spec, (), (1.5, 2.0), (1.0, 1.0)))
-    found = read_checkpoint(AR, tokenizer=TOKENIZER)
-    assert found.spec.transformer == spec.transformer
-    assert found.spec.tokenizer != spec.tokenizer
-    assert found.source["same_as"] == []
-
-
-def test_a_preset_of_another_tokenizer_does_not_tell_the_bit_order(monkeypatch):
-    spec = read_checkpoint(AR, overrides={"heads": 4}).spec
-    other = replace(spec.tokenizer, blocks_per_level=9, bit_order="msb")
-    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(replace(spec, tokenizer=other), ()))
-    found = read_checkpoint(AR)
-    assert found.spec == spec
-    assert found.source["assumed"] == {"bit_order": "lsb"}
-
-
-def test_the_replacing_tokenizer_brings_its_bit_order(tmp_path):
-    found = read_checkpoint(
-        AR, overrides={"heads": 4}, tokenizer=GOLDEN / "tokenizer_v01_tiny.ckpt"
-    )
-    assert found.spec.tokenizer.bit_order == "msb"
-    assert found.source["assumed"]["bit_order"] == "msb"
-    given = read_checkpoint(
-        AR,
-        overrides={"heads": 4, "bit_order": "lsb"},
-        tokenizer=GOLDEN / "tokenizer_v01_tiny.ckpt",
-    )
-    assert given.spec.tokenizer.bit_order == "lsb"
-    assert "bit_order" not in given.source["assumed"]
-
-
 def test_one_tensor_under_two_names_is_refused(changed):
     def add(state):
         state["encoder.norm_out.bias"] = state["first_stage_model.encoder.norm_out.bias"]
 
     with pytest.raises(CheckpointError, match=r"with and without prefix: .*norm_out\.bias"):
         read_checkpoint(changed(add), overrides={"heads": 4})
-
-
-def test_a_named_preset_tells_what_shapes_do_not(monkeypatch):
-    spec = read_checkpoint(AR, overrides={"heads": 4}).spec
-    more = replace(spec, transformer=replace(spec.transformer, classes=1000, rope_base=500.0))
-    monkeypatch.setitem(PRESETS, "ar-tiny", Preset(more, (), (1.5, 2.0), (1.0, 1.0)))
-    with pytest.raises(SpecError, match=r"give --preset ar-tiny, .* or --spec FILE\.json"):
-        read_checkpoint(AR)  # another number of classes
-    found = read_checkpoint(AR, preset="ar-tiny")
-    assert found.spec == replace(more, transformer=replace(more.transformer, classes=10))
-    assert (found.source["preset"], found.source["assumed"]) == ("ar-tiny", {})
-    assert found.sampling["guidance"] == [1.5, 2.0]
-    given = read_checkpoint(AR, preset="ar-tiny", overrides={"heads": 2})
-    assert (given.spec.transformer.heads, given.spec.transformer.rope_base) == (2, 500.0)
-
-
-def test_a_preset_of_other_shapes_is_refused():
-    with pytest.raises(SpecError, match=r"not of preset ar-b: .*width is 64, expected 1024"):
-        read_checkpoint(AR, preset="ar-b")
-    with pytest.raises(SpecError, match="it is an AR model, the preset a tokenizer"):
-        read_checkpoint(AR, preset="tokenizer-256")
-    with pytest.raises(SpecError, match="there is no preset 'ar-m'; the presets are tokenizer-128"):
-        read_checkpoint(AR, preset="ar-m")
-
-
-def test_what_a_file_does_not_tell_is_asked_for_with_what_fits():
-    with pytest.raises(SpecError) as caught:
-        read_checkpoint(AR)
-    assert "--preset NAME (ar-b, ar-l, ar-xl: none has its shapes)" in str(caught.value)
-    assert "possible are 1, 2, 4, 8, 16" in str(caught.value)
-
-
-def test_the_first_release_is_recognised_by_what_it_lacks():
-    checkpoint = read_checkpoint(GOLDEN / "tokenizer_v01_tiny.ckpt")
-    assert not checkpoint.spec.tokenizer.adaptive_norm
-    assert checkpoint.spec.tokenizer.bit_order == "msb"
-    assert checkpoint.source["assumed"] == {"bit_order": "msb"}
-    assert checkpoint.source["weights"] == "ema"
-    given = read_checkpoint(GOLDEN / "tokenizer_v01_tiny.ckpt", overrides={"bit_order": "lsb"})
-    assert given.spec.tokenizer.bit_order == "lsb"
 
 
 def test_odd_keys_and_sparse_tensors_are_one_error(changed, tmp_path):

@@ -1,9 +1,23 @@
-"""Memory of this process: what was freed goes back to the system."""
+"""Memory: what the system has left, and what this process freed but kept."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import re
+from pathlib import Path
+
+_MEMORY_FILE = Path("/proc/meminfo")
+
+
+def available_bytes() -> int | None:
+    """Memory and swap that a new process can have, None where the system does not tell."""
+    try:
+        text = _MEMORY_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.findall(r"^(?:MemAvailable|SwapFree): +(\d+) kB", text, flags=re.MULTILINE)
+    return 1024 * sum(map(int, found)) if found else None
 
 
 def release_freed_memory() -> None:

@@ -15,8 +15,13 @@ from conftest import DIGITS_CHECKPOINT, GOLDEN, run_m2kit
 
 from m2kit import contract
 from m2kit.cli import cli
+from m2kit.config import PRESETS
 from m2kit.engines.precision import write_half
-from m2kit.engines.tensorrt_builder import build_tensorrt_rtx_engine, static_sizes
+from m2kit.engines.tensorrt_builder import (
+    build_tensorrt_rtx_engine,
+    needed_bytes,
+    static_sizes,
+)
 from m2kit.engines.tensorrt_plan import build_plan
 from m2kit.errors import BackendError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, check_files, read_manifest
@@ -133,6 +138,16 @@ def test_a_graph_that_tensorrt_does_not_take_is_one_error_with_its_reason(bundle
     with pytest.raises(BackendError, match=r"cannot parse lfq: .*Bernoulli"):
         build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", io, sizes, ["8.6"])
     assert not (tmp_path / "lfq.plan").exists()
+
+
+def test_too_little_memory_is_told_before_anything_is_built(bundles, tmp_path, monkeypatch):
+    monkeypatch.setattr("m2kit.engines.tensorrt_builder.available_bytes", lambda: 400_000_000)
+    with pytest.raises(BackendError, match=r"needs about 0\.5 GB .* 0\.4 GB are available; close"):
+        build_tensorrt_rtx_engine(
+            bundles["ar_tiny"], tmp_path / "a.engine", batch=1, capabilities=TARGETS
+        )
+    assert not list(tmp_path.iterdir())
+    assert needed_bytes(PRESETS["ar-b"].spec) > 2_226_252 * 1024  # what it was measured to take
 
 
 def test_a_build_that_is_killed_is_one_error(bundles, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from m2kit.memory import available_bytes
+
 SCRIPT = """
 import numpy as np
 from pathlib import Path
@@ -32,3 +34,14 @@ def test_freed_memory_goes_back_to_the_system():
     )
     full, after = (int(value) * resource.getpagesize() for value in done.stdout.split())
     assert full - after > 0.8 * 2_000 * 12_000 * 8
+
+
+def test_available_memory_is_read_off_the_system(tmp_path, monkeypatch):
+    text = (
+        "MemTotal: 99 kB\nMemFree: 1 kB\nMemAvailable:   30 kB\nSwapTotal: 50 kB\nSwapFree:  5 kB\n"
+    )
+    (tmp_path / "meminfo").write_text(text)
+    monkeypatch.setattr("m2kit.memory._MEMORY_FILE", tmp_path / "meminfo")
+    assert available_bytes() == 35 * 1024
+    monkeypatch.setattr("m2kit.memory._MEMORY_FILE", tmp_path / "none")
+    assert available_bytes() is None

@@ -9,7 +9,6 @@ the same graph then gives the same bytes. Its memory goes with it.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import signal
@@ -25,12 +24,8 @@ from m2kit.contract import GraphIO
 from m2kit.errors import BackendError, InputError, M2KitError, require
 
 _ERRORS_SHOWN = 3
-_ENVIRONMENT = (
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "HOME",
-)  # what else a user has moves memory
+# All that a plan's process gets of the environment: the rest would only shift its memory.
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME")
 _ADDR_NO_RANDOMIZE = 0x0040000  # of personality(2)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _COMPUTING = (  # layer types whose precision matters; the others move values or shapes
@@ -46,8 +41,7 @@ def load_tensorrt_rtx() -> ModuleType:
     Raises:
         BackendError: The package is not installed.
     """
-    require("tensorrt_rtx", extra="rtx", what="the tensorrt-rtx backend")
-    return importlib.import_module("tensorrt_rtx")
+    return require("tensorrt_rtx", extra="rtx", what="the tensorrt-rtx backend")
 
 
 def targets(trt: ModuleType, capabilities: Sequence[str]) -> list[Any]:
@@ -91,9 +85,8 @@ def build_plan(
         "TYPE PRECISION" -> how many layers of the parsed network compute that way.
 
     Raises:
-        BackendError: TensorRT does not take the graph, with its own reasons; or its process was
-            killed.
-        InputError: A compute capability it cannot build for.
+        BackendError: TensorRT does not take the graph or a compute capability, with its own
+            reasons; or its process was killed.
     """
     request = {
         "graph": os.path.relpath(graph, plan.parent),

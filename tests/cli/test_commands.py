@@ -216,6 +216,7 @@ def test_options_that_a_target_does_not_take_are_refused(here, digits_engine):
         assert "--preset and --weights say how to read a checkpoint file" in fails(
             "describe", target, "--preset", "ar-b", "--weights", "live"
         )
+        assert "--spec say how to read" in fails("describe", target, "--spec", '{"heads": 4}')
     (here / "deep.json").write_text('{"heads": ' + "[" * 100_000)
     assert "--spec must hold a JSON object" in fails(
         "describe", GOLDEN / "ar_tiny.ckpt", "--spec", "deep.json"

@@ -138,7 +138,7 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
     if path.is_file():
         rows = _of_checkpoint(path, reading, bandwidth)
     else:
-        given = [f"--{name}" for name, value in reading.items() if value]
+        given = [f"--{n}".replace("overrides", "spec") for n, value in reading.items() if value]
         if given:
             raise InputError(f"{' and '.join(given)} say how to read a checkpoint file")
         rows = _of_model(_open(path), bandwidth) if path.is_dir() else _of_preset(target, bandwidth)

@@ -46,14 +46,35 @@ class Steps(Protocol):
         """The step over the sub-tokens of one position."""
 
 
+class AnyShape:
+    """The defaults of a backend: any number of images and rows, any image size of the model."""
+
+    largest_batch: int | None = None
+    largest_rows: int | None = None
+    image_sizes: tuple[tuple[int, int], ...] | None = None
+
+
 class Backend(Protocol):
-    """One opened model."""
+    """One opened model.
+
+    Attributes:
+        largest_batch: Images that encoder, lfq and decoder take at once; None is any number.
+        largest_rows: Rows that the steps take at once; None is any number.
+        image_sizes: (height, width) of the images it takes; None is any the model takes.
+    """
+
+    largest_batch: int | None
+    largest_rows: int | None
+    image_sizes: tuple[tuple[int, int], ...] | None
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
 
     def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
+
+    def active(self) -> dict[str, Any]:
+        """What runs and how, for people: versions, device, what is switched on."""
 
     def close(self) -> None:
         """Release what the backend holds; it is not used afterwards."""

@@ -1,13 +1,12 @@
 """An opened model: images to tokens, tokens to images, classes to tokens.
 
-`open_engine` opens a folder on disk; `Engine` itself only needs a spec and a backend, so training
-and export wrap the PyTorch model in the same class.
+It only needs a spec and a backend: opening.py makes one of a folder on disk, training and export
+wrap the PyTorch model in the same class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,52 +15,13 @@ import numpy.typing as npt
 
 from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
-from m2kit.errors import BackendError, InputError
-from m2kit.manifest import ENGINE, Manifest, check_files, read_manifest
+from m2kit.errors import InputError
+from m2kit.manifest import Manifest
 from m2kit.progress import Advance
 from m2kit.runtime.backend import Backend
 from m2kit.runtime.decoding import Drawn, KnownTokens, decode
 from m2kit.runtime.sampling import Sampler, Sampling, check_image_numbers, is_integer
 from m2kit.tokens import check_tokens, codes_from_tokens
-
-
-def open_engine(
-    path: str | Path, *, provider: str = "cpu", threads: int | None = None, check: bool = False
-) -> Engine:
-    """Open an engine folder.
-
-    Args:
-        path: A folder made by `m2kit build-engine`.
-        provider: For the onnxruntime backend: "cpu" or "cuda". Never falls back to another.
-        threads: Threads inside an operator; None lets the backend choose.
-        check: Hash the weights even if this very file was hashed before.
-
-    Raises:
-        FolderError: Not an intact engine of a schema this version reads.
-        BackendError: Its backend or the provider is not available here.
-    """
-    from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
-
-    folder = Path(path)
-    manifest = read_manifest(folder, ENGINE)
-    check_files(folder, manifest, trust_seen_weights=not check)
-    check_backend(folder, manifest)
-    backend = OnnxRuntimeBackend(folder, manifest, provider=provider, threads=threads)
-    return Engine(manifest.spec, backend, defaults=manifest.sampling, info=manifest)
-
-
-def check_backend(folder: Path, manifest: Manifest) -> None:
-    """Refuse an engine that no backend here runs.
-
-    Raises:
-        BackendError: It was built for another.
-    """
-    built_for = manifest.build.get("backend")
-    if manifest.kind == ENGINE and built_for != "onnxruntime":
-        raise BackendError(
-            f"{folder} was built for the backend {built_for!r}, this m2kit runs 'onnxruntime'; "
-            "build it again with `m2kit build-engine`"
-        )
 
 
 class Engine:
@@ -209,6 +169,12 @@ class Engine:
         for drawn in self.generate(class_ids, sampling, image_numbers=image_numbers):
             tokens = drawn.tokens
         return tokens
+
+    def largest_draw(self, sampling: Sampling | None = None) -> int | None:
+        """Images that `generate` takes at once: half as many with guidance; None is any number."""
+        rows = self.backend.largest_rows
+        resolved = (sampling or Sampling()).resolve(len(self.transformer.bits), self.defaults)
+        return rows // 2 if rows is not None and resolved.guided else rows
 
     @property
     def transformer(self) -> TransformerSpec:

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
+from m2kit.runtime.backend import AnyShape
 from m2kit.tokens import codes_from_tokens, tokens_from_codes
 
 
-class FakeBackend:
+class FakeBackend(AnyShape):
     """Numpy only: block means for an encoder, a hash for a transformer."""
 
     name = "fake"
@@ -52,6 +53,10 @@ class FakeBackend:
         """Step doubles for `rows` rows."""
         assert self._spec.transformer is not None
         return FakeSteps(self._spec.transformer, rows)
+
+    def active(self) -> dict[str, Any]:
+        """Nothing runs here."""
+        return {"backend": self.name}
 
     def close(self) -> None:
         """Remember that it was closed."""

@@ -18,14 +18,14 @@ from m2kit import contract
 from m2kit.errors import BackendError, require
 from m2kit.manifest import Manifest
 from m2kit.memory import release_freed_memory
-from m2kit.runtime.backend import Steps
+from m2kit.runtime.backend import AnyShape, Steps
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # float32 means float32: TF32 keeps 10 bits of a product's mantissa.
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(AnyShape):
     """The Backend protocol over ONNX Runtime sessions, opened when first used."""
 
     name = "onnxruntime"
@@ -110,6 +110,14 @@ class OnnxRuntimeBackend:
     def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
         return OnnxRuntimeSteps(self, rows)
+
+    def active(self) -> dict[str, Any]:
+        """What runs and how."""
+        return {
+            "backend": f"{self.name} {self.ort.__version__}",
+            "provider": self._provider,
+            "threads": self._threads or "ONNX Runtime's choice",
+        }
 
     def close(self) -> None:
         """Drop the sessions and give their memory back."""

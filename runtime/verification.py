@@ -8,7 +8,7 @@ teacher-forced with those tokens in one pass, gives as logits and as image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,22 @@ from m2kit.errors import FolderError, ParityError
 from m2kit.folders import DamagedArchive, read_npz
 from m2kit.progress import Advance
 from m2kit.runtime.engine import Engine
+from m2kit.runtime.quality import score_quality
 from m2kit.runtime.sampling import guide
-from m2kit.tolerances import FLOAT32_TOLERANCES, difference
+from m2kit.tolerances import (
+    ARG_MAX,
+    DIFFERING_BITS,
+    DIFFERING_LATENT,
+    FLOAT32_TOLERANCES,
+    HALF_TOLERANCES,
+    KL,
+    RMS_ERROR,
+    difference,
+)
 
-Reference = Mapping[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Reference = Mapping[str, Array]
+Check = dict[str, Any]  # what was found, what was allowed, and "passed"
 
 # Arrays of a reference; a tokenizer alone has the first two lines. CODES and CODE_TOKENS are what
 # LFQ makes of LATENTS, and DECODED is the image of TOKENS.
@@ -50,7 +62,11 @@ def read_reference(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def compare(
-    engine: Engine, reference: Reference, advance: Advance = lambda count: None
+    engine: Engine,
+    reference: Reference,
+    advance: Advance = lambda count: None,
+    *,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Run everything the reference knows about and report the differences.
 
@@ -58,17 +74,19 @@ def compare(
         engine: The opened model.
         reference: What PyTorch computed.
         advance: Called after each position of the trajectory.
+        precision: float32 or float16: the engine's, which decides what counts as the same.
 
     Returns:
-        {"passed", "tolerances", "checks": name -> {"difference" or "mismatches", "passed"}};
+        {"passed", "precision", "tolerances", "checks": name -> what was found and "passed"};
         differences as `tolerances.difference` measures them.
     """
-    checks = _tokenizer_checks(engine, reference)
+    judge = _Float32() if precision == "float32" else _Half()
+    checks = _tokenizer_checks(engine, reference, judge)
     if engine.spec.transformer is not None:
-        checks |= _transformer_checks(engine, reference, advance)
+        checks |= _transformer_checks(engine, reference, judge, advance)
     return {
-        "precision": "float32 against float32",
-        "tolerances": FLOAT32_TOLERANCES,
+        "precision": f"{precision} against float32",
+        "tolerances": judge.tolerances,
         "checks": checks,
         "passed": all(check["passed"] for check in checks.values()),
     }
@@ -91,40 +109,146 @@ def require_parity(report: Mapping[str, Any], what: str) -> None:
 def _describe(check: Mapping[str, Any]) -> str:
     if "mismatches" in check:
         return f"{check['mismatches']} of {check['compared']} ids differ"
+    if "found" in check:
+        pairs = [(name, value, check["allowed"][name]) for name, value in check["found"].items()]
+        return ", ".join(f"{name} {value:.2g}, allowed {most:.2g}" for name, value, most in pairs)
     return f"difference {check['difference']:.2g}, allowed {check['allowed']:.2g}"
 
 
-def _close(kind: str, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> dict[str, Any]:
+def _close(kind: str, found: Array, expected: Array) -> Check:
     value, allowed = difference(found, expected), FLOAT32_TOLERANCES[kind]
     return {"difference": value, "allowed": allowed, "passed": bool(value <= allowed)}
 
 
-def _equal(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> dict[str, Any]:
+def _equal(found: Array, expected: Array) -> Check:
     mismatches = int((found != expected).sum())
     return {"mismatches": mismatches, "compared": int(expected.size), "passed": mismatches == 0}
 
 
-def _tokenizer_checks(engine: Engine, reference: Reference) -> dict[str, dict[str, Any]]:
-    lfq = engine.backend.run(contract.LFQ, {contract.LATENT: reference[LATENTS]})
+def _at_most(found: Mapping[str, float], allowed: Mapping[str, float]) -> Check:
+    """NaN is over every limit."""
+    limits = {name: allowed[name] for name in found}
+    passed = all(bool(value <= limits[name]) for name, value in found.items())
+    return {"found": dict(found), "allowed": limits, "passed": passed}
+
+
+class _Float32:
+    """What counts as the same where both sides compute in float32."""
+
+    tolerances = FLOAT32_TOLERANCES
+    near_tie = FLOAT32_TOLERANCES["logits"]
+
+    def latents(self, found: Array, expected: Array) -> Check:
+        return _close("latent", found, expected)
+
+    def image(self, found: Array, expected: Array) -> Check:
+        return _close("image", found, expected)
+
+    def logits(self, found: Array, expected: Array) -> Check:
+        return _close("logits", found, expected)
+
+    def likeliest(self, guided: list[Array], ties: list[float], tokens: Array) -> Check:
+        return _likeliest(guided, ties, tokens)
+
+
+class _Half:
+    """What counts as the same where one side computes in half precision."""
+
+    tolerances = HALF_TOLERANCES
+    near_tie = HALF_TOLERANCES["near tie"]
+
+    def latents(self, found: Array, expected: Array) -> Check:
+        differing = (found > 0) != (expected > 0)
+        differing |= ~np.isfinite(found)
+        at_differing = float(np.abs(expected[differing]).max(initial=0.0))
+        measured = {
+            DIFFERING_BITS: float(differing.mean()),
+            DIFFERING_LATENT: at_differing / max(1.0, float(np.abs(expected).max())),
+        }
+        few = max(self.tolerances[DIFFERING_BITS], 2 / differing.size)
+        return _at_most(measured, self.tolerances | {DIFFERING_BITS: few})
+
+    def image(self, found: Array, expected: Array) -> Check:
+        error = float(np.sqrt(((found.astype(np.float64) - expected) ** 2).mean()))
+        return _at_most({RMS_ERROR: error}, self.tolerances)
+
+    def logits(self, found: Array, expected: Array) -> Check:
+        tie = 2 * self.near_tie * max(1.0, float(np.abs(expected).max()))
+        chosen = np.take_along_axis(expected, found.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        missed = expected.max(axis=-1) - chosen > tie
+        (kl,) = score_quality([expected], [found]).kl
+        return _at_most({KL: kl, ARG_MAX: float(missed.mean())}, self.tolerances)
+
+    def likeliest(self, guided: list[Array], ties: list[float], tokens: Array) -> Check:
+        missed = [gap > tie for gap, tie in zip(_gaps(guided, tokens), ties, strict=True)]
+        return _at_most({ARG_MAX: float(np.mean(missed))}, self.tolerances)
+
+
+def _in_parts(function: Callable[..., Any], largest: int | None, *arrays: Array) -> list[Any]:
+    """The function's results on as many rows at once as the engine takes."""
+    step = largest or len(arrays[0])
+    starts = range(0, len(arrays[0]), step)
+    return [function(*(array[start : start + step] for array in arrays)) for start in starts]
+
+
+def _tokenizer_checks(
+    engine: Engine, reference: Reference, judge: _Float32 | _Half
+) -> dict[str, Check]:
+    sizes, size = engine.backend.image_sizes, reference[IMAGES].shape[2:]
+    if sizes is not None and size not in sizes:
+        return _finite_checks(engine, size)
+
+    def lfq(latents: Array) -> dict[str, Array]:
+        return engine.backend.run(contract.LFQ, {contract.LATENT: latents})
+
+    most = engine.backend.largest_batch
+    latents = np.concatenate(_in_parts(engine.latents, most, reference[IMAGES]))
+    parts = _in_parts(lfq, most, reference[LATENTS])
+    codes, tokens = (
+        np.concatenate([part[name] for part in parts]) for name in (contract.CODES, contract.TOKENS)
+    )
+    decoded = np.concatenate(_in_parts(engine.decode, most, reference[TOKENS]))
     return {
-        "encoder": _close("latent", engine.latents(reference[IMAGES]), reference[LATENTS]),
-        "lfq codes": _equal(lfq[contract.CODES], reference[CODES]),
-        "lfq tokens": _equal(lfq[contract.TOKENS], reference[CODE_TOKENS]),
-        "decoder": _close("image", engine.decode(reference[TOKENS]), reference[DECODED]),
+        "encoder": judge.latents(latents, reference[LATENTS]),
+        "lfq codes": _equal(codes, reference[CODES]),
+        "lfq tokens": _equal(tokens, reference[CODE_TOKENS]),
+        "decoder": judge.image(decoded, reference[DECODED]),
     }
 
 
+def _finite_checks(engine: Engine, size: tuple[int, ...]) -> dict[str, Check]:
+    """All that can be said of an engine whose image sizes are not the reference's."""
+    assert engine.backend.image_sizes is not None
+    unknown = f"not compared: the reference has {size[0]} x {size[1]} images"
+    checks = {}
+    for height, width in engine.backend.image_sizes:
+        image = np.zeros((1, 3, height, width), np.float32)
+        latents, decoded = engine.latents(image), engine.decode(engine.encode(image))
+        bad = sum(int((~np.isfinite(array)).sum()) for array in (latents, decoded))
+        name = "values not finite"
+        checks[f"tokenizer at {height} x {width}"] = _at_most({name: bad}, {name: 0}) | {
+            "note": unknown
+        }
+    return checks
+
+
 def _transformer_checks(
-    engine: Engine, reference: Reference, advance: Advance
-) -> dict[str, dict[str, Any]]:
+    engine: Engine, reference: Reference, judge: _Float32 | _Half, advance: Advance
+) -> dict[str, Check]:
     spec = engine.spec.transformer
     assert spec is not None
     tokens, classes = reference[TOKENS], reference[CLASS_IDS]
     images, scales = len(classes), reference[GUIDANCE].tolist()
     rows = np.concatenate([classes, np.full_like(classes, spec.classes)])
-    scored = engine.score(rows, np.concatenate([tokens, tokens]), advance)
+    parts = _in_parts(
+        lambda ids, forced: engine.score(ids, forced, advance),
+        engine.backend.largest_rows,
+        rows,
+        np.concatenate([tokens, tokens]),
+    )
+    scored = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
     checks = {
-        f"logits of sub-token {k}": _close("logits", found, reference[logits_name(k)])
+        f"logits of sub-token {k}": judge.logits(found, reference[logits_name(k)])
         for k, found in enumerate(scored)
     }
     guided, own = (
@@ -134,32 +258,37 @@ def _transformer_checks(
         ]
         for logits in ([reference[logits_name(k)] for k in range(len(scales))], scored)
     )
-    ties = [_tie(part, scale) for part, scale in zip(guided, scales, strict=True)]
+    ties = [_tie(part, scale, judge.near_tie) for part, scale in zip(guided, scales, strict=True)]
     flat = tokens.reshape(images, spec.positions, -1)
     checks["arg max at every position"] = _likeliest(guided, ties, flat)
     # The engine was fed these tokens: if its own arg max is the next one at every position, this
     # is the path it takes by itself.
     chosen = np.stack([part.argmax(axis=-1) for part in own], axis=-1)
-    checks["greedy trajectory"] = _likeliest(guided, ties, chosen) | {
-        "mismatches": int((chosen != flat).sum())
+    mismatches = int((chosen != flat).sum())
+    checks["greedy trajectory"] = judge.likeliest(guided, ties, chosen) | {
+        "mismatches": mismatches,
+        "compared": int(flat.size),
     }
     return checks
 
 
-def _tie(guided: npt.NDArray[Any], scale: float) -> float:
+def _tie(guided: Array, scale: float, near: float) -> float:
     """How close two guided logits are when logits within tolerance may swap their order."""
     largest = max(1.0, float(np.abs(guided).max()))
-    return 2 * (abs(1 - scale) + scale) * FLOAT32_TOLERANCES["logits"] * largest
+    return 2 * (abs(1 - scale) + scale) * near * largest
 
 
-def _likeliest(
-    guided: list[npt.NDArray[Any]], ties: list[float], tokens: npt.NDArray[Any]
-) -> dict[str, Any]:
-    """Whether each of the tokens (B, N, K) is the arg max of the guided logits, or tied with it."""
-    gaps = [
+def _gaps(guided: list[Array], tokens: Array) -> list[Array]:
+    """How far each of the tokens (B, N, K) is below the largest guided logit."""
+    return [
         part.max(axis=-1) - np.take_along_axis(part, tokens[..., k, None], axis=-1)[..., 0]
         for k, part in enumerate(guided)
     ]
+
+
+def _likeliest(guided: list[Array], ties: list[float], tokens: Array) -> Check:
+    """Whether each of the tokens (B, N, K) is the arg max of the guided logits, or tied with it."""
+    gaps = _gaps(guided, tokens)
     return {
         "mismatches": int(sum((gap > 0).sum() for gap in gaps)),
         "compared": int(tokens.size),

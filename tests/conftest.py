@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,37 @@ def digits_engine(request):
     if given:
         return given
     return request.getfixturevalue("exported")(DIGITS_CHECKPOINT)[1]
+
+
+_SHIM = """import sys
+sys.path.insert(0, {tests!r})
+from doubles.tensorrt_double import make_tensorrt
+globals().update(vars(make_tensorrt({version!r}, {product!r}, None, {gpu!r})))
+"""
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path_factory):
+    """Puts a GPU and a TensorRT of one's choice into this process and those it starts: a function
+    that returns (cuda, tensorrt)."""
+    pytest.importorskip("cuda.bindings.runtime")
+    pytest.importorskip("onnxruntime")
+    from doubles.cuda_double import CudaDouble
+    from doubles.tensorrt_double import make_tensorrt
+
+    def install(version="10.3.0", product="tensorrt", name="Test GPU", capability="8.6", **cuda):
+        major, minor = capability.split(".")
+        double = CudaDouble(**{"devices": ((name, int(major), int(minor)),)} | cuda)
+        trt = make_tensorrt(version, product, double, (name, capability))
+        trt.__spec__ = ModuleSpec(product, None)
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", double.module)
+        monkeypatch.setitem(sys.modules, product, trt)
+        folder = tmp_path_factory.mktemp("packages")
+        shim = _SHIM.format(
+            tests=str(ROOT / "tests"), version=version, product=product, gpu=(name, capability)
+        )
+        (folder / f"{product}.py").write_text(shim)
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+        return double, trt
+
+    return install

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from m2kit.errors import M2KitError
 
 if TYPE_CHECKING:
-    from m2kit.runtime.engine import open_engine
+    from m2kit.runtime.opening import open_engine
     from m2kit.runtime.sampling import Sampling
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __all__ = ["M2KitError", "Sampling", "__version__", "open_engine"]
 def __getattr__(name: str) -> Any:
     """Load a public runtime name the first time it is asked for."""
     if name == "open_engine":
-        from m2kit.runtime.engine import open_engine
+        from m2kit.runtime.opening import open_engine
 
         return open_engine
     if name == "Sampling":

@@ -59,6 +59,13 @@ def logits(sub_position: int) -> str:
     return f"logits.{sub_position}"
 
 
+def plan_file(graph: str, image_size: tuple[int, int] | None = None) -> str:
+    """File name of a graph's TensorRT plan; the tokenizer's are for one (height, width) each."""
+    return (
+        f"{graph}.plan" if image_size is None else f"{graph}.{image_size[0]}x{image_size[1]}.plan"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output: `dtype` is float32, int64 or compute; str dimensions are symbolic."""

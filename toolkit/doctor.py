@@ -1,12 +1,7 @@
-"""What this machine can run, and why not the rest: read once, judged by plain rules.
-
-Jetson facts: L4T releases and their TensorRT as NVIDIA's JetPack pages list them. Nothing here has
-been run on a Jetson.
-"""
+"""What this machine can run, and why not the rest: read once, judged by plain rules."""
 
 from __future__ import annotations
 
-import importlib
 import platform
 import re
 import subprocess
@@ -15,16 +10,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from m2kit.jetson import cuda_extra, jetpack, read_l4t
+
 DISTRIBUTIONS = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "onnx",
-    "onnx-ir", "polygraphy", "torch", "safetensors", "lightning",
+    "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13",
+    "tensorrt-rtx", "cuda-bindings", "onnx", "onnx-ir", "polygraphy", "torch", "safetensors",
+    "lightning",
 )  # fmt: skip
-_L4T_FILE = Path("/etc/nv_tegra_release")
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
-_JETPACKS = {  # L4T release -> JetPack, its TensorRT and CUDA major
-    (36, 3): ("6.0", "8.6", 12), (36, 4): ("6.1 or 6.2", "10.3", 12),
-    (38, 2): ("7.0", "10.13", 13), (38, 4): ("7.1", "10.13", 13), (39, 2): ("7.2", "10.16", 13),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +43,22 @@ class Machine:
 
 def read_machine() -> Machine:
     """Look at this machine; no backend is started."""
+    from m2kit.runtime.cuda import probe
+
     distributions = {}
     for name in DISTRIBUTIONS:
         try:
             distributions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    gpus, cuda = _cuda_devices()
+    devices, cuda = probe()
     return Machine(
         distributions=distributions,
-        gpus=gpus,
+        gpus=tuple(map(str, devices)),
         cuda=cuda,
         driver=driver_version(_text(_DRIVER_FILE)),
-        l4t=l4t_release(_text(_L4T_FILE)),
-        power_mode=_power_mode() if _L4T_FILE.exists() else None,
+        l4t=(l4t := read_l4t()),
+        power_mode=_power_mode() if l4t else None,
     )
 
 
@@ -71,17 +66,6 @@ def driver_version(text: str) -> str | None:
     """The version in /proc/driver/nvidia/version."""
     match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", text)
     return match.group(1) if match else None
-
-
-def l4t_release(text: str) -> tuple[int, int] | None:
-    """Release and minor revision in /etc/nv_tegra_release: "# R36 (release), REVISION: 4.3"."""
-    match = re.search(r"R(\d+) \(release\), REVISION: (\d+)", text)
-    return (int(match.group(1)), int(match.group(2))) if match else None
-
-
-def jetpack(release: tuple[int, int]) -> tuple[str, str, int] | None:
-    """JetPack, its TensorRT and its CUDA major of a Jetson Linux release."""
-    return _JETPACKS.get(release)
 
 
 def backends(machine: Machine) -> dict[str, str]:
@@ -92,9 +76,8 @@ def backends(machine: Machine) -> dict[str, str]:
     rows = {
         "onnxruntime, cpu": "ready" if ort else _install("cpu"),
         "onnxruntime, cuda": gpu if "onnxruntime-gpu" in has else _install("gpu"),
-        "tensorrt-rtx plans": "ready to build; m2kit cannot run them yet"
-        if {"tensorrt-rtx", "onnx-ir"} <= set(has)
-        else _install("rtx"),
+        "tensorrt": _tensorrt(machine, gpu),
+        "tensorrt-rtx": _tensorrt_rtx(machine, gpu),
         "export": "ready"
         if ort and {"torch", "onnx-ir", "safetensors"} <= set(has)
         else _install("export,cpu"),
@@ -102,7 +85,7 @@ def backends(machine: Machine) -> dict[str, str]:
     }
     if jetson:
         rows["onnxruntime, cuda"] = "PyPI's wheel has no kernels for a Jetson; use the cpu provider"
-        rows["tensorrt-rtx plans"] = "TensorRT-RTX does not support a Jetson"
+        rows["tensorrt-rtx"] = "TensorRT-RTX does not support a Jetson"
     return rows
 
 
@@ -115,45 +98,55 @@ def problems(machine: Machine) -> list[str]:
             "pip uninstall both, then install the one you need"
         )
     tensorrt = has.get("tensorrt")
-    if tensorrt and int(tensorrt.split(".")[0]) < 10:
+    if tensorrt and tuple(map(int, tensorrt.split(".")[:2])) < (10, 3):
         found.append(f"TensorRT {tensorrt} is too old: strongly typed engines need 10.3 or newer")
     known = jetpack(machine.l4t) if machine.l4t else None
     bindings = has.get("cuda-bindings")
-    if known and bindings and int(bindings.split(".")[0]) != known[2]:
+    if known and bindings and int(bindings.split(".")[0]) != known.cuda:
         found.append(
-            f"cuda-bindings {bindings} does not match CUDA {known[2]} of JetPack {known[0]}: "
-            f"pip install 'm2kit[jetson{known[0][0]}]'"
+            f"cuda-bindings {bindings} does not match CUDA {known.cuda} of JetPack "
+            f"{known.version}: pip install 'm2kit[{cuda_extra(machine.l4t)}]'"
         )
-    if known and tensorrt and not tensorrt.startswith(f"{known[1]}."):
+    if known and tensorrt and not tensorrt.startswith(f"{known.tensorrt}."):
         found.append(
-            f"TensorRT {tensorrt} is not JetPack's {known[1]}: pip uninstall tensorrt, and make "
-            "the environment with --system-site-packages"
+            f"TensorRT {tensorrt} is not JetPack's {known.tensorrt}: pip uninstall tensorrt, and "
+            "make the environment with --system-site-packages"
         )
+    for major in ("12", "13"):
+        if bindings and f"tensorrt-cu{major}" in has and not bindings.startswith(f"{major}."):
+            found.append(
+                f"tensorrt-cu{major} and cuda-bindings {bindings} are of two CUDA majors: "
+                f"pip install 'cuda-bindings>={major},<{int(major) + 1}'"
+            )
     if machine.driver and not machine.gpus:
         found.append(f"driver {machine.driver} is there, but CUDA finds no device: {machine.cuda}")
     return found
 
 
+def _tensorrt(machine: Machine, gpu: str) -> str:
+    has = machine.distributions
+    if "tensorrt" not in has:
+        if machine.l4t is not None:
+            return "JetPack's tensorrt is not seen: use a venv with --system-site-packages"
+        return _install("tensorrt")
+    if "cuda-bindings" not in has:
+        return f"cuda-bindings is missing: {_install(cuda_extra(machine.l4t))}"
+    if gpu != "ready":
+        return gpu
+    return "ready" if "polygraphy" in has else "ready to run; to build, pip install polygraphy"
+
+
+def _tensorrt_rtx(machine: Machine, gpu: str) -> str:
+    has = set(machine.distributions)
+    if not {"tensorrt-rtx", "onnx-ir", "polygraphy"} <= has:
+        return _install("rtx")
+    if "cuda-bindings" not in has:
+        return f"ready to build; to run, {_install('rtx')} brings cuda-bindings"
+    return "ready" if gpu == "ready" else f"ready to build; to run: {gpu}"
+
+
 def _install(extra: str) -> str:
     return f"pip install 'm2kit[{extra}]'"
-
-
-def _cuda_devices() -> tuple[tuple[str, ...], str]:
-    """Devices that the CUDA runtime finds, and its status in words."""
-    try:
-        runtime = importlib.import_module("cuda.bindings.runtime")
-    except ImportError:
-        return (), "cuda-bindings is not installed, so CUDA was not asked"
-    status, count = runtime.cudaGetDeviceCount()
-    if int(status):
-        return (), status.name.removeprefix("cudaError")
-    devices = []
-    for index in range(count):
-        status, properties = runtime.cudaGetDeviceProperties(index)
-        if not int(status):
-            name = properties.name.decode() if isinstance(properties.name, bytes) else "device"
-            devices.append(f"{name} ({properties.major}.{properties.minor})")
-    return tuple(devices), "ok"
 
 
 def _power_mode() -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m2kit.config import ModelSpec
+from m2kit.contract import PORTABLE
 from m2kit.errors import FolderError
 from m2kit.folders import sha256_of_file, sha256_of_json
 
@@ -20,6 +21,7 @@ SCHEMA = 1
 BUNDLE = "bundle"
 ENGINE = "engine"
 WEIGHTS_FILE = "weights.bin"
+PLAN_SUFFIX = ".plan"
 REFERENCE_FILE = "reference.npz"
 _REBUILD = {
     BUNDLE: "export it again with `m2kit export`",
@@ -72,6 +74,16 @@ class Manifest:
         value["digest"] = sha256_of_json(value)
         return value
 
+    @property
+    def precision(self) -> str:
+        """float32 or float16: what the graphs compute in, outside their float islands."""
+        return str(next(iter(self.lowerings[PORTABLE].values()))["compute"])
+
+    @property
+    def checked_devices(self) -> tuple[str, ...]:
+        """GPUs on which a TensorRT engine was compared with the reference."""
+        return tuple(self.parity.get("devices", ()))
+
     def graph_file(self, lowering: str, graph: str) -> str:
         """File name of one graph."""
         return str(self.lowerings[lowering][graph]["file"])
@@ -79,8 +91,13 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest into its folder; do it last."""
-    text = json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n"
-    (folder / manifest_name(manifest.kind)).write_text(text, encoding="utf-8")
+    path = folder / manifest_name(manifest.kind)
+    path.write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What the manifest's file holds."""
+    return json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n"
 
 
 def files_table(folder: Path) -> dict[str, dict[str, Any]]:
@@ -139,8 +156,8 @@ def check_files(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -
     Args:
         folder: The bundle or engine folder.
         manifest: Its manifest.
-        trust_seen_weights: Skip hashing the weights file where this very file (size, mtime,
-            inode) was hashed before by this user.
+        trust_seen_weights: Skip hashing a file of weights or a plan where this very file (size,
+            mtime, inode) was hashed before by this user.
 
     Raises:
         FolderError: Names every file that differs and how.
@@ -166,8 +183,8 @@ def _article(kind: str) -> str:
 
 
 def _sha256(path: Path, trust_seen: bool) -> str:
-    """sha256 of a file, remembered for weights: hashing runs at about 0.5 GB/s."""
-    if not trust_seen or path.name != WEIGHTS_FILE:
+    """sha256 of a file, remembered for weights and plans: hashing runs at about 0.5 GB/s."""
+    if not trust_seen or (path.name != WEIGHTS_FILE and path.suffix != PLAN_SUFFIX):
         return sha256_of_file(path)
     try:
         memory = Path.home() / ".cache" / "m2kit" / "hashed.json"

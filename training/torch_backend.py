@@ -12,12 +12,13 @@ import torch
 
 from m2kit import contract
 from m2kit.config import TransformerSpec
+from m2kit.runtime.backend import AnyShape
 from m2kit.training.models import lfq
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import KeyValueCache, Transformer
 
 
-class TorchBackend:
+class TorchBackend(AnyShape):
     """PyTorch on the CPU, float32."""
 
     name = "torch"
@@ -44,6 +45,10 @@ class TorchBackend:
         """Both steps with caches for `rows` rows."""
         assert self._model.transformer is not None
         return TorchSteps(self._model.transformer, rows)
+
+    def active(self) -> dict[str, Any]:
+        """What runs and how."""
+        return {"backend": f"{self.name} {torch.__version__}"}
 
     def close(self) -> None:
         """Nothing to release."""

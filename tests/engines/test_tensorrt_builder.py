@@ -17,17 +17,15 @@ from m2kit import contract
 from m2kit.cli import cli
 from m2kit.config import PRESETS
 from m2kit.engines.precision import write_half
-from m2kit.engines.tensorrt_builder import (
-    build_tensorrt_rtx_engine,
-    needed_bytes,
-    static_sizes,
-)
-from m2kit.engines.tensorrt_plan import build_plan
+from m2kit.engines.tensorrt_builder import build_tensorrt_engine, needed_bytes
+from m2kit.engines.tensorrt_process import PlanOptions, build_plan
 from m2kit.errors import BackendError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, check_files, read_manifest
 
 pytest.importorskip("tensorrt_rtx")
 TARGETS = ("8.6", "8.9")
+RTX = PlanOptions("tensorrt-rtx", TARGETS)
+ONE = PlanOptions("tensorrt-rtx", ("8.6",))
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +37,26 @@ def bundles(exported):
     }
 
 
+def static_sizes(spec):
+    """Every symbolic dimension of one image."""
+    height, width = spec.image_size
+    factor = spec.tokenizer.downsampling
+    return {"R": 2, "B": 1, "H": height, "W": width, "h": height // factor, "w": width // factor}
+
+
 @pytest.mark.parametrize("name", ["ar_tiny", "digits"])
 def test_all_five_graphs_become_plans_and_twice_the_same_bytes(bundles, tmp_path, name):
     files = []
     for attempt in ("a.engine", "b.engine"):
         path = tmp_path / attempt
-        build_tensorrt_rtx_engine(bundles[name], path, batch=2, capabilities=TARGETS)
+        build_tensorrt_engine(bundles[name], path, RTX, batch=2)
         manifest = read_manifest(path, ENGINE)
         check_files(path, manifest, trust_seen_weights=False)
         files.append(manifest.files)
     assert files[0] == files[1]
-    assert set(files[0]) == {"reference.npz", *(f"{g}.plan" for g in contract.STEP_GRAPHS)} | {
-        f"{g}.plan" for g in contract.TOKENIZER_GRAPHS
+    size = manifest.spec.image_size
+    assert set(files[0]) == {"reference.npz", *map(contract.plan_file, contract.STEP_GRAPHS)} | {
+        contract.plan_file(graph, size) for graph in contract.TOKENIZER_GRAPHS
     }
     build = manifest.build
     assert (build["rows"], build["compute_capabilities"]) == (4, list(TARGETS))
@@ -63,11 +69,11 @@ def test_all_five_graphs_become_plans_and_twice_the_same_bytes(bundles, tmp_path
 def test_the_parsed_network_has_the_precision_of_every_mark(bundles, tmp_path, name):
     manifest = read_manifest(bundles[name], BUNDLE)
     write_half(bundles[name], manifest, tmp_path)
-    sizes = static_sizes(manifest.spec, 1, None)
+    sizes = static_sizes(manifest.spec)
     for graph in contract.graph_names(manifest.spec):
         path = tmp_path / f"{graph}.onnx"
         io = contract.graph_io(manifest.spec, graph)
-        layers = build_plan(path, tmp_path / "x.plan", io, sizes, ["8.6"])
+        layers = build_plan(path, tmp_path / "x.plan", io, sizes, ONE)
         marks = {"FLOAT": [], "HALF": []}
         for node in onnx.load(path, load_external_data=False).graph.node:
             mark = {entry.key: entry.value for entry in node.metadata_props}[contract.PRECISION]
@@ -94,37 +100,30 @@ def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
     (tmp_path / "half").mkdir()
     write_half(tmp_path / "bundle", manifest, tmp_path / "half")
     io = contract.graph_io(manifest.spec, "inter_step")
-    sizes = static_sizes(manifest.spec, 1, None)
+    sizes = static_sizes(manifest.spec)
     graph = tmp_path / "half" / "inter_step.onnx"
-    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, ["8.6"])
+    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, ONE)
     assert layers["UNARY HALF"] == 2 * manifest.spec.transformer.inter_layers
 
 
 def test_a_tokenizer_builds_at_a_size_that_is_given(bundles, tmp_path):
     with pytest.raises(InputError, match="give --image-size"):
-        build_tensorrt_rtx_engine(
-            bundles["tokenizer"], tmp_path / "t", batch=1, capabilities=TARGETS
-        )
+        build_tensorrt_engine(bundles["tokenizer"], tmp_path / "t", RTX)
     with pytest.raises(InputError, match="must be multiples of 2"):
-        build_tensorrt_rtx_engine(
-            bundles["tokenizer"],
-            tmp_path / "t",
-            batch=1,
-            capabilities=TARGETS,
-            image_size=(16, 17),
-        )
-    manifest = build_tensorrt_rtx_engine(
-        bundles["tokenizer"], tmp_path / "t", batch=1, capabilities=["8.9"], image_size=(16, 24)
+        build_tensorrt_engine(bundles["tokenizer"], tmp_path / "t", RTX, image_sizes=[(16, 17)])
+    manifest = build_tensorrt_engine(
+        bundles["tokenizer"], tmp_path / "t", ONE, image_sizes=[(16, 24), (8, 8)]
     )
-    assert manifest.build["image_sizes"] == [[16, 24]]
-    assert set(manifest.files) == {"reference.npz", "encoder.plan", "lfq.plan", "decoder.plan"}
+    assert manifest.build["image_sizes"] == [[16, 24], [8, 8]]
+    sizes, graphs = ("16x24", "8x8"), ("encoder", "lfq", "decoder")
+    plans = {f"{graph}.{size}.plan" for graph in graphs for size in sizes}
+    assert set(manifest.files) == {"reference.npz", *plans}
 
 
 def test_a_compute_capability_it_has_not_is_refused_with_those_it_has(bundles, tmp_path):
     with pytest.raises(InputError, match=r"no compute capability 8\.7; it builds for 7\.5, 8\.0"):
-        build_tensorrt_rtx_engine(
-            bundles["ar_tiny"], tmp_path / "x", batch=1, capabilities=["8.6", "8.7"]
-        )
+        options = PlanOptions("tensorrt-rtx", ("8.6", "8.7"))
+        build_tensorrt_engine(bundles["ar_tiny"], tmp_path / "x", options)
     assert not list(tmp_path.iterdir())
 
 
@@ -134,20 +133,20 @@ def test_a_graph_that_tensorrt_does_not_take_is_one_error_with_its_reason(bundle
     model = onnx.load(bundles["ar_tiny"] / "lfq.onnx")
     model.graph.node[0].op_type = "Bernoulli"
     (tmp_path / "lfq.onnx").write_bytes(model.SerializeToString())
-    sizes = static_sizes(manifest.spec, 1, None)
-    with pytest.raises(BackendError, match=r"cannot parse lfq: .*Bernoulli"):
-        build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", io, sizes, ["8.6"])
+    sizes = static_sizes(manifest.spec)
+    with pytest.raises(BackendError, match=r"TensorRT-RTX .* does not take lfq: .*Bernoulli"):
+        build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", io, sizes, ONE)
     assert not (tmp_path / "lfq.plan").exists()
 
 
 def test_too_little_memory_is_told_before_anything_is_built(bundles, tmp_path, monkeypatch):
     monkeypatch.setattr("m2kit.engines.tensorrt_builder.available_bytes", lambda: 400_000_000)
     with pytest.raises(BackendError, match=r"needs about 0\.5 GB .* 0\.4 GB are available; close"):
-        build_tensorrt_rtx_engine(
-            bundles["ar_tiny"], tmp_path / "a.engine", batch=1, capabilities=TARGETS
-        )
+        build_tensorrt_engine(bundles["ar_tiny"], tmp_path / "a.engine", RTX)
     assert not list(tmp_path.iterdir())
-    assert needed_bytes(PRESETS["ar-b"].spec) > 2_226_252 * 1024  # what it was measured to take
+    assert (
+        needed_bytes(PRESETS["ar-b"].spec, "tensorrt-rtx") > 2_226_252 * 1024
+    )  # what it was measured to take
 
 
 def test_a_build_that_is_killed_is_one_error(bundles, tmp_path, monkeypatch):
@@ -156,11 +155,9 @@ def test_a_build_that_is_killed_is_one_error(bundles, tmp_path, monkeypatch):
     def kill():
         signal.setitimer(signal.ITIMER_REAL, 0.2)  # SIGALRM ends the child
 
-    monkeypatch.setattr("m2kit.engines.tensorrt_plan._settle", kill)
+    monkeypatch.setattr("m2kit.engines.tensorrt_process._settle", kill)
     with pytest.raises(BackendError, match="encoder was killed by signal 14: probably not enough"):
-        build_tensorrt_rtx_engine(
-            bundles["ar_tiny"], tmp_path / "a.engine", batch=1, capabilities=TARGETS
-        )
+        build_tensorrt_engine(bundles["ar_tiny"], tmp_path / "a.engine", RTX)
     assert not list(tmp_path.iterdir())
 
 
@@ -169,7 +166,8 @@ def invoke(*arguments):
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_the_command_line_builds_and_says_that_it_was_not_run(bundles, tmp_path):
+def test_the_command_line_builds_and_says_that_it_was_not_run(bundles, tmp_path, gpu):
+    gpu(driver=0)
     engine = tmp_path / "a.engine"
     code, out, err = invoke(
         "build-engine", bundles["ar_tiny"], "--backend", "tensorrt-rtx", "-o", engine,
@@ -181,13 +179,22 @@ def test_the_command_line_builds_and_says_that_it_was_not_run(bundles, tmp_path)
     for command in (["generate", "--engine", engine], ["verify", engine]):
         code, _, err = invoke(*command)
         assert code == 1
-        assert "built for the backend 'tensorrt-rtx', this m2kit runs 'onnxruntime'" in err
-    code, _, err = invoke("build-engine", bundles["ar_tiny"], "--batch", "3", "-o", tmp_path / "b")
+        assert "needs an NVIDIA GPU: no NVIDIA driver is installed" in err
+    code, _, err = invoke(
+        "build-engine",
+        bundles["ar_tiny"],
+        "--batch",
+        "3",
+        "-o",
+        tmp_path / "b",
+        "--backend",
+        "onnxruntime",
+    )
     assert (code, "takes any batch and image size" in err) == (1, True)
     code, _, err = invoke(
         "build-engine", bundles["ar_tiny"], "--backend", "tensorrt-rtx", "--image-size", "16"
     )
-    assert (code, "--image-size takes height and width" in err) == (1, True)
+    assert (code, "expected height and width such as 256,256" in err) == (2, True)
 
 
 def test_without_the_package_the_extra_is_named(bundles, tmp_path):
@@ -207,9 +214,10 @@ def test_it_needs_no_torch(bundles, tmp_path):
     script = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from m2kit.engines.tensorrt_builder import build_tensorrt_rtx_engine\n"
-        f"build_tensorrt_rtx_engine(Path({str(bundles['ar_tiny'])!r}), Path('x.engine'),"
-        " batch=1, capabilities=['8.6'])"
+        "from m2kit.engines.tensorrt_builder import build_tensorrt_engine\n"
+        "from m2kit.engines.tensorrt_process import PlanOptions\n"
+        f"build_tensorrt_engine(Path({str(bundles['ar_tiny'])!r}), Path('x.engine'),"
+        " PlanOptions('tensorrt-rtx', ('8.6',)))"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "x.engine" / "engine.json").is_file()

@@ -10,13 +10,13 @@ from m2kit.doctor import (
     Machine,
     backends,
     driver_version,
-    jetpack,
-    l4t_release,
     problems,
     read_machine,
 )
+from m2kit.jetson import JetPack, cuda_extra, jetpack, l4t_release
 
 BARE = Machine({"numpy": "2.0.0"}, (), "InsufficientDriver", None, None, None)
+JETSON = replace(BARE, l4t=(36, 4), gpus=("Orin (8.7)",), cuda="ok", driver="540.4.0")
 
 
 def having(machine=BARE, **versions):
@@ -42,13 +42,35 @@ def test_what_is_there_is_ready():
     assert backends(with_gpu)["onnxruntime, cuda"] == "ready"
 
 
-JETSON = replace(BARE, l4t=(36, 4), gpus=("Orin (8.7)",), cuda="ok", driver="540.4.0")
+def test_tensorrt_says_what_it_lacks():
+    def state(machine):
+        return backends(machine)["tensorrt"], backends(machine)["tensorrt-rtx"]
+
+    assert state(BARE) == ("pip install 'm2kit[tensorrt]'", "pip install 'm2kit[rtx]'")
+    assert state(having(tensorrt="10.3.0"))[0].startswith("cuda-bindings is missing: pip install")
+    both = having(tensorrt="10.3.0", cuda_bindings="13.5", tensorrt_rtx="1.7", onnx_ir="1")
+    both = having(both, polygraphy="0.53")
+    assert state(both) == (
+        "no GPU: InsufficientDriver",
+        "ready to build; to run: no GPU: InsufficientDriver",
+    )
+    assert state(replace(both, gpus=("H100 (9.0)",), cuda="ok")) == ("ready", "ready")
+    assert "--system-site-packages" in state(JETSON)[0]
+
+
+def test_the_extra_fits_the_release():
+    assert [cuda_extra(release) for release in (None, (36, 4), (38, 2), (39, 2))] == [
+        "tensorrt",
+        "jetson6",
+        "jetson7",
+        "jetson7",
+    ]
 
 
 def test_a_jetson_is_not_told_to_use_what_does_not_run_on_it():
     rows = backends(having(JETSON, onnxruntime_gpu="1", tensorrt_rtx="1.7", onnx_ir="1"))
     assert "no kernels for a Jetson" in rows["onnxruntime, cuda"]
-    assert "does not support a Jetson" in rows["tensorrt-rtx plans"]
+    assert "does not support a Jetson" in rows["tensorrt-rtx"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +78,8 @@ def test_a_jetson_is_not_told_to_use_what_does_not_run_on_it():
     [
         (having(onnxruntime="1", onnxruntime_gpu="1"), "are both installed"),
         (having(tensorrt="8.6.1"), "TensorRT 8.6.1 is too old"),
+        (having(tensorrt="10.2.0"), "TensorRT 10.2.0 is too old"),
+        (having(tensorrt_cu12="10.3.0", cuda_bindings="13.5"), "are of two CUDA majors"),
         (having(JETSON, cuda_bindings="13.5.0"), r"does not match CUDA 12 .*m2kit\[jetson6\]"),
         (having(JETSON, tensorrt="11.4.0"), "is not JetPack's 10.3"),
         (replace(BARE, driver="470.1"), "driver 470.1 is there, but CUDA finds no device"),
@@ -68,7 +92,7 @@ def test_each_problem_has_its_line(machine, words):
 
 def test_what_fits_a_jetson_is_no_problem():
     assert not problems(having(JETSON, cuda_bindings="12.9.0", tensorrt="10.3.0"))
-    assert jetpack((39, 2)) == ("7.2", "10.16", 13)
+    assert jetpack((39, 2)) == JetPack("7.2", "10.16", 13)
     assert jetpack((99, 1)) is None
 
 

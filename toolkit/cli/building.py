@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import click
 
-from m2kit.cli.options import checkpoint_options, json_option, numbers, only_folder
+from m2kit.cli.options import checkpoint_options, json_option, only_folder
 from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, InputError, require
 from m2kit.manifest import BUNDLE, Manifest
+from m2kit.progress import Begin
 
 _CAPABILITIES = ("8.6", "8.9")
+_PRECISIONS = {"fp16": "float16", "fp32": "float32"}
+_STATIC = {"precision", "batch", "image_size"}
+_OPTIONS: dict[str, set[str]] = {  # what each backend's engines take
+    "onnxruntime": set(),
+    "tensorrt": _STATIC
+    | {
+        "version_compatible",
+        "hardware_compatible",
+        "opt_level",
+        "workspace",
+        "low_memory",
+        "no_timing_cache",
+    },
+    "tensorrt-rtx": _STATIC | {"compute_capability"},
+}
+
+
+def _image_sizes(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Reads "256,256" as (256, 256)."""
+    try:
+        sizes = [tuple(map(int, value.split(","))) for value in values]
+    except ValueError:
+        sizes = [()]
+    if any(len(size) != 2 for size in sizes):
+        raise click.BadParameter(
+            f"expected height and width such as 256,256, found {' '.join(values)}"
+        )
+    return tuple((size[0], size[1]) for size in sizes)
 
 
 @click.command("init-checkpoint")
@@ -95,70 +127,157 @@ def export(ckpt: Path, output: Path | None, as_json: bool, **reading: Any) -> No
 )
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt-rtx"]),
-    default="onnxruntime",
+    type=click.Choice(["auto", *_OPTIONS]),
+    default="auto",
     show_default=True,
-    help="What will run the engine. tensorrt-rtx builds half-precision plans without a GPU; m2kit "
-    "cannot run them yet.",
+    help="What will run the engine. auto takes tensorrt where it and a GPU are, onnxruntime "
+    "elsewhere. tensorrt-rtx also builds where there is no GPU.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(list(_PRECISIONS)),
+    help="TensorRT: of weights, matmuls and convolutions; norms, softmax, RoPE and logits are "
+    "fp32 always.  [default: fp16]",
 )
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
-    help="tensorrt-rtx: images at once, with guidance twice as many rows.  [default: 1]",
+    help="TensorRT: images at once, with guidance twice as many rows.  [default: 1]",
 )
 @click.option(
     "--image-size",
-    callback=numbers(int),
+    multiple=True,
+    callback=_image_sizes,
     metavar="HEIGHT,WIDTH",
-    help="tensorrt-rtx: pixels.  [default: the model's own]",
+    help="TensorRT: pixels of images to encode and decode beside the model's own; may be repeated.",
 )
 @click.option(
     "--compute-capability",
-    "capabilities",
     multiple=True,
     metavar="X.Y",
     help="tensorrt-rtx: of a target GPU; may be repeated.  [default: 8.6 and 8.9]",
 )
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="tensorrt: plans that newer versions run too; slower.",
+)
+@click.option(
+    "--hardware-compatible",
+    type=click.Choice(["ampere", "same-capability"]),
+    help="tensorrt: plans for any GPU from compute capability 8.0 on, or of the same one; slower.",
+)
+@click.option(
+    "--opt-level",
+    type=click.IntRange(0, 5),
+    help="tensorrt: 0 builds fastest, 5 searches longest.  [default: TensorRT's own]",
+)
+@click.option(
+    "--workspace",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="tensorrt: working memory a layer may use.  [default: all there is]",
+)
+@click.option(
+    "--low-memory",
+    is_flag=True,
+    help="tensorrt: cap what the builder tries (256 MiB of workspace, level 2) for small devices.",
+)
+@click.option(
+    "--no-timing-cache",
+    is_flag=True,
+    help="tensorrt: measure every layer anew; otherwise ~/.cache/m2kit/timing remembers.",
+)
 @json_option
 def build_engine(
-    bundle: Path | None, output: Path | None, backend: str, as_json: bool, **static: Any
+    bundle: Path | None, output: Path | None, backend: str, as_json: bool, **given: Any
 ) -> None:
     """Turn BUNDLE (by default the only one in this directory) into an engine."""
     bundle = only_folder(BUNDLE, bundle)
     name = bundle.resolve().name.removesuffix(".bundle")
     destination = output or Path(f"{name}.engine")
+    given = {n: v for n, v in given.items() if v is not None and v is not False and v != ()}
+    if backend == "auto":
+        backend = _backend_here()
+    _refuse_foreign(backend, given)
     with stages() as begin:
         if backend == "onnxruntime":
-            _refuse_static(static)
             from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
 
             manifest = build_onnxruntime_engine(bundle, destination, begin)
         else:
-            require("onnx_ir", extra="rtx", what="building for tensorrt-rtx")
-            from m2kit.engines.tensorrt_builder import build_tensorrt_rtx_engine
-
-            manifest = build_tensorrt_rtx_engine(
-                bundle,
-                destination,
-                batch=static["batch"] or 1,
-                capabilities=static["capabilities"] or _CAPABILITIES,
-                image_size=_two(static["image_size"]),
-                begin=begin,
-            )
+            manifest = _build_tensorrt(bundle, destination, backend, given, begin)
     _print_folder(destination, manifest, as_json, {"backend": backend})
 
 
-def _refuse_static(static: dict[str, Any]) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in static.items() if value]
-    if given:
-        names = ", ".join(given).replace("--capabilities", "--compute-capability")
-        raise InputError(f"{names}: an onnxruntime engine takes any batch and image size")
+def _backend_here() -> str:
+    """tensorrt where its package and a GPU are, onnxruntime elsewhere; says which and why."""
+    from m2kit.runtime.cuda import probe
+
+    devices, reason = probe()
+    if not devices:
+        note(f"building for onnxruntime: {reason}")
+    elif importlib.util.find_spec("tensorrt") is None:
+        note(f"building for onnxruntime: {devices[0]} is here, the package tensorrt is not")
+    else:
+        note(f"building for tensorrt on {devices[0]}")
+        return "tensorrt"
+    return "onnxruntime"
 
 
-def _two(size: Any) -> tuple[int, int] | None:
-    if size is not None and (not isinstance(size, tuple) or len(size) != 2):
-        raise InputError(f"--image-size takes height and width such as 256,256, found {size}")
-    return size
+def _build_tensorrt(
+    bundle: Path, destination: Path, backend: str, given: dict[str, Any], begin: Begin
+) -> Manifest:
+    from m2kit.engines.tensorrt_builder import build_tensorrt_engine
+    from m2kit.engines.tensorrt_process import PlanOptions
+
+    workspace = given.get("workspace")
+    capabilities = given.get("compute_capability", _CAPABILITIES)
+    options = PlanOptions(
+        product=backend,
+        capabilities=capabilities if backend == "tensorrt-rtx" else (),
+        version_compatible=given.get("version_compatible", False),
+        hardware_compatible=given.get("hardware_compatible"),
+        optimization_level=given.get("opt_level"),
+        workspace_bytes=workspace << 20 if workspace else None,
+        low_memory=given.get("low_memory", False),
+    )
+    return build_tensorrt_engine(
+        bundle,
+        destination,
+        options,
+        batch=given.get("batch", 1),
+        image_sizes=given.get("image_size", ()),
+        precision=_PRECISIONS[given.get("precision", "fp16")],
+        keep_timings="no_timing_cache" not in given,
+        flags=_flags(given),
+        begin=begin,
+    )
+
+
+def _flags(given: dict[str, Any]) -> list[str]:
+    """The options that engine.json's own fields do not tell, as they were given."""
+    words = []
+    for name, value in given.items():
+        if name in ("batch", "image_size"):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        else:
+            for item in value if isinstance(value, tuple) else [value]:
+                words += [flag, str(item)]
+    return words
+
+
+def _refuse_foreign(backend: str, given: dict[str, Any]) -> None:
+    foreign = [f"--{n.replace('_', '-')}" for n in given if n not in _OPTIONS[backend]]
+    if foreign:
+        owners = " or ".join(b for b, own in _OPTIONS.items() if set(given) <= own) or "TensorRT"
+        what = "an onnxruntime engine takes any batch and image size, in float32"
+        if backend != "onnxruntime":
+            what = f"{backend} has no such option"
+        raise InputError(f"{', '.join(foreign)}: {what}; choose --backend {owners}")
 
 
 def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]) -> None:

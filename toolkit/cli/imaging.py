@@ -37,6 +37,7 @@ from m2kit.token_file import (
 )
 
 _ROWS_WITHOUT_CLASS = 10
+_BATCH = 16  # images at once where the engine does not say
 Array = npt.NDArray[Any]
 
 
@@ -66,7 +67,7 @@ Array = npt.NDArray[Any]
     show_default=True,
     help="Number of the first image, to draw a set in shards.",
 )
-@batch_option(16)
+@batch_option
 @output_option("samples.png", "Grid PNG, a row of n images per class.")
 @click.option("--tokens", type=click.Path(path_type=Path), help="Also write the ids, as .npz.")
 @json_option
@@ -75,7 +76,7 @@ def generate(
     classes: tuple[str, ...],
     count: int,
     first_image: int,
-    batch: int,
+    batch: int | None,
     output: Path,
     tokens: Path | None,
     as_json: bool,
@@ -90,7 +91,9 @@ def generate(
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
         ids = _sample(engine, chosen, count, sampling, first_image, batch)
-        images = _in_batches("decoding", engine.decode, ids, batch)
+        decoded_at_once = min(filter(None, (batch, engine.backend.largest_batch)), default=_BATCH)
+        images = _in_batches("decoding", engine.decode, ids, decoded_at_once)
+        active = engine.backend.active()
         write_grid(output, images, columns=count)
         if tokens:
             write_tokens(tokens, token_file_from_ids(ids, engine.spec))
@@ -101,7 +104,7 @@ def generate(
         "output": str(output),
         "tokens": str(tokens) if tokens else None,
     }
-    print_result(result, as_json)
+    print_result(result, as_json, result | {"active": active})
 
 
 _pad_option = click.option(
@@ -115,14 +118,14 @@ _pad_option = click.option(
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @engine_options
 @_pad_option
-@batch_option(16)
+@batch_option
 @output_option("tokens.npz", "Token file.")
 @json_option
 def encode(
     open_engine: OpenEngine,
     images: tuple[Path, ...],
     pad: bool,
-    batch: int,
+    batch: int | None,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -138,20 +141,25 @@ def encode(
 @click.command()
 @click.argument("tokens", type=click.Path(path_type=Path))
 @engine_options
-@batch_option(16)
+@batch_option
 @click.option(
     "--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images per row."
 )
 @output_option("decoded.png", "Grid PNG.")
 @json_option
 def decode(
-    open_engine: OpenEngine, tokens: Path, batch: int, columns: int, output: Path, as_json: bool
+    open_engine: OpenEngine,
+    tokens: Path,
+    batch: int | None,
+    columns: int,
+    output: Path,
+    as_json: bool,
 ) -> None:
     """Turn a token file into images."""
     check_output(output, ".png")
     with open_engine() as engine:
         content = read_tokens_of(tokens, engine.spec)
-        images = _in_batches("decoding", engine.decode, content.ids, batch)
+        images = _in_batches("decoding", engine.decode, content.ids, _at_once(engine, batch))
         write_grid(output, cropped(images, content.image_size), columns=columns)
     print_result({"images": len(images), "output": str(output)}, as_json)
 
@@ -160,14 +168,14 @@ def decode(
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @engine_options
 @_pad_option
-@batch_option(16)
+@batch_option
 @output_option("reconstruction.png", "Grid PNG: each image with its reconstruction below.")
 @json_option
 def reconstruct(
     open_engine: OpenEngine,
     images: tuple[Path, ...],
     pad: bool,
-    batch: int,
+    batch: int | None,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -176,7 +184,7 @@ def reconstruct(
     with open_engine() as engine:
         pixels = read_images(images)
         ids = _encode(engine, pixels, pad, batch)
-        decoded = _in_batches("decoding", engine.decode, ids, batch)
+        decoded = _in_batches("decoding", engine.decode, ids, _at_once(engine, batch))
         rebuilt = cropped(decoded, pixels.shape[2:])
         write_grid(output, np.concatenate([pixels, rebuilt]), columns=len(pixels))
     result = {
@@ -219,9 +227,14 @@ def convert_tokens(tokens: Path, bits: Any, bit_order: str, output: Path, as_jso
     print_result(result, as_json)
 
 
-def _encode(engine: Any, pixels: Array, pad: bool, batch: int) -> Array:
+def _encode(engine: Any, pixels: Array, pad: bool, batch: int | None) -> Array:
     whole = padded(pixels, engine.spec.tokenizer.downsampling) if pad else pixels
-    return _in_batches("encoding", engine.encode, whole, batch)
+    return _in_batches("encoding", engine.encode, whole, _at_once(engine, batch))
+
+
+def _at_once(engine: Any, batch: int | None) -> int:
+    """Images that encoder or decoder take in one call."""
+    return batch or engine.backend.largest_batch or _BATCH
 
 
 def _batches(array: Array, batch: int) -> Iterator[Array]:
@@ -242,10 +255,10 @@ def _in_batches(label: str, function: Callable[[Array], Array], array: Array, ba
 
 
 def _sample(
-    engine: Any, classes: list[int], count: int, sampling: Any, first: int, batch: int
+    engine: Any, classes: list[int], count: int, sampling: Any, first: int, batch: int | None
 ) -> npt.NDArray[np.int64]:
     """Tokens of `count` images per class, batch by batch, under a progress bar of positions."""
-    images = len(classes) * count
+    images, at_once = len(classes) * count, batch or engine.largest_draw(sampling) or _BATCH
     if first + images > 2**64:
         raise InputError(f"--first-image {first} is too large: image numbers end at 2^64-1")
     class_ids = np.repeat(np.array(classes, dtype=object), count)
@@ -253,7 +266,7 @@ def _sample(
     streams = (
         engine.generate(part, sampling, image_numbers=part_numbers)
         for part, part_numbers in zip(
-            _batches(class_ids, batch), _batches(image_numbers, batch), strict=True
+            _batches(class_ids, at_once), _batches(image_numbers, at_once), strict=True
         )
     )
     opened = next(streams)  # checks classes and options before a bar is drawn

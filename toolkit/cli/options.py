@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import m2kit
+from m2kit.cli.output import stages
 from m2kit.config import PRESETS, UNTOLD, overrides_from_text
 from m2kit.errors import FolderError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
@@ -30,9 +31,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where ONNX Runtime runs; never falls back.",
+    help="Where ONNX Runtime runs an engine of its own; never falls back.  [default: cpu]",
 )
 
 
@@ -85,11 +84,14 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(
-        engine: Path | None, provider: str, threads: int | None, check: bool, **options: Any
+        engine: Path | None, provider: str | None, threads: int | None, check: bool, **options: Any
     ) -> None:
         def open_engine() -> Engine:
             path = only_folder(ENGINE, engine)
-            return m2kit.open_engine(path, provider=provider, threads=threads, check=check)
+            with stages() as begin:
+                return m2kit.open_engine(
+                    path, provider=provider, threads=threads, check=check, begin=begin
+                )
 
         command(open_engine=open_engine, **options)
 
@@ -98,7 +100,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--threads",
             type=click.IntRange(min=1),
-            help="Threads inside an operator.  [default: ONNX Runtime's choice]",
+            help="Threads inside an operator of ONNX Runtime.  [default: its choice]",
         ),
         provider_option,
         click.option(
@@ -123,15 +125,12 @@ def output_option(default: str, what: str) -> Callable[[Command], Command]:
     )
 
 
-def batch_option(default: int) -> Callable[[Command], Command]:
-    """--batch: images computed at once; results do not depend on it."""
-    return click.option(
-        "--batch",
-        type=click.IntRange(min=1),
-        default=default,
-        show_default=True,
-        help="Images computed at once; results do not depend on it.",
-    )
+batch_option = click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Images computed at once; results do not depend on it.  [default: 16, or as many as a "
+    "TensorRT engine was built for]",
+)
 
 
 NUMBERS = "X[,X...]"  # how help shows what `numbers` reads

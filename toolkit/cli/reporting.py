@@ -12,9 +12,11 @@ from m2kit.cli.options import checkpoint_options, json_option, provider_option
 from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import is_past
-from m2kit.doctor import backends, jetpack, problems, read_machine, system_text
+from m2kit.doctor import backends, problems, read_machine, system_text
 from m2kit.errors import FolderError, InputError, require
+from m2kit.jetson import jetpack
 from m2kit.manifest import (
+    ENGINE,
     REFERENCE_FILE,
     Manifest,
     check_files,
@@ -49,7 +51,7 @@ def doctor(as_json: bool) -> None:
     if machine.l4t is not None:
         known = jetpack(machine.l4t)
         release = ".".join(map(str, machine.l4t))
-        about["jetson_linux"] = f"{release}, JetPack {known[0] if known else 'not known'}"
+        about["jetson_linux"] = f"{release}, JetPack {known.version if known else 'not known'}"
         about["power_mode"] = machine.power_mode or "not told"
     rows = {label(name): value for name, value in about.items()}
     rows |= dict(machine.distributions) | ready
@@ -64,32 +66,47 @@ def doctor(as_json: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @provider_option
 @json_option
-def verify(path: Path, provider: str, as_json: bool) -> None:
-    """Hash every file of a bundle or engine, and repeat its comparison with PyTorch's reference."""
-    from m2kit.runtime.engine import Engine, check_backend
-    from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+def verify(path: Path, provider: str | None, as_json: bool) -> None:
+    """Hash every file of a bundle or engine, and repeat its comparison with PyTorch's reference.
+
+    A half-precision bundle is hashed only: `export` compared it in an emulation of half precision.
+    """
+    from m2kit.runtime.engine import Engine
+    from m2kit.runtime.opening import open_backend
     from m2kit.runtime.verification import compare, read_reference, require_parity
 
     manifest = _open(path)
-    check_backend(path, manifest)
+    rows: dict[str, Any] = {"files": f"{len(manifest.files)} intact"}
+    report, active = manifest.parity, None
     with stages() as begin:
         begin("hashing every file")
         check_files(path, manifest, trust_seen_weights=False)
-        backend = OnnxRuntimeBackend(path, manifest, provider=provider)
-        reference = read_reference(path / REFERENCE_FILE)
-        advance = begin("comparing with PyTorch's reference", manifest.spec.positions)
-        with Engine(manifest.spec, backend) as engine:
-            report = compare(engine, reference, advance)
-    rows = {"files": f"{len(manifest.files)} intact"} | {
-        name: _outcome(check) for name, check in report["checks"].items()
-    }
+        if manifest.kind == ENGINE or manifest.precision == "float32":
+            reference = read_reference(path / REFERENCE_FILE)
+            backend = open_backend(path, manifest, provider=provider)
+            advance = begin("comparing with PyTorch's reference", manifest.spec.positions)
+            with Engine(manifest.spec, backend) as engine:
+                report = compare(engine, reference, advance, precision=manifest.precision)
+                active = backend.active()
+    rows |= {name: _outcome(check) for name, check in report["checks"].items()}
     require_parity(report, str(path))
-    print_result(rows, as_json, {"path": str(path), "files": len(manifest.files), **report})
+    rows |= {label(name): _told(value) for name, value in (active or {}).items()}
+    value = {"path": str(path), "files": len(manifest.files), **report, "active": active}
+    print_result(rows, as_json, value)
+
+
+def _told(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return "; ".join(f"{name}: {_told(item)}" for name, item in value.items())
 
 
 def _outcome(check: dict[str, Any]) -> str:
     if "difference" in check:
         return f"difference {check['difference']:.1e}"
+    if "found" in check:
+        measured = ", ".join(f"{name} {value:.2g}" for name, value in check["found"].items())
+        return f"{measured} ({check['note']})" if "note" in check else measured
     if check["mismatches"] == 0:
         return "equal"
     return f"{check['mismatches']} of {check['compared']} ids differ, from a near tie on"

@@ -1,0 +1,317 @@
+"""The CUDA runtime as m2kit uses it, through cuda-bindings: a look for a GPU that starts nothing,
+calls whose status is always checked, memory allocated once, a stream, and graphs captured from it.
+
+Written after NVIDIA's documentation of cuda-bindings 12 and 13; never run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2kit.errors import BackendError, require
+from m2kit.jetson import cuda_extra, read_l4t
+
+ALIGNMENT_BYTES = 256  # of every address TensorRT is given
+_INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver; also what a machine without a driver gives
+_NO_DEVICE = 100
+_OUT_OF_MEMORY = 2
+_NON_BLOCKING = 1  # of cudaStreamCreateWithFlags: does not wait for the default stream
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU.
+
+    Attributes:
+        name: As NVIDIA names it.
+        capability: Compute capability such as "8.7".
+    """
+
+    name: str
+    capability: str
+
+    def __str__(self) -> str:
+        """As messages and engine.json show it."""
+        return f"{self.name} ({self.capability})"
+
+
+def probe() -> tuple[tuple[Device, ...], str]:
+    """The GPUs that CUDA finds, and in words why there is none ("ok" otherwise)."""
+    try:
+        runtime = importlib.import_module("cuda.bindings.runtime")
+    except ImportError:
+        return (), "cuda-bindings is not installed, so CUDA was not asked"
+    status, count = runtime.cudaGetDeviceCount()
+    if int(status):
+        return (), _why_no_device(runtime, status)
+    devices = []
+    for index in range(count):
+        status, properties = runtime.cudaGetDeviceProperties(index)
+        if int(status):
+            return (), f"CUDA cannot describe GPU {index} ({_text(runtime, status)})"
+        name = properties.name
+        name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        devices.append(Device(name, f"{properties.major}.{properties.minor}"))
+    return tuple(devices), "ok"
+
+
+def find_device(what: str) -> Device:
+    """The first GPU that CUDA shows; CUDA_VISIBLE_DEVICES chooses another.
+
+    Args:
+        what: What needs it, as the start of a sentence.
+
+    Raises:
+        BackendError: No cuda-bindings, no driver, a driver that is too old, or no GPU.
+    """
+    require("cuda.bindings.runtime", extra=cuda_extra(read_l4t()), what=what)
+    devices, reason = probe()
+    if not devices:
+        raise BackendError(
+            f"{what} needs an NVIDIA GPU: {reason}; where there is none, build an engine with "
+            "`m2kit build-engine --backend onnxruntime`"
+        )
+    return devices[0]
+
+
+def _why_no_device(runtime: Any, status: Any) -> str:
+    _, driver = runtime.cudaDriverGetVersion()
+    _, wanted = runtime.cudaRuntimeGetVersion()
+    if int(status) == _INSUFFICIENT_DRIVER and not driver:
+        return "no NVIDIA driver is installed"
+    if int(status) == _INSUFFICIENT_DRIVER:
+        return (
+            f"the driver is too old: it runs CUDA {_dotted(driver)}, cuda-bindings needs "
+            f"{_dotted(wanted)}; update the driver, or pip install "
+            f"'cuda-bindings<{driver // 1000 + 1}'"
+        )
+    if int(status) == _NO_DEVICE:
+        return "the driver shows no GPU (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
+    return _text(runtime, status)
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _text(runtime: Any, status: Any) -> str:
+    _, text = runtime.cudaGetErrorString(status)
+    text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    return f"{status.name}: {text}"
+
+
+class Gpu:
+    """One GPU with one stream; all work of a backend goes through it, in order.
+
+    Attributes:
+        stream: The stream's handle, as an integer.
+    """
+
+    def __init__(self) -> None:
+        """Create the stream on the first visible GPU."""
+        self._runtime = importlib.import_module("cuda.bindings.runtime")
+        self.call("cudaSetDevice", 0)
+        self._stream = self.call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        self.stream = int(self._stream)
+        self._recorded: list[Any] = []
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What a function of the CUDA runtime returns after its status.
+
+        Raises:
+            BackendError: Its status is an error.
+        """
+        status, *values = getattr(self._runtime, function)(*arguments)
+        if int(status):
+            raise self.failure(function, status)
+        return values[0] if values else None
+
+    def failure(self, function: str, status: Any) -> BackendError:
+        """An error status in words, with what can be done about it."""
+        cure = "see the reason; `m2kit doctor` shows driver and packages"
+        if int(status) == _OUT_OF_MEMORY:
+            cure = "close other programs on the GPU, or build the engine with a smaller --batch"
+        return BackendError(f"CUDA failed in {function} ({_text(self._runtime, status)}); {cure}")
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the stream is done."""
+        (status,) = self._runtime.cudaStreamSynchronize(self._stream)
+        if int(status):
+            raise self.failure("cudaStreamSynchronize", status)
+
+    def copy(self, destination: int, source: int, size: int, *, to_device: bool) -> None:
+        """Queue a copy between pinned host memory and the GPU."""
+        kinds = self._runtime.cudaMemcpyKind
+        kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", destination, source, size, kind, self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what `work` queues on the stream, without running it.
+
+        Returns:
+            A function that queues all of it again, as one launch.
+
+        Raises:
+            BackendError: Something of it cannot be recorded; the stream is usable afterwards.
+        """
+        runtime = self._runtime
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        finally:
+            status, graph = runtime.cudaStreamEndCapture(self._stream)
+            if int(status):
+                runtime.cudaGetLastError()  # or it would be reported again by the next call
+        if int(status):
+            raise self.failure("cudaStreamEndCapture", status)
+        recorded = self.call("cudaGraphInstantiate", graph, 0)
+        self._recorded.append(recorded)
+        self.call("cudaGraphDestroy", graph)
+        self.call("cudaGraphUpload", recorded, self._stream)
+        launch, stream = runtime.cudaGraphLaunch, self._stream
+
+        def launch_recorded() -> None:
+            (status,) = launch(recorded, stream)
+            if int(status):
+                raise self.failure("cudaGraphLaunch", status)
+
+        return launch_recorded
+
+    def strided_copies(
+        self, source: int, cache: int, *, row: int, rows: int, capacity: int, pitch: int, depth: int
+    ) -> list[Callable[[], None]]:
+        """One function per position, each of which queues a single copy of new rows into a cache.
+
+        Args:
+            source: Address of `depth` blocks of `rows` rows, without gaps.
+            cache: Address of `depth` blocks, each of `rows` times `capacity` rows.
+            row: Bytes of a row.
+            rows: Rows that are new in each block.
+            capacity: Positions of the cache.
+            pitch: Bytes from one block of the cache to the next; a multiple of row * capacity.
+            depth: Blocks.
+        """
+        runtime = self._runtime
+        launch, stream = runtime.cudaMemcpy3DAsync, self._stream
+        width = row * capacity
+
+        def at(position: int) -> Callable[[], None]:
+            parameters = runtime.cudaMemcpy3DParms()
+            parameters.srcPtr = runtime.make_cudaPitchedPtr(source, row, row, rows)
+            parameters.dstPtr = runtime.make_cudaPitchedPtr(cache, width, width, pitch // width)
+            parameters.dstPos = runtime.make_cudaPos(position * row, 0, 0)
+            parameters.extent = runtime.make_cudaExtent(row, rows, depth)
+            parameters.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+
+            def commit() -> None:
+                (status,) = launch(parameters, stream)
+                if int(status):
+                    raise self.failure("cudaMemcpy3DAsync", status)
+
+            return commit
+
+        return [at(position) for position in range(capacity)]
+
+    def release(self, function: str, handle: Any) -> None:
+        """Give something back. A status here can only repeat an error that was raised before."""
+        getattr(self._runtime, function)(handle)
+
+    def finish(self) -> None:
+        """Wait for the stream before something is given back."""
+        self.release("cudaStreamSynchronize", self._stream)
+
+    def close(self) -> None:
+        """Destroy the stream and what was recorded."""
+        for recorded in self._recorded:
+            self.release("cudaGraphExecDestroy", recorded)
+        self.release("cudaStreamDestroy", self._stream)
+
+
+class Memory:
+    """One block on the GPU, zeroed, divided into named places. What the host writes or reads is
+    its first part and has a twin in pinned host memory, at the same offsets.
+
+    Attributes:
+        addresses: Name -> address on the GPU, a multiple of 256.
+        arrays: Name -> the host's array, of what is shared.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        shared: Mapping[str, tuple[tuple[int, ...], str]],
+        private: Mapping[str, int],
+    ) -> None:
+        """Allocate.
+
+        Args:
+            gpu: Where.
+            shared: Name -> (shape, dtype) of what the host sees.
+            private: Name -> bytes of what it does not.
+        """
+        self._gpu = gpu
+        sizes = {
+            name: int(np.prod(shape)) * np.dtype(dtype).itemsize
+            for name, (shape, dtype) in shared.items()
+        }
+        self._sizes = sizes
+        self._offsets: dict[str, int] = {}
+        total = 0
+        for name, size in {**sizes, **private}.items():
+            self._offsets[name] = total
+            total += max(aligned(size), ALIGNMENT_BYTES)
+        host_bytes = sum(aligned(size) for size in sizes.values())
+        self._host = gpu.call("cudaHostAlloc", host_bytes, 0)
+        try:
+            self._device = gpu.call("cudaMalloc", total)
+        except BackendError:
+            gpu.release("cudaFreeHost", self._host)
+            raise
+        gpu.call("cudaMemset", self._device, 0, total)
+        ctypes.memset(self._host, 0, host_bytes)
+        self.addresses = {name: self._device + at for name, at in self._offsets.items()}
+        self.arrays: dict[str, npt.NDArray[Any]] = {
+            name: _array(self._host + self._offsets[name], shape, dtype)
+            for name, (shape, dtype) in shared.items()
+        }
+
+    def upload(self, first: str, last: str) -> None:
+        """Queue one copy to the GPU of the shared places from `first` to `last`."""
+        at, size = self._span(first, last)
+        self._gpu.copy(self._device + at, self._host + at, size, to_device=True)
+
+    def download(self, first: str, last: str) -> None:
+        """Queue one copy from the GPU of the shared places from `first` to `last`."""
+        at, size = self._span(first, last)
+        self._gpu.copy(self._host + at, self._device + at, size, to_device=False)
+
+    def _span(self, first: str, last: str) -> tuple[int, int]:
+        start = self._offsets[first]
+        return start, self._offsets[last] + self._sizes[last] - start
+
+    def free(self) -> None:
+        """Give both blocks back; the arrays must not be touched afterwards."""
+        self.arrays.clear()
+        self._gpu.release("cudaFree", self._device)
+        self._gpu.release("cudaFreeHost", self._host)
+
+
+def aligned(size: int) -> int:
+    """The next multiple of the alignment."""
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _array(address: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """A numpy array over host memory that this module owns."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = (ctypes.c_uint8 * size).from_address(address)
+    array: npt.NDArray[Any] = np.frombuffer(memoryview(raw), np.dtype(dtype)).reshape(shape)
+    return array

@@ -1,0 +1,270 @@
+"""The TensorRT backend on doubles of TensorRT and CUDA: the same ids as ONNX Runtime's, and nothing
+that a GPU would punish."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import DIGITS_CHECKPOINT, GOLDEN
+from doubles.cuda_double import Misuse
+
+import m2kit
+from m2kit import contract
+from m2kit.engines.precision import write_half
+from m2kit.engines.tensorrt_builder import build_tensorrt_engine
+from m2kit.engines.tensorrt_process import PlanOptions
+from m2kit.errors import BackendError, InputError
+from m2kit.manifest import BUNDLE, read_manifest
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from m2kit.runtime.sampling import Sampling
+from m2kit.runtime.tensorrt_library import error_log
+
+pytest.importorskip("torch")
+MODELS = {"ar_tiny": (GOLDEN / "ar_tiny.ckpt", {"heads": 4}), "digits": (DIGITS_CHECKPOINT, {})}
+TENSORRT = PlanOptions("tensorrt")
+BATCH = 3
+
+
+@pytest.fixture(scope="module")
+def built(exported, tmp_path_factory):
+    """Builds the plans of a model once: (model, precision) -> engine folder."""
+    made = {}
+
+    def build(model, precision, **options):
+        key = (model, precision, *sorted(options.items()))
+        if key not in made:
+            path, overrides = MODELS[model]
+            folder = tmp_path_factory.mktemp("trt") / f"{model}.engine"
+            bundle = exported(path, **overrides)[0]
+            options = {"batch": BATCH} | options
+            build_tensorrt_engine(bundle, folder, TENSORRT, precision=precision, **options)
+            made[key] = folder
+        return made[key]
+
+    return build
+
+
+@pytest.fixture
+def reference(exported, tmp_path):
+    """The same graphs on ONNX Runtime: (model, precision) -> Engine."""
+
+    def engine(model, precision):
+        path, overrides = MODELS[model]
+        bundle, folder = exported(path, **overrides)
+        if precision == "float32":
+            return m2kit.open_engine(folder)
+        manifest = read_manifest(bundle, BUNDLE)
+        half, _ = write_half(bundle, manifest, tmp_path)
+        return Engine(manifest.spec, OnnxRuntimeBackend(tmp_path, half), defaults=manifest.sampling)
+
+    return engine
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("sampling", "images"),
+    [
+        (Sampling(seed=3, guidance=2.0), BATCH),  # guided: every row is used
+        (Sampling(seed=4, guidance=(1.5, 2.5)), 1),  # a short batch
+        (Sampling(seed=5, guidance=1.0), 2 * BATCH),  # R rows serve R unguided images
+        (Sampling(seed=6, guidance=(1.0, 3.0), greedy=True), 2),
+    ],
+    ids=["guided", "short", "unguided", "greedy"],
+)
+def test_it_draws_the_ids_of_onnxruntime(built, reference, gpu, model, precision, sampling, images):
+    gpu()
+    classes = np.arange(images) % 3
+    with m2kit.open_engine(built(model, precision)) as engine, reference(model, precision) as exact:
+        tokens = engine.sample(classes, sampling)
+        np.testing.assert_array_equal(tokens, exact.sample(classes, sampling))
+        few = tokens[:BATCH]
+        decoded = engine.decode(few)
+        np.testing.assert_allclose(decoded, exact.decode(few), atol=1e-4)
+        pictures = np.clip(decoded, -1, 1)
+        np.testing.assert_array_equal(engine.encode(pictures), exact.encode(pictures))
+
+
+def test_a_position_is_one_launch_a_graph_and_nothing_is_allocated_in_the_loop(built, gpu):
+    cuda, _ = gpu()
+    with m2kit.open_engine(built("ar_tiny", "float16")) as engine:
+        assert engine.backend.active()["cuda_graphs"] == "no step graph was opened"
+        steps = engine.generate([1, 2], Sampling(seed=1))
+        next(steps)
+        before, launches, executions = len(cuda.calls), cuda.launches, cuda.executions
+        positions = sum(1 for _ in steps)
+        sub_tokens = len(engine.spec.bits)
+        assert cuda.launches - launches == positions * (1 + sub_tokens)
+        assert cuda.executions == executions  # nothing runs outside the recorded graphs
+        assert set(cuda.calls[before:]) == {
+            "cudaGraphLaunch", "cudaMemcpy3DAsync", "cudaStreamSynchronize"
+        }  # fmt: skip
+        waits = cuda.calls[before:].count("cudaStreamSynchronize")
+        assert waits == positions * sub_tokens  # the host waits for logits alone
+        assert engine.backend.active()["cuda_graphs"] == {"inter_step": "yes", "intra_step": "yes"}
+    assert cuda.leaks() == (0, 0, 0)
+
+
+def test_where_capture_fails_it_runs_without_and_says_so(built, reference, gpu):
+    cuda, _ = gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        cuda.fail["cudaStreamEndCapture"] = "cudaErrorStreamCaptureUnsupported"
+        tokens = engine.sample([1, 2], Sampling(seed=1))
+        graphs = engine.backend.active()["cuda_graphs"]
+        assert graphs["inter_step"].startswith("no: CUDA failed in cudaStreamEndCapture")
+        assert graphs["intra_step"] == "yes"
+    with reference("ar_tiny", "float32") as exact:
+        np.testing.assert_array_equal(tokens, exact.sample([1, 2], Sampling(seed=1)))
+
+
+def test_an_older_generation_cannot_go_on_over_a_newer_one(built, gpu):
+    gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        first = engine.generate([1], Sampling(seed=1))
+        next(first)
+        expected = engine.sample([2], Sampling(seed=2))
+        with pytest.raises(BackendError, match="another generation has begun"):
+            next(first)
+        np.testing.assert_array_equal(engine.sample([2], Sampling(seed=2)), expected)
+        third = engine.generate([1], Sampling(seed=1))
+        next(third)
+    with pytest.raises(BackendError, match="was closed"):
+        next(third)
+    with pytest.raises(BackendError, match="the engine was closed"):
+        engine.encode(np.zeros((1, 3, 16, 16), np.float32))
+
+
+def test_images_of_another_number_or_size_name_the_option(built, gpu):
+    gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        with pytest.raises(InputError, match=r"takes 3 images at once, asked for 4: use --batch 3"):
+            engine.encode(np.zeros((4, 3, 16, 16), np.float32))
+        with pytest.raises(InputError, match=r"6 rows .* asked for 8: use --batch 3"):
+            engine.sample([0, 1, 2, 3], Sampling(guidance=2.0))
+        with pytest.raises(
+            InputError, match=r"takes images of 16 x 16 .*found 16 x 24; .*--image-size 16,24"
+        ):
+            engine.encode(np.zeros((1, 3, 16, 24), np.float32))
+        assert [engine.largest_draw(Sampling(guidance=scale)) for scale in (1.0, 2.0)] == [6, 3]
+
+
+def test_a_second_image_size_has_plans_of_its_own(built, reference, gpu):
+    gpu()
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 24)).astype(np.float32)
+    engine_folder = built("ar_tiny", "float32", image_sizes=((16, 24),))
+    with m2kit.open_engine(engine_folder) as engine, reference("ar_tiny", "float32") as exact:
+        tokens = engine.encode(images)
+        np.testing.assert_array_equal(tokens, exact.encode(images))
+        np.testing.assert_allclose(engine.decode(tokens), exact.decode(tokens), atol=1e-4)
+        square = images[..., :16]
+        np.testing.assert_array_equal(engine.encode(square), exact.encode(square))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda engine: engine["tensors"].pop("token"), "expected token as .*found None"),
+        (lambda engine: engine["shapes"].update(token=[7, 2]), r"found \('INPUT', \(7, 2\)"),
+    ],
+)
+def test_a_plan_that_is_not_the_contracts_is_refused(built, gpu, monkeypatch, edit, words):
+    _, trt = gpu()
+    original = trt.ICudaEngine.__init__
+
+    def changed(self, log, header, model):
+        original(self, log, header, model)
+        if "token" in self._tensors:
+            part = {"tensors": self._tensors, "shapes": {}}
+            edit(part)
+            for name, shape in part["shapes"].items():
+                mode, _, dtype = self._tensors[name]
+                self._tensors[name] = (mode, tuple(shape), dtype)
+
+    monkeypatch.setattr(trt.ICudaEngine, "__init__", changed)
+    with (
+        m2kit.open_engine(built("ar_tiny", "float32")) as engine,
+        pytest.raises(BackendError, match=words),
+    ):
+        engine.sample([1], Sampling(seed=1))
+
+
+def test_cuda_out_of_memory_is_one_line_with_the_cure(built, gpu):
+    cuda, _ = gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        cuda.memory = 1000
+        with pytest.raises(BackendError, match=r"cudaHostAlloc .*close other programs on the GPU"):
+            engine.sample([1], Sampling(seed=1))
+    cuda, _ = gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        cuda.fail["cudaMalloc"] = "cudaErrorMemoryAllocation"
+        with pytest.raises(BackendError, match=r"cudaMalloc .*smaller --batch"):
+            engine.sample([1], Sampling(seed=1))
+        assert engine.sample([1], Sampling(seed=1)).shape == (1, 4, 4, 2)  # and works afterwards
+
+
+def test_a_launch_that_fails_is_reported(built, gpu):
+    cuda, _ = gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        steps = engine.generate([1], Sampling(seed=1))
+        next(steps)
+        cuda.fail["cudaGraphLaunch"] = "cudaErrorIllegalAddress"
+        with pytest.raises(BackendError, match=r"cudaGraphLaunch .cudaErrorIllegalAddress: what"):
+            next(steps)
+
+
+def test_the_gate_goes_in_as_many_rows_as_the_engine_has(built, gpu):
+    """A reference of two guided images is four rows; an engine for one image takes two."""
+    gpu()
+    folder = built("digits", "float16", batch=1)
+    value = json.loads((folder / "engine.json").read_text())
+    assert value["build"]["rows"] == 2
+    assert value["parity"]["passed"]
+    assert value["parity"]["precision"] == "float16 against float32"
+    assert value["parity"]["devices"] == ["Test GPU (8.6)"]
+
+
+def test_the_double_notices_memory_used_after_it_was_freed(gpu):
+    cuda, _ = gpu()
+    (_, address), (_, stream) = cuda.cudaMalloc(512), cuda.cudaStreamCreateWithFlags(1)
+    cuda.cudaFree(address)
+    with pytest.raises(Misuse, match="not in one live allocation"):
+        cuda.cudaMemset(address, 0, 512)
+    with pytest.raises(Misuse, match="not allocated"):
+        cuda.cudaFree(address)
+    cuda.cudaStreamDestroy(stream)
+
+
+def test_the_double_refuses_what_tensorrt_forbids(built, gpu):
+    cuda, trt = gpu()
+    path = built("ar_tiny", "float32") / contract.plan_file(contract.INTRA_STEP)
+
+    log = error_log(trt)
+    assert trt.Runtime(log).deserialize_cuda_engine(path.read_bytes()[100:]) is None
+    engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    context = engine.create_execution_context(strategy)
+    (_, stream), (_, memory) = cuda.cudaStreamCreateWithFlags(1), cuda.cudaMalloc(1 << 20)
+    assert not context.execute_async_v3(int(stream))
+    assert "no address was set" in log.errors[-1]
+    assert not context.set_tensor_address("sub_token", memory + 128)
+    with pytest.raises(Misuse, match="not in one live allocation"):
+        context.set_device_memory(memory + (1 << 20), 1000)
+    del engine
+    with pytest.raises(AssertionError, match="released before its context"):
+        context.execute_async_v3(int(stream))
+
+
+def test_a_plan_cut_short_is_damage_and_one_of_other_bytes_is_tensorrts_error(built, gpu, tmp_path):
+    gpu()
+    copied = tmp_path / "ar_tiny.engine"
+    shutil.copytree(built("ar_tiny", "float32"), copied)
+    plan = copied / "inter_step.plan"
+    data = plan.read_bytes()
+    plan.write_bytes(data[:-1000])
+    with pytest.raises(m2kit.M2KitError, match=r"damaged: inter_step.plan: expected \d+ bytes"):
+        m2kit.open_engine(copied)
+    plan.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(m2kit.M2KitError, match=r"inter_step.plan: its bytes have changed"):
+        m2kit.open_engine(copied)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import m2kit
-from m2kit.errors import FolderError, require
+from m2kit.errors import FolderError, InputError, require
 from m2kit.folders import new_folder
 from m2kit.manifest import (
     BUNDLE,
@@ -40,12 +40,18 @@ def build_onnxruntime_engine(bundle: Path, destination: Path, begin: Begin = sil
     Raises:
         FolderError: The bundle is damaged or the destination cannot be written.
         BackendError: onnxruntime is not installed or cannot load a graph.
+        InputError: The bundle is in half precision.
         ParityError: The engine does not agree with the reference.
     """
     started = time.monotonic()
     ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
     begin("checking the bundle")
     source = read_manifest(bundle, BUNDLE)
+    if source.precision != "float32":
+        raise InputError(
+            f"{bundle} is in half precision, which is for TensorRT: onnxruntime engines are built "
+            "from a bundle of `m2kit export --precision fp32`"
+        )
     check_files(bundle, source, trust_seen_weights=False)
     with new_folder(destination, manifest_name(ENGINE)) as folder:
         begin("copying graphs and weights")
@@ -66,6 +72,7 @@ def build_onnxruntime_engine(bundle: Path, destination: Path, begin: Begin = sil
             build={
                 "backend": OnnxRuntimeBackend.name,
                 "backend_version": ort.__version__,
+                "bundle": bundle.resolve().name,
                 "precision": "float32",
                 "rows": None,  # any number of rows, any image size
                 "image_sizes": None,

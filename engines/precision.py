@@ -178,7 +178,7 @@ def _write_weights(halves: Mapping[str, HalfGraph], folder: Path) -> None:
 
 
 def write_half(
-    bundle: Path, manifest: Manifest, folder: Path, *, emulate: bool = False
+    bundle: Path, manifest: Manifest, folder: Path
 ) -> tuple[Manifest, dict[str, dict[str, float]]]:
     """Write a bundle's graphs and weights in typed half precision.
 
@@ -186,7 +186,6 @@ def write_half(
         bundle: A float32 bundle.
         manifest: Its manifest.
         folder: Where to; an empty folder.
-        emulate: Write graphs that any processor computes with half's rounding and overflow.
 
     Returns:
         The manifest with the new graphs (files not hashed yet), and graph -> nodes moved to float
@@ -211,8 +210,7 @@ def write_half(
     }
     _write_weights(halves, folder)
     for graph, half in halves.items():
-        model = emulated(half.model) if emulate else half.model
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
+        data = ir.to_proto(half.model).SerializeToString(deterministic=True)
         (folder / f"{graph}.onnx").write_bytes(data)
     lowering = {
         graph: entry
@@ -227,61 +225,3 @@ def write_half(
     }
     moved = {graph: half.moved for graph, half in halves.items()}
     return replace(manifest, lowerings={PORTABLE: lowering}), moved
-
-
-def _op_counts(model: ir.Model) -> dict[str, int]:
-    return dict(sorted(Counter(node.op_type for node in model.graph).items()))
-
-
-def emulated(model: ir.Model) -> ir.Model:
-    """A half graph as float32 nodes, each of whose results is rounded to half.
-
-    ONNX Runtime's CPU provider computes half graphs in float32 and keeps the unrounded values in
-    between: rounding and overflow are hidden. Here they are not.
-    """
-    copy = model.clone()
-    graph = copy.graph
-    for node in list(graph):
-        halves = [v for v in (*node.inputs, *node.outputs) if v is not None and _is_half(v)]
-        if node.op_type == "Cast" or not halves:
-            continue
-        for index, value in enumerate(node.inputs):
-            if value is not None and _is_half(value):
-                cast = _cast_of(value, ir.DataType.FLOAT, f"{node.name}/in{index}")
-                graph.insert_before(node, cast)
-                node.replace_input_with(index, cast.outputs[0])
-        for value in node.outputs:
-            if _is_half(value):
-                _round(graph, node, value)
-    return copy
-
-
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let the node's result be float32, and all who read it read it cast to half."""
-    cast = _cast_of(value, ir.DataType.FLOAT16, f"{value.name}/rounded")
-    rounded = cast.outputs[0]
-    is_output = any(output is value for output in graph.outputs)
-    for user, index in [(use.node, use.idx) for use in value.uses()]:
-        if user is not cast:
-            user.replace_input_with(index, rounded)
-    value.type = ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_after(node, cast)
-    if is_output:
-        rounded.shape, rounded.name, value.name = value.shape, value.name, f"{value.name}/exact"
-        for index, output in enumerate(graph.outputs):
-            if output is value:
-                graph.outputs[index] = rounded
-
-
-def _cast_of(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
-    return ir.node(
-        "Cast",
-        [value],
-        attributes={"to": to},
-        outputs=[ir.Value(name=name, type=ir.TensorType(to))],
-        name=f"{name}/Cast",
-    )
-
-
-def _is_half(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.FLOAT16

@@ -187,7 +187,7 @@ class TensorRTStep:
         written = {name: step.arrays[name] for name in step.inputs if name != position_name}
         self.inputs = {name: array[:rows] for name, array in written.items()}
         self.outputs = {name: step.arrays[name][:rows] for name in step.outputs}
-        self._padding = [(a[rows:], a[rows - 1]) for a in written.values() if rows < len(a)]
+        self._padding = [(a[rows:], a[rows - 1 : rows]) for a in written.values() if rows < len(a)]
         self._reads = bool(step.outputs)
 
     def reset(self) -> None:

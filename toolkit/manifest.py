@@ -50,7 +50,8 @@ class Manifest:
         parity: What was compared with what, and the result.
         maxima: graph -> value -> largest absolute value over the reference's inputs, float values.
         training: What the checkpoint says about its own training (may be empty).
-        build: For an engine: backend, version, target, precision, flags.
+        build: For an engine: backend, version, target, precision, flags. For a half bundle:
+            precision and what stays float.
     """
 
     kind: str
@@ -73,6 +74,11 @@ class Manifest:
         value["schema"] = SCHEMA
         value["digest"] = sha256_of_json(value)
         return value
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs it holds."""
+        return tuple(self.lowerings[PORTABLE])
 
     @property
     def precision(self) -> str:

@@ -190,7 +190,6 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
             self.max_aux_streams, self.DLA_core = -1, -1
             self.default_device_type = module.DeviceType.GPU
             self.num_optimization_profiles = 0
-            self.num_compute_capabilities = 0
 
         def set_flag(self, flag):
             self.flags.add(int(flag))
@@ -219,9 +218,6 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
 
         def get_timing_cache(self):
             return self._cache
-
-        def set_compute_capability(self, capability, index):
-            self.targets.append(f"{capability.name[2:-1]}.{capability.name[-1]}")
 
     class Builder:
         def __init__(self, logger):
@@ -310,6 +306,10 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
                 raise Misuse("the engine was released before its context")
             return engine
 
+        def __del__(self):
+            if self._engine() is None:
+                cuda.misused.append("an engine was released before its context")
+
         def set_device_memory(self, memory, size):
             cuda.view(memory, size)
             if memory % 256 or size < SCRATCH:
@@ -355,6 +355,12 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
     if product == "tensorrt_rtx":
         names = {"SM86": 0, "SM89": 1}
         module.ComputeCapability = enum.IntEnum("ComputeCapability", names)
+
+        def set_compute_capability(self, capability, index):
+            self.targets.append(f"{capability.name[2:-1]}.{capability.name[-1]}")
+
+        IBuilderConfig.num_compute_capabilities = 0
+        IBuilderConfig.set_compute_capability = set_compute_capability
         IExecutionContext.is_stream_capturable = lambda self, stream: True
 
     class Runtime:

@@ -14,7 +14,8 @@ import torch
 from conftest import DIGITS_CHECKPOINT, GOLDEN
 
 from m2kit import Sampling, contract
-from m2kit.engines.precision import HALF_LIMIT, emulated, half_graph, write_half
+from m2kit.engines.emulation import EmulatedBackend, emulated
+from m2kit.engines.precision import HALF_LIMIT, half_graph, write_half
 from m2kit.export.exporter import export_bundle
 from m2kit.manifest import BUNDLE, files_table, read_manifest
 from m2kit.runtime.engine import Engine
@@ -26,15 +27,6 @@ from m2kit.training.evaluation import evaluate_digits
 HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
 
-class Unoptimised(OnnxRuntimeBackend):
-    """Casts are not folded, so that every rounding happens."""
-
-    def options(self):
-        options = super().options()
-        options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return options
-
-
 @pytest.fixture(scope="module")
 def halved(exported, tmp_path_factory):
     """Makes (exact engine, half engine of the emulated graphs, folder of the typed graphs)."""
@@ -42,15 +34,15 @@ def halved(exported, tmp_path_factory):
 
     def make(bundle):
         manifest = read_manifest(bundle, BUNDLE)
-        folders = [tmp_path_factory.mktemp(name) for name in ("typed", "emulated")]
-        write_half(bundle, manifest, folders[0])
-        half, _ = write_half(bundle, manifest, folders[1], emulate=True)
+        folder, typed = tmp_path_factory.mktemp("half"), tmp_path_factory.mktemp("typed")
+        half, _ = write_half(bundle, manifest, folder)
+        write_half(bundle, manifest, typed)
         engines = [
             Engine(manifest.spec, OnnxRuntimeBackend(bundle, manifest), defaults=manifest.sampling),
-            Engine(manifest.spec, Unoptimised(folders[1], half)),
+            Engine(manifest.spec, EmulatedBackend(folder, half)),
         ]
         opened.extend(engines)
-        return (*engines, folders[0])
+        return (*engines, typed)
 
     yield make
     for engine in opened:
@@ -235,9 +227,9 @@ def test_values_beyond_half_are_moved_to_islands_and_stay_finite(large, halved, 
 def test_without_islands_the_same_model_is_not_finite(large, tmp_path):
     manifest = read_manifest(large, BUNDLE)
     unaware = replace(manifest, maxima={graph: {} for graph in manifest.maxima})
-    half, moved = write_half(large, unaware, tmp_path, emulate=True)
+    half, moved = write_half(large, unaware, tmp_path)
     assert not any(moved.values())
-    with Engine(manifest.spec, Unoptimised(tmp_path, half)) as engine:
+    with Engine(manifest.spec, EmulatedBackend(tmp_path, half)) as engine:
         tokens = np.zeros((2, 4, 4, 2), np.int64)
         found = engine.score([1, 2], tokens)
     assert not all(np.isfinite(part).all() for part in found)

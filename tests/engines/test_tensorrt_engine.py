@@ -104,7 +104,23 @@ def test_a_position_is_one_launch_a_graph_and_nothing_is_allocated_in_the_loop(b
         waits = cuda.calls[before:].count("cudaStreamSynchronize")
         assert waits == positions * sub_tokens  # the host waits for logits alone
         assert engine.backend.active()["cuda_graphs"] == {"inter_step": "yes", "intra_step": "yes"}
-    assert cuda.leaks() == (0, 0, 0)
+    assert (cuda.leaks(), cuda.misused) == ((0, 0, 0), [])
+
+
+def test_a_short_batch_is_filled_up_with_repeats_of_its_last_row(built, gpu):
+    gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        engine.sample([1, 2, 3], Sampling(guidance=2.0, seed=1))
+        engine.sample([2], Sampling(guidance=2.0, seed=2))
+        arrays = engine.backend._steps.memory.arrays
+        assert arrays["inter_step/class_id"].tolist() == [2, *[engine.spec.transformer.classes] * 5]
+        tokens = arrays["inter_step/token"]
+        assert (tokens == tokens[0]).all()
+        image = np.full((1, 3, 16, 16), 0.5, np.float32)
+        engine.encode(np.zeros((3, 3, 16, 16), np.float32))
+        engine.encode(image)
+        (graph,) = (g for key, g in engine.backend._tokenizer.items() if key[0] == "encoder")
+        assert (graph._memory.arrays["image"] == 0.5).all()
 
 
 def test_where_capture_fails_it_runs_without_and_says_so(built, reference, gpu):

@@ -98,9 +98,16 @@ def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) 
     type=click.Path(path_type=Path),
     help="Bundle folder; an older bundle is replaced.  [default: NAME.bundle in this directory]",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(list(_PRECISIONS)),
+    default="fp32",
+    show_default=True,
+    help="fp32 is exact. fp16 is for TensorRT alone, to build on a device without onnx packages.",
+)
 @checkpoint_options
 @json_option
-def export(ckpt: Path, output: Path | None, as_json: bool, **reading: Any) -> None:
+def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **reading: Any) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, checked against PyTorch."""
     require("torch", extra="export,cpu", what="export")
     require("onnx_ir", extra="export,cpu", what="export")
@@ -113,8 +120,18 @@ def export(ckpt: Path, output: Path | None, as_json: bool, **reading: Any) -> No
         note(f"assuming {name} {value}: the file does not tell (set it with --spec)")
     destination = output or Path(f"{ckpt.stem}.bundle")
     with stages() as begin:
-        manifest = export_bundle(checkpoint, destination, ckpt.stem, begin)
-    _print_folder(destination, manifest, as_json, weights_taken(checkpoint.source))
+
+        def exact(folder: Path) -> Manifest:
+            return export_bundle(checkpoint, folder, ckpt.stem, begin)
+
+        if precision == "fp32":
+            manifest = exact(destination)
+        else:
+            from m2kit.engines.half_bundle import write_half_bundle
+
+            manifest = write_half_bundle(exact, destination, begin)
+    about = {"precision": precision} | weights_taken(checkpoint.source)
+    _print_folder(destination, manifest, as_json, about)
 
 
 @click.command("build-engine")
@@ -281,17 +298,21 @@ def _refuse_foreign(backend: str, given: dict[str, Any]) -> None:
 
 
 def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]) -> None:
-    worst = max(
-        (check.get("difference", 0.0) for check in manifest.parity["checks"].values()), default=0.0
-    )
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    checks = manifest.parity["checks"]
-    outcome = f"{len(checks)} checks passed, largest difference {worst:.1e}"
     rows = {
         manifest.kind: str(path),
         **{label(name): value for name, value in more.items()},
         "size": size_text(size),
-        "parity": outcome if checks else manifest.parity["state"],
+        "parity": _outcome(manifest.parity),
     }
     value = {manifest.kind: str(path), **more, "bytes": size, "parity": manifest.parity}
     print_result(rows, as_json, value)
+
+
+def _outcome(parity: dict[str, Any]) -> str:
+    checks = list(parity["checks"].values())
+    if not checks:
+        return str(parity["state"])
+    differences = [check["difference"] for check in checks if "difference" in check]
+    worst = f", largest difference {max(differences):.1e}" if differences else ""
+    return f"{len(checks)} checks passed, {parity['precision']}{worst}"

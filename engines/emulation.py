@@ -1,0 +1,96 @@
+"""Half precision on any processor: a typed half graph as float32 nodes, each of whose results is
+rounded to half.
+
+ONNX Runtime's CPU provider computes half graphs in float32 and keeps the unrounded values in
+between: rounding and overflow are hidden. Here they are not, so this is what half precision is
+judged on where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from m2kit.contract import PORTABLE
+from m2kit.manifest import Manifest
+from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+
+class EmulatedBackend(OnnxRuntimeBackend):
+    """The typed half graphs of a folder, emulated by ONNX Runtime; `close` removes its files."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Write the emulated graphs beside the half ones, over the same weights."""
+        super().__init__(folder, manifest)
+        self._paths = {graph: folder / f"emulated_{graph}.onnx" for graph in manifest.graphs}
+        for graph, path in self._paths.items():
+            model = emulated(ir.load(folder / manifest.graph_file(PORTABLE, graph)))
+            path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+    def path(self, graph: str) -> Path:
+        """The emulated file of a graph."""
+        return self._paths[graph]
+
+    def options(self) -> Any:
+        """Without optimisations, which fold casts away, so that every rounding happens."""
+        options = super().options()
+        options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return options
+
+    def close(self) -> None:
+        """Drop the sessions and remove the emulated files."""
+        super().close()
+        for path in self._paths.values():
+            path.unlink(missing_ok=True)
+
+
+def emulated(model: ir.Model) -> ir.Model:
+    """A half graph as float32 nodes, each of whose results is rounded to half."""
+    copy = model.clone()
+    graph = copy.graph
+    for node in list(graph):
+        halves = [v for v in (*node.inputs, *node.outputs) if v is not None and _is_half(v)]
+        if node.op_type == "Cast" or not halves:
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and _is_half(value):
+                cast = _cast_of(value, ir.DataType.FLOAT, f"{node.name}/in{index}")
+                graph.insert_before(node, cast)
+                node.replace_input_with(index, cast.outputs[0])
+        for value in node.outputs:
+            if _is_half(value):
+                _round(graph, node, value)
+    return copy
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Let the node's result be float32, and all who read it read it cast to half."""
+    cast = _cast_of(value, ir.DataType.FLOAT16, f"{value.name}/rounded")
+    rounded = cast.outputs[0]
+    is_output = any(output is value for output in graph.outputs)
+    for user, index in [(use.node, use.idx) for use in value.uses()]:
+        if user is not cast:
+            user.replace_input_with(index, rounded)
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_after(node, cast)
+    if is_output:
+        rounded.shape, rounded.name, value.name = value.shape, value.name, f"{value.name}/exact"
+        for index, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[index] = rounded
+
+
+def _cast_of(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+    return ir.node(
+        "Cast",
+        [value],
+        attributes={"to": to},
+        outputs=[ir.Value(name=name, type=ir.TensorType(to))],
+        name=f"{name}/Cast",
+    )
+
+
+def _is_half(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT16

@@ -1,0 +1,63 @@
+"""A bundle in typed half precision: what a device builds from that has no onnx packages.
+
+Judged in emulation against PyTorch's reference before it appears.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from m2kit.engines.emulation import EmulatedBackend
+from m2kit.engines.precision import write_half
+from m2kit.folders import new_folder
+from m2kit.manifest import (
+    BUNDLE,
+    REFERENCE_FILE,
+    Manifest,
+    files_table,
+    manifest_name,
+    write_manifest,
+)
+from m2kit.progress import Begin, silent
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.verification import compare, read_reference, require_parity
+
+
+def write_half_bundle(
+    make_exact: Callable[[Path], Manifest], destination: Path, begin: Begin = silent
+) -> Manifest:
+    """Write a half bundle beside the exact one it is derived from, which is not kept.
+
+    Args:
+        make_exact: Writes the float32 bundle into the folder it is given.
+        destination: The half bundle; appears only when complete and near enough to PyTorch.
+        begin: Called with the name of each stage as it begins.
+
+    Raises:
+        FolderError: The destination cannot be written.
+        ParityError: The values do not fit into half precision, or the emulation of the half
+            graphs is further from PyTorch than m2kit.tolerances allows.
+    """
+    with new_folder(destination, manifest_name(BUNDLE)) as folder:
+        exact = folder / "exact"
+        source = make_exact(exact)
+        begin("turning the graphs into half precision")
+        half, moved = write_half(exact, source, folder)
+        shutil.copyfile(exact / REFERENCE_FILE, folder / REFERENCE_FILE)
+        shutil.rmtree(exact)
+        reference = read_reference(folder / REFERENCE_FILE)
+        advance = begin("comparing half precision, emulated, with PyTorch", half.spec.positions)
+        with Engine(half.spec, EmulatedBackend(folder, half)) as engine:
+            report = compare(engine, reference, advance, precision=half.precision)
+        require_parity(report, "half precision")
+        manifest = replace(
+            half,
+            files=files_table(folder),
+            parity=report | {"precision": "float16, emulated, against float32"},
+            build={"precision": half.precision, "moved_to_float": moved},
+        )
+        write_manifest(folder, manifest)
+    return manifest

@@ -1,0 +1,393 @@
+"""Building for `tensorrt` 10.3 to 11 on doubles: what is asked of the builder, what is refused, and
+what an engine of another machine says."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import GOLDEN
+
+import m2kit
+from m2kit.cli import cli
+from m2kit.engines.tensorrt_builder import build_tensorrt_engine
+from m2kit.engines.tensorrt_process import PlanOptions
+from m2kit.errors import BackendError, FolderError, InputError, ParityError
+from m2kit.folders import sha256_of_json
+from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+
+pytest.importorskip("torch")
+VERSIONS = ["10.3.0", "10.9.0.34", "10.16.0.72", "11.4.0.106"]
+
+
+@pytest.fixture
+def bundle(exported):
+    return exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
+
+
+def asked(engine, plan="inter_step.plan"):
+    """What the builder was configured with, as the double writes it into its plan."""
+    data = (engine / plan).read_bytes()
+    start = data.index(b"\n") + 1
+    size = int.from_bytes(data[start : start + 8], "little")
+    return json.loads(data[start + 8 : start + 8 + size])["asked"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_builds_and_passes_the_gate(bundle, tmp_path, gpu, version):
+    gpu(version)
+    manifest = build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+    assert manifest.parity["passed"]
+    assert manifest.parity["devices"] == ["Test GPU (8.6)"]
+    assert manifest.build["backend_version"] == manifest.versions["tensorrt"] == version
+    found = asked(tmp_path / "a.engine")
+    assert found["flags"] == []  # TF32, which is on by default, is off
+    assert (found["streams"], found["level"], found["hardware"]) == (0, 3, "NONE")
+    layers = manifest.build["graphs"]["inter_step"]["layers"]
+    assert layers["MATRIX_MULTIPLY HALF"] > 0
+    assert not [kind for kind in layers if kind.startswith(("SOFTMAX H", "UNARY H", "REDUCE H"))]
+    with m2kit.open_engine(tmp_path / "a.engine") as engine:
+        assert engine.sample([1]).shape == (1, 4, 4, 2)
+
+
+def test_options_reach_the_builder(bundle, tmp_path, gpu):
+    gpu("11.4.0.106")
+    options = PlanOptions(
+        "tensorrt", version_compatible=True, hardware_compatible="same-capability",
+        optimization_level=0, workspace_bytes=64 << 20,
+    )  # fmt: skip
+    build_tensorrt_engine(bundle, tmp_path / "a.engine", options)
+    found = asked(tmp_path / "a.engine")
+    assert found["flags"] == ["VERSION_COMPATIBLE"]
+    assert found["hardware"] == "SAME_COMPUTE_CAPABILITY"
+    assert (found["level"], found["limits"]) == (0, {"WORKSPACE": 64 << 20})
+    build_tensorrt_engine(bundle, tmp_path / "b.engine", PlanOptions("tensorrt", low_memory=True))
+    found = asked(tmp_path / "b.engine")
+    assert found["limits"] == {"WORKSPACE": 256 << 20, "TACTIC_DRAM": 1 << 30}
+    assert found["level"] == 2
+
+
+def test_an_option_that_a_version_lacks_is_refused(bundle, tmp_path, gpu):
+    gpu("10.3.0")
+    options = PlanOptions("tensorrt", hardware_compatible="same-capability")
+    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 has no --hardware-compatible same"):
+        build_tensorrt_engine(bundle, tmp_path / "a.engine", options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_timings_are_kept_for_a_gpu_and_a_version(bundle, tmp_path, gpu, home):
+    def build(name, **options):
+        build_tensorrt_engine(bundle, tmp_path / name, PlanOptions("tensorrt"), **options)
+        return asked(tmp_path / name, "encoder.16x16.plan")["timing_cache"]
+
+    gpu()
+    folder = home / ".cache" / "m2kit" / "timing"
+    assert build("off", keep_timings=False) == ""
+    assert not folder.exists()
+    assert build("first") == ""
+    assert build("second").startswith("timed;")
+    assert [path.name for path in folder.iterdir()] == ["tensorrt-10.3.0-Test-GPU-8-6.cache"]
+    gpu(name="Orin", capability="8.7")
+    assert build("other") == ""
+    folder.chmod(0o500)
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    assert build("read-only") == ""
+
+
+def test_a_float32_engine_needs_a_float32_bundle(bundle, tmp_path, gpu):
+    gpu()
+    half = export_half(tmp_path)
+    with pytest.raises(InputError, match="is half precision already"):
+        build_tensorrt_engine(half, tmp_path / "x", PlanOptions("tensorrt"), precision="float32")
+    manifest = build_tensorrt_engine(half, tmp_path / "h.engine", PlanOptions("tensorrt"))
+    same = build_tensorrt_engine(bundle, tmp_path / "f.engine", PlanOptions("tensorrt"))
+    assert manifest.build["graphs"] == same.build["graphs"]
+    assert manifest.parity == same.parity
+
+
+def export_half(folder):
+    result = CliRunner().invoke(
+        cli,
+        ["export", "--ckpt", str(GOLDEN / "ar_tiny.ckpt"), "--spec", '{"heads": 4}',
+         "--precision", "fp16", "-o", str(folder / "half.bundle"), "--json"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert value["parity"]["precision"] == "float16, emulated, against float32"
+    assert value["parity"]["passed"]
+    return folder / "half.bundle"
+
+
+def test_a_half_bundle_is_for_tensorrt_and_holds_only_what_it_needs(tmp_path, bundle):
+    half = export_half(tmp_path)
+    assert {path.name for path in half.iterdir()} == {path.name for path in bundle.iterdir()}
+    assert read_manifest(half, BUNDLE).precision == "float16"
+    assert (half / "weights.bin").stat().st_size < (bundle / "weights.bin").stat().st_size
+    result = CliRunner().invoke(cli, ["build-engine", str(half), "--backend", "onnxruntime"])
+    assert (result.exit_code, "is in half precision, which is for TensorRT" in result.stderr) == (
+        1,
+        True,
+    )
+    result = CliRunner().invoke(cli, ["verify", str(half), "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["passed"]
+
+
+def test_a_device_with_a_half_bundle_needs_no_onnx(tmp_path, gpu):
+    gpu()
+    half = export_half(tmp_path)
+    script = (
+        "import sys; from pathlib import Path\n"
+        "for name in ('torch', 'onnx_ir'): sys.modules[name] = None\n"
+        "from m2kit.engines import tensorrt_builder as b\n"
+        "from m2kit.engines.tensorrt_process import PlanOptions\n"
+        "b.find_device = lambda what: b.Device('Test GPU', '8.6')\n"
+        "b._tried = lambda folder, manifest, device, begin: manifest\n"
+        f"b.build_tensorrt_engine(Path({str(half)!r}), Path('x.engine'), PlanOptions('tensorrt'))"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    assert read_manifest(tmp_path / "x.engine", ENGINE).precision == "float16"
+
+
+@pytest.fixture
+def engine(bundle, tmp_path, gpu):
+    """An engine folder built on the test GPU, with its bundle beside it."""
+    gpu()
+    shutil.copytree(bundle, tmp_path / "m.bundle")
+    build_tensorrt_engine(
+        tmp_path / "m.bundle", tmp_path / "m.engine", PlanOptions("tensorrt"), batch=2,
+        flags=["--opt-level", "4"],
+    )  # fmt: skip
+    return tmp_path / "m.engine"
+
+
+REBUILD = "`m2kit build-engine m.bundle -o m.engine --backend tensorrt --batch 2 --opt-level 4`"
+
+
+def change(folder, **build):
+    """Rewrite fields of engine.json's build as if it had been made so."""
+    path = folder / "engine.json"
+    value = json.loads(path.read_text())
+    value["build"].update(build)
+    del value["digest"]
+    path.write_text(json.dumps(value | {"digest": sha256_of_json(value)}))
+
+
+@pytest.mark.parametrize(
+    ("here", "built", "words"),
+    [
+        ({"version": "10.4.0"}, {}, "(TensorRT: built with 10.3.0, here 10.4.0)"),
+        ({"name": "Orin"}, {}, "(GPU: built for Test GPU (8.6), here Orin (8.6))"),
+        ({"capability": "8.7"}, {}, "(GPU: built for Test GPU (8.6), here Test GPU (8.7))"),
+        ({}, {"architecture": "aarch64"}, "(architecture: built for aarch64, here "),
+        ({}, {"os": "Plan 9"}, "(operating system: built for Plan 9, here Linux)"),
+        (
+            {"version": "11.4.0.106", "name": "Orin", "capability": "8.7"},
+            {},
+            "(TensorRT: built with 10.3.0, here 11.4.0.106; GPU: built for Test GPU (8.6), here "
+            "Orin (8.7))",
+        ),
+    ],
+)
+def test_an_engine_of_another_machine_names_each_field_and_the_command(
+    engine, gpu, here, built, words
+):
+    change(engine, **built)
+    gpu(**here)
+    with pytest.raises(FolderError) as error:
+        m2kit.open_engine(engine)
+    assert words in str(error.value)
+    assert str(error.value).endswith(f"build it here with {REBUILD}")
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [
+        ({"version_compatible": True}, {"version": "10.4.0"}, True),
+        ({"version_compatible": True}, {"version": "11.0.0"}, True),
+        ({"version_compatible": True}, {"version": "12.0.0"}, False),
+        ({"version_compatible": True, "backend_version": "10.9.0"}, {}, False),
+        ({"hardware_compatible": "ampere"}, {"name": "X", "capability": "9.0"}, True),
+        ({"hardware_compatible": "ampere"}, {"name": "X", "capability": "7.5"}, False),
+        ({"hardware_compatible": "same-capability"}, {"name": "X"}, True),
+        ({"hardware_compatible": "same-capability"}, {"capability": "8.9"}, False),
+    ],
+)
+def test_compatible_engines_are_refused_only_where_nvidia_says_so(engine, gpu, built, here, fits):
+    from m2kit.runtime.cuda import Device
+    from m2kit.runtime.target import check_machine
+
+    change(engine, **built)
+    machine = {"version": "10.3.0", "name": "Test GPU", "capability": "8.6"} | here
+    device = Device(machine["name"], machine["capability"])
+    manifest = read_manifest(engine, ENGINE)
+    if fits:
+        check_machine(engine, manifest, machine["version"], device)
+    else:
+        with pytest.raises(FolderError, match="was built for another machine"):
+            check_machine(engine, manifest, machine["version"], device)
+
+
+def test_an_engine_of_another_bundle_than_the_one_beside_it(engine, exported, gpu):
+    gpu()
+    bundle = engine.parent / "m.bundle"
+    shutil.rmtree(bundle)
+    other = exported(GOLDEN / "ar_tiny.ckpt", heads=2)[0]
+    shutil.copytree(other, bundle)
+    with pytest.raises(FolderError) as error:
+        m2kit.open_engine(engine)
+    assert "was built from another m.bundle than the one beside it (spec.transformer.heads: " in (
+        str(error.value)
+    )
+    assert "engine 4, bundle 2" in str(error.value)
+    assert REBUILD in str(error.value)
+    shutil.rmtree(bundle)
+    m2kit.open_engine(engine).backend.close()
+
+
+def test_without_tensorrt_or_with_one_that_is_too_old_or_broken(engine, gpu, monkeypatch):
+    gpu()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"the tensorrt backend needs .* 'm2kit\[tensorrt\]'"):
+        m2kit.open_engine(engine)
+    for version in ("8.6.2", "10.0.1"):
+        _, trt = gpu()
+        trt.__version__ = version
+        with pytest.raises(BackendError, match=rf"TensorRT {version} is too old: .* 10\.3 or new"):
+            m2kit.open_engine(engine)
+
+
+def test_libraries_that_cannot_be_loaded_are_told_from_a_missing_package(
+    bundle, tmp_path, gpu, monkeypatch
+):
+    gpu()
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')")
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BackendError, match=r"installed and cannot load .*libnvinfer\.so\.10"):
+        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+
+
+def test_the_gate_refuses_plans_that_do_not_agree(bundle, tmp_path, gpu, monkeypatch):
+    """A builder that gets a layer wrong: no engine appears."""
+    cuda, trt = gpu()
+    original = trt.IExecutionContext._compute
+
+    def wrong(self, engine):
+        original(self, engine)
+        if "logits.0" in engine._tensors:
+            cuda.view(self._addresses["logits.0"], 4)[:] = 0xFF  # a NaN
+
+    monkeypatch.setattr(trt.IExecutionContext, "_compute", wrong)
+    with pytest.raises(ParityError, match=r"the engine does not agree .* logits of sub-token 0"):
+        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_built_elsewhere_is_checked_when_it_first_runs(bundle, tmp_path, gpu):
+    pytest.importorskip("tensorrt_rtx")
+    gpu("1.7.1.116", "tensorrt_rtx", driver=0)
+    options = PlanOptions("tensorrt-rtx", ("8.6", "8.9"))
+    folder = tmp_path / "a.engine"
+    manifest = build_tensorrt_engine(bundle, folder, options)
+    assert manifest.parity == {"passed": None, "checks": {}, "state": "built, not run"}
+    gpu("1.7.1.116", "tensorrt_rtx")
+    said = []
+
+    def begin(stage, total=None):
+        said.append(stage)
+        return lambda count: None
+
+    m2kit.open_engine(folder, begin=begin).backend.close()
+    assert said == ["first run on Test GPU (8.6): comparing with PyTorch's reference"]
+    assert read_manifest(folder, ENGINE).parity["devices"] == ["Test GPU (8.6)"]
+    m2kit.open_engine(folder, begin=begin).backend.close()
+    assert len(said) == 1
+    gpu("1.7.1.116", "tensorrt_rtx", name="RTX 4090", capability="8.9")
+    m2kit.open_engine(folder, begin=begin).backend.close()
+    assert said[1] == "first run on RTX 4090 (8.9): comparing with PyTorch's reference"
+    gpu("1.7.1.116", "tensorrt_rtx", name="H100", capability="9.0")
+    with pytest.raises(FolderError, match=r"built for compute capability 8\.6, 8\.9, here H100"):
+        m2kit.open_engine(folder)
+
+
+def test_a_killed_build_leaves_nothing_that_opens_and_the_next_succeeds(bundle, tmp_path, gpu):
+    gpu()
+    script = (
+        "from pathlib import Path\n"
+        "from m2kit.engines import tensorrt_builder as b\n"
+        "from m2kit.engines.tensorrt_process import PlanOptions\n"
+        "b.find_device = lambda what: b.Device('Test GPU', '8.6')\n"
+        f"b.build_tensorrt_engine(Path({str(bundle)!r}), Path('a.engine'), PlanOptions('tensorrt'))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".a.engine.tmp-*/lfq*.plan")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".a.engine.tmp-")
+    with pytest.raises(FolderError, match="expected an engine folder"):
+        m2kit.open_engine(left)
+    build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.engine"]
+    m2kit.open_engine(tmp_path / "a.engine").backend.close()
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_three_commands_on_a_gpu(bundle, tmp_path, gpu, monkeypatch):
+    gpu()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle, "m.bundle")
+    code, out, err = invoke("build-engine", "--batch", 2, "--low-memory", "--json")
+    assert code == 0, err
+    assert "building for tensorrt on Test GPU (8.6)" in err
+    assert "building takes about 1.5 GB of memory" in err
+    assert "building inter_step.plan, 4 of 5" in err
+    assert json.loads(out)["backend"] == "tensorrt"
+    code, out, err = invoke("generate", "--class", 1, "-n", 3, "--guidance", 2, "--json")
+    assert code == 0, err
+    assert json.loads(out)["active"]["cuda_graphs"] == {"inter_step": "yes", "intra_step": "yes"}
+    assert Path("samples.png").is_file()
+    code, _, err = invoke("generate", "--class", 1, "-n", 3, "--guidance", 2, "--batch", 4)
+    assert (code, "asked for 6: use --batch 2" in err) == (1, True)
+    code, _, err = invoke("generate", "--class", 1, "-n", 3, "--provider", "cuda")
+    assert (code, "--provider: of the onnxruntime backend" in err) == (1, True)
+    code, out, err = invoke("verify", "m.engine")
+    assert code == 0, err
+    assert "KL divergence" in out
+    assert "inter_step: yes" in " ".join(out.split())
+    code, out, err = invoke("inspect", "m.engine")
+    assert code == 0, err
+    assert "MATRIX_MULTIPLY HALF" in out
+    gpu(driver=0)
+    code, _, err = invoke("build-engine", "--backend", "tensorrt")
+    assert (code, "building for TensorRT needs an NVIDIA GPU" in err) == (1, True)
+    code, out, err = invoke("build-engine", "-o", "cpu.engine", "--json")
+    assert (code, "building for onnxruntime: no NVIDIA driver" in err) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backend", "onnxruntime", "--opt-level", "0"], "--opt-level: an onnxruntime engine"),
+        (["--backend", "tensorrt-rtx", "--low-memory"], "tensorrt-rtx has no such option; choose "
+         "--backend tensorrt"),
+        (["--backend", "tensorrt", "--compute-capability", "8.6"], "choose --backend tensorrt-rtx"),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_backend_is_refused(bundle, arguments, words):
+    code, _, err = invoke("build-engine", bundle, *arguments)
+    assert (code, words in err) == (1, True), err

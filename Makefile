@@ -4,7 +4,7 @@ BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
-.PHONY: install demo demo-train demo-evaluate test test-gpu check types bench bench-export clean
+.PHONY: install demo demo-train demo-evaluate test test-gpu check types bench bench-export bench-plans clean
 
 install: .venv/.installed  ## make .venv with everything for development on a CPU
 
@@ -49,6 +49,9 @@ bench: demo  ## the demo engine against the same model in PyTorch, in one run
 
 bench-export: install  ## time, memory and disk of exporting a published size: PRESET=ar-l
 	$(BIN)/python examples/sizes/measure.py $(or $(PRESET),ar-b) build/sizes
+
+bench-plans: install  ## the same, and its half-precision TensorRT-RTX plans, built without a GPU
+	$(BIN)/python examples/sizes/measure.py $(or $(PRESET),ar-b) build/sizes --plans
 
 clean:
 	rm -rf build .types

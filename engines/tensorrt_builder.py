@@ -117,7 +117,7 @@ def build_tensorrt_engine(
     begin(_check_resources(source.spec, options.product, precision))
     with new_folder(destination, manifest_name(ENGINE)) as folder:
         typed, moved, onnx_folder = _typed_graphs(bundle, source, folder, precision, begin)
-        layers = _build_plans(typed, onnx_folder, folder, batch, sizes, options, begin)
+        built = _build_plans(typed, onnx_folder, folder, batch, sizes, options, begin)
         if onnx_folder != bundle:
             shutil.rmtree(onnx_folder)
         shutil.copyfile(bundle / REFERENCE_FILE, folder / REFERENCE_FILE)
@@ -142,8 +142,8 @@ def build_tensorrt_engine(
                 "version_compatible": options.version_compatible,
                 "hardware_compatible": options.hardware_compatible,
                 "graphs": {
-                    graph: {"layers": layers[graph], "moved_to_float": moved.get(graph, {})}
-                    for graph in layers
+                    graph: details | {"moved_to_float": moved.get(graph, {})}
+                    for graph, details in built.items()
                 },
                 "os": platform.system(),
                 "architecture": platform.machine(),
@@ -181,15 +181,15 @@ def _build_plans(
     sizes: Sequence[tuple[int, int]],
     options: PlanOptions,
     begin: Begin,
-) -> dict[str, dict[str, int]]:
-    """Write every plan; returns graph -> "TYPE PRECISION" -> layers."""
+) -> dict[str, dict[str, Any]]:
+    """Write every plan; returns graph -> its layers and flags, as `build_plan` does."""
     spec, factor = typed.spec, typed.spec.tokenizer.downsampling
     jobs = [
         (graph, size)
         for graph in contract.graph_names(spec)
         for size in (sizes if graph in contract.TOKENIZER_GRAPHS else [None])
     ]
-    layers = {}
+    built = {}
     for number, (graph, size) in enumerate(jobs, start=1):
         dimensions = {"R": 2 * batch, "B": batch}
         if size is not None:
@@ -199,8 +199,8 @@ def _build_plans(
         begin(f"building {plan.name}, {number} of {len(jobs)}")
         onnx = onnx_folder / typed.graph_file(contract.PORTABLE, graph)
         io = contract.graph_io(spec, graph)
-        layers[graph] = build_plan(onnx, plan, io, dimensions, options)
-    return layers
+        built[graph] = build_plan(onnx, plan, io, dimensions, options)
+    return built
 
 
 def _entries(typed: Manifest, size: tuple[int, int]) -> dict[str, dict[str, Any]]:

@@ -92,7 +92,7 @@ def targets(trt: ModuleType, capabilities: Sequence[str]) -> list[tuple[int, int
 
 def build_plan(
     graph: Path, plan: Path, tensors: GraphIO, sizes: Mapping[str, int], options: PlanOptions
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Parse a typed graph and build it, every shape static.
 
     Args:
@@ -103,7 +103,8 @@ def build_plan(
         options: How.
 
     Returns:
-        "TYPE PRECISION" -> how many layers of the parsed network compute that way.
+        {"layers": "TYPE PRECISION" -> how many layers of the parsed network compute that way,
+        "flags": the builder's flags that were on}.
 
     Raises:
         BackendError: TensorRT does not take the graph or an option, with its own reasons; or its
@@ -143,8 +144,7 @@ def build_plan(
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if "error" in answer:
         raise BackendError(answer["error"])
-    layers: dict[str, int] = answer["layers"]
-    return layers
+    return answer
 
 
 def _settle() -> None:
@@ -165,7 +165,7 @@ class _Reasons(logging.Handler):
         self.lines.append(" ".join(record.getMessage().split()))
 
 
-def _build(request: dict[str, Any]) -> dict[str, int]:
+def _build(request: dict[str, Any]) -> dict[str, Any]:
     """What `build_plan` has its process do."""
     trt = load_tensorrt(request["product"])
     what = f"building for {request['product']}"
@@ -197,7 +197,8 @@ def _build(request: dict[str, Any]) -> dict[str, int]:
         title, graph = PRODUCTS[request["product"]].title, Path(request["graph"]).stem
         raise BackendError(f"{title} {trt.__version__} does not take {graph}: {shown}") from error
     Path(request["plan"]).write_bytes(data)
-    return _layers(network)
+    flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
+    return {"layers": _layers(network), "flags": flags}
 
 
 @contextlib.contextmanager
@@ -270,7 +271,7 @@ def _layers(network: Any) -> dict[str, int]:
 
 if __name__ == "__main__":
     try:
-        answer: dict[str, Any] = {"layers": _build(json.loads(sys.argv[1]))}
+        answer = _build(json.loads(sys.argv[1]))
     except M2KitError as refusal:
         answer = {"error": str(refusal)}
     print(json.dumps(answer))

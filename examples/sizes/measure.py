@@ -1,10 +1,12 @@
-"""Export a published size with random weights; report time, peak memory and disk.
+"""Export a published size with random weights; report time, peak memory and disk. With --plans,
+build the half-precision TensorRT-RTX plans of its bundle too.
 
-    python examples/sizes/measure.py ar-b build/sizes
+    python examples/sizes/measure.py ar-b build/sizes [--plans]
 
-Peak memory is the largest sum of PSS (proportional set size) over the process tree of
-`m2kit export`, parity check included, sampled every 0.2 s; pages of mapped files count. The last
-line is one JSON object. Both files are removed at the end: a size takes twice its checkpoint.
+Peak memory is the largest sum of PSS (proportional set size) over the process tree of the command,
+sampled every 0.2 s; pages of mapped files count. Export's parity check is part of it; plans are
+built for two compute capabilities and not run. The last line is one JSON object. All files are
+removed at the end: a size takes twice its checkpoint, and its plans half of it more.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from m2kit.manifest import read_manifest
+from m2kit.parameters import parameter_counts
 
 _INTERVAL_S = 0.2
 _M2KIT = [sys.executable, "-m", "m2kit"]
@@ -52,7 +57,22 @@ def measured(command: list[str]) -> tuple[float, int]:
     return time.monotonic() - started, peak
 
 
-def main(preset: str, folder: Path) -> None:
+def measured_plans(bundle: Path, engine: Path) -> dict[str, float]:
+    """Build the plans of a bundle; seconds, peak memory, and size for each 2 bytes of a weight."""
+    command = [*_M2KIT, "build-engine", str(bundle), "-o", str(engine), "--backend"]
+    seconds, peak = measured([*command, "tensorrt-rtx"])
+    weights = sum(parameter_counts(read_manifest(bundle, "bundle").spec).values())
+    plans = sum(path.stat().st_size for path in engine.glob("*.plan"))
+    shutil.rmtree(engine)
+    return {
+        "plans_seconds": round(seconds, 1),
+        "plans_peak_pss_bytes": peak,
+        "plans_bytes": plans,
+        "plans_over_2_bytes_a_weight": round(plans / (2 * weights), 4),
+    }
+
+
+def main(preset: str, folder: Path, *, plans: bool) -> None:
     """Measure one preset."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, bundle = folder / f"{preset}.pt", folder / f"{preset}.bundle"
@@ -72,10 +92,12 @@ def main(preset: str, folder: Path) -> None:
         "bundle_over_checkpoint": round(disk / size, 4),
         "largest_difference": max(check.get("difference", 0.0) for check in checks.values()),
     }
+    if plans:
+        result |= measured_plans(bundle, folder / f"{preset}.engine")
     print(json.dumps(result))
     checkpoint.unlink()
     shutil.rmtree(bundle)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), plans="--plans" in sys.argv)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from conftest import DIGITS_CHECKPOINT, GOLDEN
+from conftest import DIGITS_CHECKPOINT, GOLDEN, PORTABLE_OPS
 
 from m2kit import Sampling, contract
 from m2kit.engines.emulation import EmulatedBackend, emulated
@@ -74,6 +74,7 @@ def test_the_typed_graphs_are_valid_and_keep_their_contract(model, request):
     for graph in contract.graph_names(exact.spec):
         path = folder / f"{graph}.onnx"
         onnx.checker.check_model(str(path), full_check=True)
+        assert {node.op_type for node in onnx.load(path).graph.node} <= PORTABLE_OPS
         io = contract.graph_io(exact.spec, graph)
         proto, types = inferred_types(path)
         for declared, found in ((io.inputs, proto.input), (io.outputs, proto.output)):

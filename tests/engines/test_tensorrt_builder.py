@@ -73,7 +73,9 @@ def test_the_parsed_network_has_the_precision_of_every_mark(bundles, tmp_path, n
     for graph in contract.graph_names(manifest.spec):
         path = tmp_path / f"{graph}.onnx"
         io = contract.graph_io(manifest.spec, graph)
-        layers = build_plan(path, tmp_path / "x.plan", io, sizes, ONE)
+        built = build_plan(path, tmp_path / "x.plan", io, sizes, ONE)
+        assert "TF32" not in built["flags"]
+        layers = built["layers"]
         marks = {"FLOAT": [], "HALF": []}
         for node in onnx.load(path, load_external_data=False).graph.node:
             mark = {entry.key: entry.value for entry in node.metadata_props}[contract.PRECISION]
@@ -85,6 +87,16 @@ def test_the_parsed_network_has_the_precision_of_every_mark(bundles, tmp_path, n
         for kind in ("NORMALIZATION", "SOFTMAX"):
             assert f"{kind} HALF" not in layers
         assert "Conv" not in marks["FLOAT"]
+
+
+def test_a_float32_engine_is_float32_throughout_and_has_no_tf32(bundles, tmp_path):
+    manifest = build_tensorrt_engine(
+        bundles["ar_tiny"], tmp_path / "a.engine", ONE, precision="float32"
+    )
+    assert manifest.precision == "float32"
+    for details in manifest.build["graphs"].values():
+        assert details["flags"] == ["REQUIRE_USER_ALLOCATION"]  # TF32 is on by default
+        assert not [kind for kind in details["layers"] if not kind.endswith(" FLOAT")]
 
 
 def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
@@ -102,7 +114,7 @@ def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
     io = contract.graph_io(manifest.spec, "inter_step")
     sizes = static_sizes(manifest.spec)
     graph = tmp_path / "half" / "inter_step.onnx"
-    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, ONE)
+    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, ONE)["layers"]
     assert layers["UNARY HALF"] == 2 * manifest.spec.transformer.inter_layers
 
 

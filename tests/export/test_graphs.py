@@ -5,7 +5,7 @@ import filecmp
 import numpy as np
 import onnx
 import pytest
-from conftest import GOLDEN, tiny_spec
+from conftest import GOLDEN, PORTABLE_OPS, tiny_spec
 
 from m2kit import contract
 from m2kit.config import PRESETS, ModelSpec
@@ -16,36 +16,6 @@ from m2kit.training.checkpoint import read_checkpoint
 from m2kit.training.models.model import expected_shapes
 from m2kit.weights_file import ALIGNMENT_BYTES
 
-# Everything Orin's TensorRT 10.3 parses; none of the fused transformer or normalization ops.
-PORTABLE_OPS = {
-    "Add",
-    "Cast",
-    "Concat",
-    "Conv",
-    "DepthToSpace",
-    "Div",
-    "Equal",
-    "Gather",
-    "Greater",
-    "InstanceNormalization",
-    "Less",
-    "MatMul",
-    "Mul",
-    "ReduceMean",
-    "ReduceProd",
-    "ReduceSum",
-    "Reshape",
-    "Shape",
-    "Sigmoid",
-    "Softmax",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Transpose",
-    "Unsqueeze",
-    "Where",
-}
 FLOAT_ONLY = {"InstanceNormalization", "Softmax", "ReduceMean", "Sqrt", "Greater", "Less"}
 
 

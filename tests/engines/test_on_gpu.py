@@ -1,0 +1,41 @@
+"""TensorRT engines on a real GPU: `make test-gpu`. None of this has been run yet."""
+
+import numpy as np
+import pytest
+from conftest import DIGITS_CHECKPOINT
+
+import m2kit
+from m2kit.engines.tensorrt_builder import build_tensorrt_engine
+from m2kit.engines.tensorrt_process import PlanOptions
+from m2kit.runtime.cuda import probe
+from m2kit.runtime.quality import draw_quality
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
+def options(request):
+    """A product that is installed, for the GPU that is here."""
+    devices, reason = probe()
+    if not devices:
+        pytest.skip(f"needs an NVIDIA GPU: {reason}")
+    pytest.importorskip(request.param.replace("-", "_"))
+    return PlanOptions(request.param, (devices[0].capability,))
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_an_engine_is_built_passes_its_gate_and_draws(options, precision, exported, tmp_path):
+    bundle, exact_folder = exported(DIGITS_CHECKPOINT)
+    folder = tmp_path / "digits.engine"
+    manifest = build_tensorrt_engine(bundle, folder, options, batch=10, precision=precision)
+    assert manifest.parity["passed"]
+    classes = np.arange(10)
+    with m2kit.open_engine(folder) as engine, m2kit.open_engine(exact_folder) as exact:
+        quality = draw_quality(exact, engine, classes, m2kit.Sampling(seed=1))
+        assert quality.cdf_mean < 0.005
+        assert quality.equal_ids >= (0.8 if precision == "float16" else 0.99)
+        tokens = engine.sample(classes, m2kit.Sampling(seed=1))
+        np.testing.assert_array_equal(engine.sample(classes, m2kit.Sampling(seed=1)), tokens)
+        short = engine.sample(classes[:3], m2kit.Sampling(seed=1))
+        np.testing.assert_array_equal(short, tokens[:3])
+        assert set(engine.backend.active()["cuda_graphs"].values()) == {"yes"}

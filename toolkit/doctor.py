@@ -76,8 +76,8 @@ def backends(machine: Machine) -> dict[str, str]:
     rows = {
         "onnxruntime, cpu": "ready" if ort else _install("cpu"),
         "onnxruntime, cuda": gpu if "onnxruntime-gpu" in has else _install("gpu"),
-        "tensorrt": _tensorrt(machine, gpu),
-        "tensorrt-rtx": _tensorrt_rtx(machine, gpu),
+        "tensorrt engines": _tensorrt(machine, gpu),
+        "tensorrt-rtx engines": _tensorrt_rtx(machine, gpu),
         "export": "ready"
         if ort and {"torch", "onnx-ir", "safetensors"} <= set(has)
         else _install("export,cpu"),
@@ -85,7 +85,7 @@ def backends(machine: Machine) -> dict[str, str]:
     }
     if jetson:
         rows["onnxruntime, cuda"] = "PyPI's wheel has no kernels for a Jetson; use the cpu provider"
-        rows["tensorrt-rtx"] = "TensorRT-RTX does not support a Jetson"
+        rows["tensorrt-rtx engines"] = "TensorRT-RTX does not support a Jetson"
     return rows
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, picture
+
+from m2kit.cli import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -77,3 +80,22 @@ def test_its_picture_is_what_the_demo_draws(digits_engine):
         drawn = picture(Path(folder) / "digits.png").astype(int)
     shown = picture(ROOT / "docs" / "images" / "digits.png").astype(int)
     assert np.abs(drawn - shown).max() <= 1  # one grey level: another machine may round otherwise
+
+
+def test_the_commands_of_the_docs_have_the_options_they_name():
+    """docs/jetson.md cannot be run here; a mistyped option would still be seen."""
+    found = 0
+    for name in ("checkpoints.md", "jetson.md"):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        fenced = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
+        lines = re.findall(r"^ *(m2kit .*)$", fenced, flags=re.MULTILINE)
+        lines += re.findall(r"^ +(m2kit .*)$", text, flags=re.MULTILINE)
+        lines += re.findall(r"`(m2kit [^`]+)`", text)
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            if len(words) < 3:
+                continue
+            command = cli.commands[words[1]]
+            command.make_context(words[1], words[2:]).close()
+            found += 1
+    assert found >= 8

@@ -44,7 +44,8 @@ def test_what_is_there_is_ready():
 
 def test_tensorrt_says_what_it_lacks():
     def state(machine):
-        return backends(machine)["tensorrt"], backends(machine)["tensorrt-rtx"]
+        rows = backends(machine)
+        return rows["tensorrt engines"], rows["tensorrt-rtx engines"]
 
     assert state(BARE) == ("pip install 'm2kit[tensorrt]'", "pip install 'm2kit[rtx]'")
     assert state(having(tensorrt="10.3.0"))[0].startswith("cuda-bindings is missing: pip install")
@@ -70,7 +71,7 @@ def test_the_extra_fits_the_release():
 def test_a_jetson_is_not_told_to_use_what_does_not_run_on_it():
     rows = backends(having(JETSON, onnxruntime_gpu="1", tensorrt_rtx="1.7", onnx_ir="1"))
     assert "no kernels for a Jetson" in rows["onnxruntime, cuda"]
-    assert "does not support a Jetson" in rows["tensorrt-rtx"]
+    assert "does not support a Jetson" in rows["tensorrt-rtx engines"]
 
 
 @pytest.mark.parametrize(

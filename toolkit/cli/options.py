@@ -31,7 +31,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
-    help="Where ONNX Runtime runs an engine of its own; never falls back.  [default: cpu]",
+    help="Where an ONNX Runtime engine runs; never falls back.  [default: cpu]",
 )
 
 

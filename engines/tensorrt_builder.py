@@ -39,7 +39,7 @@ from m2kit.manifest import (
 from m2kit.memory import available_bytes
 from m2kit.parameters import parameter_counts
 from m2kit.progress import Begin, silent
-from m2kit.runtime.cuda import Device, find_device, probe
+from m2kit.runtime.device import Device, find_device, probe
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.tensorrt_backend import TensorRTBackend
 from m2kit.runtime.tensorrt_library import PRODUCTS, TENSORRT, load_tensorrt
@@ -129,24 +129,17 @@ def build_tensorrt_engine(
             parity={"passed": None, "checks": {}, "state": NOT_RUN},
             versions=source.versions
             | {"m2kit": m2kit.__version__, PRODUCTS[options.product].module: trt.__version__},
-            build={
-                "backend": options.product,
-                "backend_version": str(trt.__version__),
+            build=_target(options, device, str(trt.__version__))
+            | {
                 "bundle": bundle.resolve().name,
                 "options": list(flags),
                 "precision": precision,
                 "rows": 2 * batch,
                 "image_sizes": [list(size) for size in sizes],
-                "gpu": device.name if device else None,
-                "compute_capabilities": list(options.capabilities),
-                "version_compatible": options.version_compatible,
-                "hardware_compatible": options.hardware_compatible,
                 "graphs": {
                     graph: details | {"moved_to_float": moved.get(graph, {})}
                     for graph, details in built.items()
                 },
-                "os": platform.system(),
-                "architecture": platform.machine(),
             },
         )
         manifest = _tried(folder, manifest, device, begin)
@@ -189,7 +182,7 @@ def _build_plans(
         for graph in contract.graph_names(spec)
         for size in (sizes if graph in contract.TOKENIZER_GRAPHS else [None])
     ]
-    built = {}
+    built: dict[str, dict[str, Any]] = {}
     for number, (graph, size) in enumerate(jobs, start=1):
         dimensions = {"R": 2 * batch, "B": batch}
         if size is not None:
@@ -199,8 +192,23 @@ def _build_plans(
         begin(f"building {plan.name}, {number} of {len(jobs)}")
         onnx = onnx_folder / typed.graph_file(contract.PORTABLE, graph)
         io = contract.graph_io(spec, graph)
-        built[graph] = build_plan(onnx, plan, io, dimensions, options)
+        details = build_plan(onnx, plan, io, dimensions, options)
+        built.setdefault(graph, details)  # the same at every image size
     return built
+
+
+def _target(options: PlanOptions, device: Device | None, version: str) -> dict[str, Any]:
+    """What engine.json says of the machines that the plans are for."""
+    return {
+        "backend": options.product,
+        "backend_version": version,
+        "gpu": device.name if device else None,
+        "compute_capabilities": list(options.capabilities),
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "os": platform.system(),
+        "architecture": platform.machine(),
+    }
 
 
 def _entries(typed: Manifest, size: tuple[int, int]) -> dict[str, dict[str, Any]]:

@@ -26,12 +26,20 @@ from typing import IO, Any
 from m2kit.contract import GraphIO
 from m2kit.errors import BackendError, InputError, M2KitError, require
 from m2kit.runtime.target import AMPERE, SAME_CAPABILITY
-from m2kit.runtime.tensorrt_library import PRODUCTS, TENSORRT_RTX, load_tensorrt
+from m2kit.runtime.tensorrt_library import (
+    PRODUCTS,
+    TENSORRT_RTX,
+    load_tensorrt,
+    out_of_memory,
+)
 
 _ERRORS_SHOWN = 3
-# All that a plan's process gets of the environment: the rest would only shift its memory.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "CUDA_VISIBLE_DEVICES")
+# All that a TensorRT-RTX plan's process gets of the environment: the rest would shift its memory.
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME")
 _RTX_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # read by polygraphy when it is imported
+_MEMORY_SIGNALS = (signal.SIGKILL, signal.SIGABRT)  # the system's, and a failed allocation's
+_libc = ctypes.CDLL(None)  # looked up here: little is safe between fork and exec
+_personality, _prctl = _libc.personality, _libc.prctl
 _ADDR_NO_RANDOMIZE = 0x0040000  # of personality(2)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _COMPUTING = (  # layer types whose precision matters; the others move values or shapes
@@ -111,7 +119,7 @@ def build_plan(
             process was killed.
     """
     request = {
-        "graph": os.path.relpath(graph, plan.parent),
+        "graph": os.path.relpath(graph.resolve(), plan.parent.resolve()),
         "plan": plan.name,
         "shapes": [[sizes.get(str(s), s) for s in tensor.shape] for tensor in tensors.inputs],
         "product": options.product,
@@ -123,20 +131,23 @@ def build_plan(
         "low_memory": options.low_memory,
         "timing_cache": str(options.timing_cache) if options.timing_cache else None,
     }
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-m", __name__, json.dumps(request)],
         capture_output=True,
         text=True,
         cwd=plan.parent,
-        env=environment
-        | {"PYTHONHASHSEED": "0", _RTX_SWITCH: str(int(options.product == TENSORRT_RTX))},
+        env=_environment(options.product),
         preexec_fn=_settle,
     )
-    if done.returncode < 0:
+    if -done.returncode in _MEMORY_SIGNALS:
         raise BackendError(
             f"building {graph.stem} was killed by signal {-done.returncode}: probably not enough "
-            "memory; close other programs, use --low-memory or build on a larger machine"
+            f"memory; {_memory_cure(options.product)}"
+        )
+    if done.returncode < 0:
+        raise BackendError(
+            f"building {graph.stem} crashed with signal {-done.returncode} inside "
+            f"{PRODUCTS[options.product].title}; `m2kit doctor` shows versions"
         )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -147,11 +158,25 @@ def build_plan(
     return answer
 
 
+def _environment(product: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    if product == TENSORRT_RTX:
+        environment = {name: environment[name] for name in _ENVIRONMENT if name in environment}
+    if "PYTHONPATH" in environment:  # the process runs in another directory
+        parts = environment["PYTHONPATH"].split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in parts if part)
+    return environment | {"PYTHONHASHSEED": "0", _RTX_SWITCH: str(int(product == TENSORRT_RTX))}
+
+
 def _settle() -> None:
     """In the child, before it becomes Python: fixed addresses, and death with its parent."""
-    libc = ctypes.CDLL(None)
-    libc.personality(_ADDR_NO_RANDOMIZE)  # where it is not permitted, only the bytes may differ
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _personality(_ADDR_NO_RANDOMIZE)  # where it is not permitted, only the bytes may differ
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _memory_cure(product: str) -> str:
+    option = "" if product == TENSORRT_RTX else " use --low-memory,"
+    return f"close other programs,{option} add swap, or build on a larger machine"
 
 
 class _Reasons(logging.Handler):
@@ -162,7 +187,8 @@ class _Reasons(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(" ".join(record.getMessage().split()))
+        if record.levelno == logging.ERROR:  # polygraphy's own summaries are critical
+            self.lines.append(" ".join(record.getMessage().split()).removeprefix("[E] "))
 
 
 def _build(request: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +221,11 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     except polygraphy.exception.PolygraphyException as error:
         shown = "; ".join(reasons.lines[:_ERRORS_SHOWN]) or str(error)
         title, graph = PRODUCTS[request["product"]].title, Path(request["graph"]).stem
+        if out_of_memory(shown):
+            cure = _memory_cure(request["product"])
+            raise BackendError(
+                f"not enough memory to build {graph} ({title} says: {shown}); {cure}"
+            ) from error
         raise BackendError(f"{title} {trt.__version__} does not take {graph}: {shown}") from error
     Path(request["plan"]).write_bytes(data)
     flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
@@ -221,11 +252,12 @@ def _timings(path: str | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | N
 
 def _config(trt: ModuleType, request: dict[str, Any], known: IO[bytes] | None) -> Any:
     """Polygraphy's loader of the builder's configuration."""
-    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+    if request["product"] == TENSORRT_RTX:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        return CreateConfigRTX(compute_capabilities=targets(trt, request["capabilities"]))
     from polygraphy.backend.trt import CreateConfig
 
-    if request["product"] == TENSORRT_RTX:
-        return CreateConfigRTX(compute_capabilities=targets(trt, request["capabilities"]))
     low = request["low_memory"]
     limits = {}
     workspace = request["workspace_bytes"] or (_LOW_MEMORY_WORKSPACE if low else None)

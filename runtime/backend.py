@@ -24,7 +24,7 @@ class Step(Protocol):
         """The named outputs the caller may read; overwritten by the next run."""
 
     def reset(self) -> None:
-        """Begin a new sequence: position 0 is next."""
+        """Begin a new sequence: position 0 is next; the caller writes inputs after it."""
 
     def run(self, position: int) -> None:
         """Compute one position; it sees the positions committed before it."""

@@ -1,5 +1,5 @@
-"""The CUDA runtime as m2kit uses it, through cuda-bindings: a look for a GPU that starts nothing,
-calls whose status is always checked, memory allocated once, a stream, and graphs captured from it.
+"""The CUDA runtime as m2kit uses it, through cuda-bindings: calls whose status is always checked,
+memory allocated once, a stream, and graphs captured from it.
 
 Written after NVIDIA's documentation of cuda-bindings 12 and 13; never run on a GPU yet.
 """
@@ -9,102 +9,17 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.errors import BackendError, require
-from m2kit.jetson import cuda_extra, read_l4t
+from m2kit.errors import BackendError
+from m2kit.runtime.device import status_text
 
 ALIGNMENT_BYTES = 256  # of every address TensorRT is given
-_INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver; also what a machine without a driver gives
-_NO_DEVICE = 100
 _OUT_OF_MEMORY = 2
 _NON_BLOCKING = 1  # of cudaStreamCreateWithFlags: does not wait for the default stream
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A GPU.
-
-    Attributes:
-        name: As NVIDIA names it.
-        capability: Compute capability such as "8.7".
-    """
-
-    name: str
-    capability: str
-
-    def __str__(self) -> str:
-        """As messages and engine.json show it."""
-        return f"{self.name} ({self.capability})"
-
-
-def probe() -> tuple[tuple[Device, ...], str]:
-    """The GPUs that CUDA finds, and in words why there is none ("ok" otherwise)."""
-    try:
-        runtime = importlib.import_module("cuda.bindings.runtime")
-    except ImportError:
-        return (), "cuda-bindings is not installed, so CUDA was not asked"
-    status, count = runtime.cudaGetDeviceCount()
-    if int(status):
-        return (), _why_no_device(runtime, status)
-    devices = []
-    for index in range(count):
-        status, properties = runtime.cudaGetDeviceProperties(index)
-        if int(status):
-            return (), f"CUDA cannot describe GPU {index} ({_text(runtime, status)})"
-        name = properties.name
-        name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        devices.append(Device(name, f"{properties.major}.{properties.minor}"))
-    return tuple(devices), "ok"
-
-
-def find_device(what: str) -> Device:
-    """The first GPU that CUDA shows; CUDA_VISIBLE_DEVICES chooses another.
-
-    Args:
-        what: What needs it, as the start of a sentence.
-
-    Raises:
-        BackendError: No cuda-bindings, no driver, a driver that is too old, or no GPU.
-    """
-    require("cuda.bindings.runtime", extra=cuda_extra(read_l4t()), what=what)
-    devices, reason = probe()
-    if not devices:
-        raise BackendError(
-            f"{what} needs an NVIDIA GPU: {reason}; where there is none, build an engine with "
-            "`m2kit build-engine --backend onnxruntime`"
-        )
-    return devices[0]
-
-
-def _why_no_device(runtime: Any, status: Any) -> str:
-    _, driver = runtime.cudaDriverGetVersion()
-    _, wanted = runtime.cudaRuntimeGetVersion()
-    if int(status) == _INSUFFICIENT_DRIVER and not driver:
-        return "no NVIDIA driver is installed"
-    if int(status) == _INSUFFICIENT_DRIVER:
-        return (
-            f"the driver is too old: it runs CUDA {_dotted(driver)}, cuda-bindings needs "
-            f"{_dotted(wanted)}; update the driver, or pip install "
-            f"'cuda-bindings<{driver // 1000 + 1}'"
-        )
-    if int(status) == _NO_DEVICE:
-        return "the driver shows no GPU (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
-    return _text(runtime, status)
-
-
-def _dotted(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _text(runtime: Any, status: Any) -> str:
-    _, text = runtime.cudaGetErrorString(status)
-    text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-    return f"{status.name}: {text}"
 
 
 class Gpu:
@@ -138,13 +53,19 @@ class Gpu:
         cure = "see the reason; `m2kit doctor` shows driver and packages"
         if int(status) == _OUT_OF_MEMORY:
             cure = "close other programs on the GPU, or build the engine with a smaller --batch"
-        return BackendError(f"CUDA failed in {function} ({_text(self._runtime, status)}); {cure}")
+        return BackendError(
+            f"CUDA failed in {function} ({status_text(self._runtime, status)}); {cure}"
+        )
 
     def synchronize(self) -> None:
         """Wait until all work given to the stream is done."""
         (status,) = self._runtime.cudaStreamSynchronize(self._stream)
         if int(status):
             raise self.failure("cudaStreamSynchronize", status)
+
+    def clear(self, address: int, size: int) -> None:
+        """Queue zeros: on this stream, which does not wait for the one of a plain cudaMemset."""
+        self.call("cudaMemsetAsync", address, 0, size, self._stream)
 
     def copy(self, destination: int, source: int, size: int, *, to_device: bool) -> None:
         """Queue a copy between pinned host memory and the GPU."""
@@ -164,17 +85,21 @@ class Gpu:
         runtime = self._runtime
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", self._stream, mode)
+        graph = None
         try:
-            work()
-        finally:
-            status, graph = runtime.cudaStreamEndCapture(self._stream)
+            try:
+                work()
+            finally:
+                status, graph = runtime.cudaStreamEndCapture(self._stream)
+                if int(status):
+                    runtime.cudaGetLastError()  # or it would be reported again by the next call
             if int(status):
-                runtime.cudaGetLastError()  # or it would be reported again by the next call
-        if int(status):
-            raise self.failure("cudaStreamEndCapture", status)
-        recorded = self.call("cudaGraphInstantiate", graph, 0)
+                raise self.failure("cudaStreamEndCapture", status)
+            recorded = self.call("cudaGraphInstantiate", graph, 0)
+        finally:
+            if graph is not None and int(graph):
+                self.release("cudaGraphDestroy", graph)
         self._recorded.append(recorded)
-        self.call("cudaGraphDestroy", graph)
         self.call("cudaGraphUpload", recorded, self._stream)
         launch, stream = runtime.cudaGraphLaunch, self._stream
 
@@ -258,6 +183,7 @@ class Memory:
             private: Name -> bytes of what it does not.
         """
         self._gpu = gpu
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
         sizes = {
             name: int(np.prod(shape)) * np.dtype(dtype).itemsize
             for name, (shape, dtype) in shared.items()
@@ -270,18 +196,17 @@ class Memory:
             total += max(aligned(size), ALIGNMENT_BYTES)
         host_bytes = sum(aligned(size) for size in sizes.values())
         self._host = gpu.call("cudaHostAlloc", host_bytes, 0)
+        self._device: Any = None
         try:
             self._device = gpu.call("cudaMalloc", total)
+            gpu.clear(self._device, total)
         except BackendError:
-            gpu.release("cudaFreeHost", self._host)
+            self.free()
             raise
-        gpu.call("cudaMemset", self._device, 0, total)
         ctypes.memset(self._host, 0, host_bytes)
         self.addresses = {name: self._device + at for name, at in self._offsets.items()}
-        self.arrays: dict[str, npt.NDArray[Any]] = {
-            name: _array(self._host + self._offsets[name], shape, dtype)
-            for name, (shape, dtype) in shared.items()
-        }
+        for name, (shape, dtype) in shared.items():
+            self.arrays[name] = _array(self._host + self._offsets[name], shape, dtype)
 
     def upload(self, first: str, last: str) -> None:
         """Queue one copy to the GPU of the shared places from `first` to `last`."""
@@ -300,7 +225,8 @@ class Memory:
     def free(self) -> None:
         """Give both blocks back; the arrays must not be touched afterwards."""
         self.arrays.clear()
-        self._gpu.release("cudaFree", self._device)
+        if self._device is not None:
+            self._gpu.release("cudaFree", self._device)
         self._gpu.release("cudaFreeHost", self._host)
 
 

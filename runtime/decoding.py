@@ -82,10 +82,10 @@ def decode(
     logits = [intra.outputs[contract.logits(k)] for k in range(len(spec.bits))]
     class_id, token = inter.inputs[contract.CLASS_ID], inter.inputs[contract.TOKEN]
     sub_token = intra.inputs[contract.SUB_TOKEN]
+    inter.reset()  # first: it refuses, before anything is written, where another decoding has begun
     class_id[:] = row_classes
     token[:] = 0  # not used at position 0, but must be a valid id
     rows_of_images = [slice(i * images, (i + 1) * images) for i in range(repeats)]
-    inter.reset()
     for position in range(spec.positions):
         inter.run(position)
         inter.commit(position)

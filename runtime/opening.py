@@ -4,8 +4,11 @@ that was never run on the GPU at hand is compared with PyTorch's reference first
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from m2kit.errors import BackendError, FolderError, InputError
 from m2kit.folders import new_file
@@ -59,7 +62,7 @@ def open_engine(
     engine = Engine(manifest.spec, backend, defaults=manifest.sampling, info=manifest)
     if isinstance(backend, TensorRTBackend) and backend.device not in manifest.checked_devices:
         try:
-            _check_first_run(engine, folder, manifest, backend.device, begin)
+            _check_first_run(engine, folder, backend.device, begin)
         except BaseException:
             backend.close()
             raise
@@ -95,19 +98,36 @@ def open_backend(
     return OnnxRuntimeBackend(folder, manifest, provider=provider or "cpu", threads=threads)
 
 
-def _check_first_run(
-    engine: Engine, folder: Path, manifest: Manifest, device: str, begin: Begin
-) -> None:
+def _check_first_run(engine: Engine, folder: Path, device: str, begin: Begin) -> None:
     """Compare with the reference, and remember the result in engine.json where it is writable."""
+    manifest = engine.info
+    assert manifest is not None
     positions = manifest.spec.positions
     advance = begin(f"first run on {device}: comparing with PyTorch's reference", positions)
     reference = read_reference(folder / REFERENCE_FILE)
     report = compare(engine, reference, advance, precision=manifest.precision)
     require_parity(report, f"{folder} on {device}")
-    devices = [*manifest.checked_devices, device]
-    checked = replace(manifest, parity=report | {"devices": devices})
-    try:
-        with new_file(folder / manifest_name(ENGINE)) as file:
-            file.write_text(manifest_text(checked), encoding="utf-8")
-    except FolderError:
+    engine.info = remember_check(folder, manifest, report, engine.backend.active())
+    if read_manifest(folder, ENGINE).parity != engine.info.parity:
         begin(f"it agrees; {folder} is not writable, so the next run compares again")
+
+
+def remember_check(
+    folder: Path, manifest: Manifest, report: dict[str, Any], active: Mapping[str, Any] | None
+) -> Manifest:
+    """The manifest of an engine that agreed with the reference on a GPU; written where it can be.
+
+    Args:
+        folder: The engine.
+        manifest: Its manifest.
+        report: What `compare` gave.
+        active: What ran, as the backend tells; nothing is remembered where it names no GPU.
+    """
+    device = (active or {}).get("gpu")
+    if device is None:
+        return manifest
+    devices = [*(known for known in manifest.checked_devices if known != device), device]
+    checked = replace(manifest, parity=report | {"devices": devices})
+    with contextlib.suppress(FolderError), new_file(folder / manifest_name(ENGINE)) as file:
+        file.write_text(manifest_text(checked), encoding="utf-8")
+    return checked

@@ -5,13 +5,14 @@ the message names each one that differs and the command that builds the engine a
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from m2kit.errors import FolderError
 from m2kit.manifest import BUNDLE, Manifest, kind_of_folder, read_manifest
-from m2kit.runtime.cuda import Device
+from m2kit.runtime.device import Device
 
 AMPERE, SAME_CAPABILITY = "ampere", "same-capability"  # of --hardware-compatible
 _SHOWN = 12  # characters of a hash
@@ -20,7 +21,7 @@ _SHOWN = 12  # characters of a hash
 def rebuild_command(folder: Path, manifest: Manifest) -> str:
     """The command that builds this engine again from its bundle."""
     build = manifest.build
-    words = ["m2kit build-engine", build.get("bundle", "BUNDLE"), "-o", folder.name]
+    words = ["m2kit", "build-engine", build.get("bundle", "BUNDLE"), "-o", folder.resolve().name]
     words += ["--backend", str(build["backend"])]
     rows, sizes = build.get("rows"), build.get("image_sizes") or []
     if rows:
@@ -29,7 +30,7 @@ def rebuild_command(folder: Path, manifest: Manifest) -> str:
         if manifest.spec.image_size != (height, width):
             words += ["--image-size", f"{height},{width}"]
     words += build.get("options", [])
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def check_machine(folder: Path, manifest: Manifest, version: str, device: Device) -> None:
@@ -101,7 +102,10 @@ def check_bundle(folder: Path, manifest: Manifest) -> None:
     bundle = folder.resolve().parent / name
     if not name or kind_of_folder(bundle) != BUNDLE:
         return
-    now = read_manifest(bundle, BUNDLE)
+    try:
+        now = read_manifest(bundle, BUNDLE)
+    except FolderError:  # damaged, or of another m2kit: not a sign of another model
+        return
     differing = [
         f"{field}: engine {_short(built)}, bundle {_short(found)}"
         for field, built, found in _origins(manifest, now)

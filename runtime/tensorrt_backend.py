@@ -21,15 +21,16 @@ from m2kit import contract
 from m2kit.contract import TensorSpec
 from m2kit.errors import BackendError, InputError
 from m2kit.manifest import Manifest
-from m2kit.runtime.backend import AnyShape, Steps
-from m2kit.runtime.cuda import Gpu, Memory, find_device
+from m2kit.runtime.backend import Steps
+from m2kit.runtime.cuda import Gpu, Memory
+from m2kit.runtime.device import find_device
 from m2kit.runtime.target import check_machine, rebuild_command
 from m2kit.runtime.tensorrt_library import error_log, load_tensorrt
 from m2kit.runtime.tensorrt_plan import OpenedPlan
 from m2kit.runtime.tensorrt_steps import StepGraphs
 
 
-class TensorRTBackend(AnyShape):
+class TensorRTBackend:
     """The Backend protocol over TensorRT plans. One thread; one generation at a time.
 
     Attributes:
@@ -60,8 +61,11 @@ class TensorRTBackend(AnyShape):
         if build.get("version_compatible"):  # such a plan brings its own runtime, which is code
             self._runtime.engine_host_code_allowed = True
         self._rows = int(build["rows"])
-        self.largest_rows, self.largest_batch = self._rows, self._rows // 2
-        self.image_sizes = tuple((height, width) for height, width in build["image_sizes"])
+        self.largest_rows: int | None = self._rows
+        self.largest_batch: int | None = self._rows // 2
+        self.image_sizes: tuple[tuple[int, int], ...] | None = tuple(
+            (height, width) for height, width in build["image_sizes"]
+        )
         self._tokenizer: dict[tuple[str, int, int], _TokenizerGraph] = {}
         self._steps: StepGraphs | None = None
         self._closed = False
@@ -103,13 +107,14 @@ class TensorRTBackend(AnyShape):
         return self._steps.lease(rows)
 
     def active(self) -> dict[str, Any]:
-        """What runs and how: versions, GPU, CUDA graphs, layers by type and precision."""
+        """What runs and how: versions, GPU, CUDA graphs, and the layers of the networks the plans
+        were built from, by type and precision, which strong typing binds the plans to."""
         recorded = {} if self._steps is None else dict(self._steps.recorded)
         return {
             "backend": f"{self.name} {self._trt.__version__}",
             "gpu": self.device,
             "cuda_graphs": recorded or "no step graph was opened",
-            "layers": {
+            "parsed_layers": {
                 graph: details["layers"]
                 for graph, details in self._manifest.build["graphs"].items()
             },
@@ -182,7 +187,11 @@ class _TokenizerGraph:
         )
         shared = {name: plan.tensors[name] for name in (*self._inputs, *self._outputs)}
         self._memory = Memory(gpu, shared, {"scratch": plan.scratch_bytes})
-        plan.bind(self._memory.addresses, self._memory.addresses["scratch"])
+        try:
+            plan.bind(self._memory.addresses, self._memory.addresses["scratch"])
+        except BackendError:
+            self.close()
+            raise
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run a batch, filled up with repeats of its last image."""

@@ -65,6 +65,12 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
+def out_of_memory(reason: str) -> bool:
+    """Whether an error of TensorRT tells of memory."""
+    text = reason.lower()
+    return "outofmemory" in text or "out of memory" in text
+
+
 def error_log(trt: ModuleType) -> Any:
     """A TensorRT logger that keeps errors, newest last, in `errors`, and prints nothing."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from m2kit.contract import GraphIO
 from m2kit.errors import BackendError
+from m2kit.runtime.tensorrt_library import out_of_memory
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}  # numpy's and TensorRT's names
 
@@ -37,10 +38,10 @@ class OpenedPlan:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._engine = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise BackendError(
-                f"TensorRT cannot open {path}: {_last(log)}; build the engine again here with "
-                "`m2kit build-engine`"
-            )
+            reason, cure = _last(log), "build the engine again here with `m2kit build-engine`"
+            if out_of_memory(reason):
+                cure = "close other programs on the GPU, or build the engine with a smaller --batch"
+            raise BackendError(f"TensorRT cannot open {path}: {reason}; {cure}")
         self._check(trt, path)
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self.context = self._engine.create_execution_context(strategy)

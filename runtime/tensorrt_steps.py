@@ -34,9 +34,13 @@ class StepGraphs:
         self.memory = self._allocate(caches)
         self.leased: TensorRTSteps | None = None
         self.recorded: dict[str, str] = {}
-        self.graphs = {
-            graph: self._prepare(graph, plan, caches[graph]) for graph, plan in self._plans.items()
-        }
+        try:
+            self.graphs = {
+                graph: self._prepare(graph, plan, caches[graph]) for graph, plan in plans.items()
+            }
+        except BackendError:
+            self.close()
+            raise
 
     def lease(self, rows: int) -> TensorRTSteps:
         """Steps of `rows` rows."""
@@ -191,7 +195,16 @@ class TensorRTStep:
         self._reads = bool(step.outputs)
 
     def reset(self) -> None:
-        """Begin a new sequence; rows written before are masked, so nothing is cleared."""
+        """Begin a new sequence; rows written before are masked, so nothing is cleared.
+
+        Raises:
+            BackendError: Another generation has begun on this engine since.
+        """
+        if self._graphs.leased is not self._steps:
+            raise BackendError(
+                "another generation has begun on this engine, or it was closed; a TensorRT engine "
+                "holds one generation at a time: finish it before the next, or open it twice"
+            )
 
     def run(self, position: int) -> None:
         """Compute one position; it sees the positions committed before it.
@@ -200,10 +213,7 @@ class TensorRTStep:
             BackendError: Another generation has begun on this engine since, or CUDA failed.
         """
         if self._graphs.leased is not self._steps:
-            raise BackendError(
-                "another generation has begun on this engine, or it was closed; a TensorRT engine "
-                "holds one generation at a time: finish it before the next, or open it twice"
-            )
+            self.reset()
         self._position[0] = position
         for padding, last in self._padding:
             padding[:] = last

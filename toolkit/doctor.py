@@ -43,7 +43,7 @@ class Machine:
 
 def read_machine() -> Machine:
     """Look at this machine; no backend is started."""
-    from m2kit.runtime.cuda import probe
+    from m2kit.runtime.device import probe
 
     distributions = {}
     for name in DISTRIBUTIONS:
@@ -97,8 +97,8 @@ def problems(machine: Machine) -> list[str]:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
             "pip uninstall both, then install the one you need"
         )
-    tensorrt = has.get("tensorrt")
-    if tensorrt and tuple(map(int, tensorrt.split(".")[:2])) < (10, 3):
+    tensorrt = _tensorrt_version(machine)
+    if tensorrt and _too_old(tensorrt):
         found.append(f"TensorRT {tensorrt} is too old: strongly typed engines need 10.3 or newer")
     known = jetpack(machine.l4t) if machine.l4t else None
     bindings = has.get("cuda-bindings")
@@ -125,15 +125,30 @@ def problems(machine: Machine) -> list[str]:
 
 def _tensorrt(machine: Machine, gpu: str) -> str:
     has = machine.distributions
-    if "tensorrt" not in has:
+    version = _tensorrt_version(machine)
+    if version is None:
         if machine.l4t is not None:
             return "JetPack's tensorrt is not seen: use a venv with --system-site-packages"
         return _install("tensorrt")
+    if _too_old(version):
+        return f"TensorRT {version} is too old"
     if "cuda-bindings" not in has:
         return f"cuda-bindings is missing: {_install(cuda_extra(machine.l4t))}"
     if gpu != "ready":
         return gpu
     return "ready" if "polygraphy" in has else "ready to run; to build, pip install polygraphy"
+
+
+def _tensorrt_version(machine: Machine) -> str | None:
+    """Of the package tensorrt, under whichever name it was installed."""
+    names = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+    return next((machine.distributions[n] for n in names if n in machine.distributions), None)
+
+
+def _too_old(version: str) -> bool:
+    from m2kit.runtime.tensorrt_library import PRODUCTS, TENSORRT, version_of
+
+    return version_of(version) < PRODUCTS[TENSORRT].oldest
 
 
 def _tensorrt_rtx(machine: Machine, gpu: str) -> str:

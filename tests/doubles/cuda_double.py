@@ -145,7 +145,13 @@ class CudaDouble:
         raise Misuse(f"{size} bytes at {address:#x} are not in one live allocation")
 
     def cudaMemset(self, address, value, size):
-        self.view(address, size)[:] = value
+        raise Misuse("on the default stream, for which a non-blocking one does not wait")
+
+    def cudaMemsetAsync(self, address, value, size, handle):
+        def work():
+            self.view(address, size)[:] = value
+
+        self.queue(handle, work)
         return (self.ok,)
 
     # --- streams
@@ -259,8 +265,12 @@ class CudaDouble:
         return (self.ok,)
 
     def leaks(self):
-        """What is still held."""
-        graphs = [graph for graph in self.recorded.values() if graph is not None]
+        """What is still held; freed memory that was written since is an error at once."""
+        if any((buffer != 0xFF).any() for buffer in self.kept):
+            raise Misuse("memory was written after it was freed")
+        graphs = [
+            g for part in (self.graphs, self.recorded) for g in part.values() if g is not None
+        ]
         return len(self.allocations), len(self.streams), len(graphs)
 
 

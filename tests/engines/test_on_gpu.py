@@ -7,7 +7,7 @@ from conftest import DIGITS_CHECKPOINT
 import m2kit
 from m2kit.engines.tensorrt_builder import build_tensorrt_engine
 from m2kit.engines.tensorrt_process import PlanOptions
-from m2kit.runtime.cuda import probe
+from m2kit.runtime.device import probe
 from m2kit.runtime.quality import draw_quality
 
 pytestmark = pytest.mark.gpu

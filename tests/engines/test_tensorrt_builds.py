@@ -21,6 +21,7 @@ from m2kit.engines.tensorrt_process import PlanOptions
 from m2kit.errors import BackendError, FolderError, InputError, ParityError
 from m2kit.folders import sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.runtime.target import rebuild_command
 
 pytest.importorskip("torch")
 VERSIONS = ["10.3.0", "10.9.0.34", "10.16.0.72", "11.4.0.106"]
@@ -140,19 +141,24 @@ def test_a_half_bundle_is_for_tensorrt_and_holds_only_what_it_needs(tmp_path, bu
     assert json.loads(result.stdout)["passed"]
 
 
-def test_a_device_with_a_half_bundle_needs_no_onnx(tmp_path, gpu):
-    gpu()
-    half = export_half(tmp_path)
+def test_a_device_with_a_half_bundle_needs_no_onnx(tmp_path):
+    """Neither this process nor the ones that build; TensorRT-RTX's parser is the real one."""
+    pytest.importorskip("tensorrt_rtx")
+    half, absent = export_half(tmp_path), tmp_path / "absent"
+    absent.mkdir()
+    for name in ("torch", "onnx", "onnx_ir", "onnxruntime"):
+        (absent / f"{name}.py").write_text("raise ImportError('absent')")
     script = (
-        "import sys; from pathlib import Path\n"
-        "for name in ('torch', 'onnx_ir'): sys.modules[name] = None\n"
-        "from m2kit.engines import tensorrt_builder as b\n"
+        "from pathlib import Path\n"
+        "from m2kit.engines.tensorrt_builder import build_tensorrt_engine\n"
         "from m2kit.engines.tensorrt_process import PlanOptions\n"
-        "b.find_device = lambda what: b.Device('Test GPU', '8.6')\n"
-        "b._tried = lambda folder, manifest, device, begin: manifest\n"
-        f"b.build_tensorrt_engine(Path({str(half)!r}), Path('x.engine'), PlanOptions('tensorrt'))"
+        f"build_tensorrt_engine(Path({str(half)!r}), Path('x.engine'),"
+        " PlanOptions('tensorrt-rtx', ('8.6',)))"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": "absent"},
+    )  # fmt: skip
     assert read_manifest(tmp_path / "x.engine", ENGINE).precision == "float16"
 
 
@@ -221,7 +227,7 @@ def test_an_engine_of_another_machine_names_each_field_and_the_command(
     ],
 )
 def test_compatible_engines_are_refused_only_where_nvidia_says_so(engine, gpu, built, here, fits):
-    from m2kit.runtime.cuda import Device
+    from m2kit.runtime.device import Device
     from m2kit.runtime.target import check_machine
 
     change(engine, **built)
@@ -250,6 +256,59 @@ def test_an_engine_of_another_bundle_than_the_one_beside_it(engine, exported, gp
     assert REBUILD in str(error.value)
     shutil.rmtree(bundle)
     m2kit.open_engine(engine).backend.close()
+
+
+def test_a_bundle_beside_it_that_cannot_be_read_does_not_stop_an_engine(engine, gpu):
+    gpu()
+    (engine.parent / "m.bundle" / "bundle.json").write_text("{")
+    m2kit.open_engine(engine).backend.close()
+
+
+def test_the_command_that_rebuilds_is_whole_wherever_one_stands(engine, monkeypatch):
+    monkeypatch.chdir(engine)
+    manifest = read_manifest(Path("."), ENGINE)
+    assert f"`{rebuild_command(Path('.'), manifest)}`" == REBUILD
+    manifest.build["bundle"] = "my model.bundle"
+    assert "build-engine 'my model.bundle' -o" in rebuild_command(engine, manifest)
+
+
+def test_a_bundle_behind_a_link_is_built_in_place(bundle, tmp_path, gpu):
+    gpu()
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "home").symlink_to(tmp_path / "disk" / "deep")
+    shutil.copytree(bundle, tmp_path / "home" / "m.bundle")
+    build_tensorrt_engine(
+        tmp_path / "home" / "m.bundle", tmp_path / "home" / "m.engine",
+        PlanOptions("tensorrt"), precision="float32",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "killed by signal 9: probably not enough memory; close other programs, "
+         "use --low-memory, add swap"),
+        (signal.SIGUSR1, "crashed with signal 10 inside TensorRT; `m2kit doctor` shows"),
+    ],
+)  # fmt: skip
+def test_how_a_build_died_is_told(bundle, tmp_path, gpu, monkeypatch, number, words):
+    gpu()
+    monkeypatch.setattr(
+        "m2kit.engines.tensorrt_process._settle", lambda: os.kill(os.getpid(), number)
+    )
+    with pytest.raises(BackendError, match=words):
+        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_the_builder_finds_short_is_told_as_such(bundle, tmp_path, gpu, monkeypatch):
+    gpu()
+    monkeypatch.setenv("TENSORRT_DOUBLE_FAILS", "OutOfMemory (no further information)")
+    with pytest.raises(BackendError, match=r"not enough memory to build encoder .*--low-memory"):
+        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+    monkeypatch.setenv("TENSORRT_DOUBLE_FAILS", "no kernel")
+    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 does not take encoder: no kernel"):
+        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
 
 
 def test_without_tensorrt_or_with_one_that_is_too_old_or_broken(engine, gpu, monkeypatch):
@@ -307,6 +366,8 @@ def test_an_engine_built_elsewhere_is_checked_when_it_first_runs(bundle, tmp_pat
 
     m2kit.open_engine(folder, begin=begin).backend.close()
     assert said == ["first run on Test GPU (8.6): comparing with PyTorch's reference"]
+    with m2kit.open_engine(folder) as engine:
+        assert engine.info.parity["passed"]
     assert read_manifest(folder, ENGINE).parity["devices"] == ["Test GPU (8.6)"]
     m2kit.open_engine(folder, begin=begin).backend.close()
     assert len(said) == 1

@@ -152,6 +152,52 @@ def test_an_older_generation_cannot_go_on_over_a_newer_one(built, gpu):
         engine.encode(np.zeros((1, 3, 16, 16), np.float32))
 
 
+def test_a_generation_that_begins_late_does_not_touch_the_one_that_runs(built, gpu):
+    cuda, _ = gpu()
+    options = Sampling(seed=1, guidance=2.0)
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        expected = engine.sample([1, 2], options)
+        stale, running = (engine.generate([1, 2], options) for _ in range(2))
+        next(running)
+        with pytest.raises(BackendError, match="another generation has begun"):
+            next(stale)
+        *_, last = running
+        np.testing.assert_array_equal(last.tokens, expected)
+        late = engine.generate([1], options)
+    with pytest.raises(BackendError, match="was closed"):
+        next(late)
+    assert cuda.leaks() == (0, 0, 0)  # and freed memory was not written
+
+
+@pytest.mark.parametrize("when", ["execute_async_v3", "set_tensor_address"])
+def test_what_was_allocated_before_a_failure_is_given_back(built, gpu, monkeypatch, when):
+    cuda, trt = gpu()
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        monkeypatch.setattr(trt.IExecutionContext, when, lambda *arguments: False)
+        for _ in range(2):
+            with pytest.raises(BackendError, match=r"TensorRT (failed in|refuses)"):
+                engine.sample([1])
+        if when == "set_tensor_address":
+            with pytest.raises(BackendError, match="TensorRT refuses"):
+                engine.encode(np.zeros((1, 3, 16, 16), np.float32))
+        assert cuda.leaks() == (0, 1, 0)
+    assert cuda.leaks() == (0, 0, 0)
+
+
+def test_memory_that_is_short_at_opening_is_told_as_such(built, gpu, monkeypatch):
+    _, trt = gpu()
+
+    def refuse(self, data):
+        self._log.log(0, "Requested amount of GPU memory could not be allocated: OutOfMemory")
+
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", refuse)
+    with (
+        m2kit.open_engine(built("ar_tiny", "float32")) as engine,
+        pytest.raises(BackendError, match=r"OutOfMemory; close other programs on the GPU"),
+    ):
+        engine.sample([1])
+
+
 def test_images_of_another_number_or_size_name_the_option(built, gpu):
     gpu()
     with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
@@ -174,6 +220,9 @@ def test_a_second_image_size_has_plans_of_its_own(built, reference, gpu):
         tokens = engine.encode(images)
         np.testing.assert_array_equal(tokens, exact.encode(images))
         np.testing.assert_allclose(engine.decode(tokens), exact.decode(tokens), atol=1e-4)
+        checks = engine.info.parity["checks"]
+        assert checks["tokenizer at 16 x 24"]["found"] == {"values not finite": 0}
+        assert "encoder" in checks
         square = images[..., :16]
         np.testing.assert_array_equal(engine.encode(square), exact.encode(square))
 
@@ -246,7 +295,7 @@ def test_the_double_notices_memory_used_after_it_was_freed(gpu):
     (_, address), (_, stream) = cuda.cudaMalloc(512), cuda.cudaStreamCreateWithFlags(1)
     cuda.cudaFree(address)
     with pytest.raises(Misuse, match="not in one live allocation"):
-        cuda.cudaMemset(address, 0, 512)
+        cuda.view(address, 512)
     with pytest.raises(Misuse, match="not allocated"):
         cuda.cudaFree(address)
     cuda.cudaStreamDestroy(stream)

@@ -9,7 +9,8 @@ from m2kit import contract
 from m2kit.config import TransformerSpec
 from m2kit.contract import _inter_io
 from m2kit.errors import BackendError
-from m2kit.runtime.cuda import Device, Gpu, Memory, find_device, probe
+from m2kit.runtime.cuda import Gpu, Memory
+from m2kit.runtime.device import Device, find_device, probe
 from m2kit.runtime.tensorrt_steps import _Cache
 
 pytest.importorskip("cuda.bindings.runtime")
@@ -56,6 +57,7 @@ def test_places_are_aligned_zeroed_and_twinned(gpu):
     memory = Memory(device, shared, {"d": 1000, "e": 1})
     assert all(address % 256 == 0 for address in memory.addresses.values())
     assert len(set(memory.addresses.values())) == 5
+    device.synchronize()
     assert not cuda.view(memory.addresses["d"], 1000).any()
     memory.arrays["a"][:] = 7
     memory.arrays["b"][:] = 3
@@ -93,6 +95,7 @@ def test_a_commit_is_one_copy_that_writes_its_position_and_nothing_else(
     cache = _Cache(PlanOfShapes(spec, rows, dtype))
     device = Gpu()
     memory = Memory(device, {"x": ((1,), "int64")}, {"p": cache.present_bytes, "c": cache.bytes})
+    device.synchronize()
     addresses = cache.addresses(memory.addresses["c"])
     assert list(addresses) == [n for i in range(3) for n in (f"past.{i}.key", f"past.{i}.value")]
     assert all(address % 256 == 0 for address in addresses.values())
@@ -122,6 +125,7 @@ def test_what_is_recorded_is_launched_as_one(gpu):
     cuda, _ = gpu()
     device = Gpu()
     memory = Memory(device, {"x": ((2,), "int64")}, {})
+    device.synchronize()
     launch = device.capture(lambda: memory.upload("x", "x"))
     for value in (1, 2):
         memory.arrays["x"][:] = value

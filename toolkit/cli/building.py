@@ -229,7 +229,7 @@ def build_engine(
 
 def _backend_here() -> str:
     """tensorrt where its package and a GPU are, onnxruntime elsewhere; says which and why."""
-    from m2kit.runtime.cuda import probe
+    from m2kit.runtime.device import probe
 
     devices, reason = probe()
     if not devices:

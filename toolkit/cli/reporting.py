@@ -72,7 +72,7 @@ def verify(path: Path, provider: str | None, as_json: bool) -> None:
     A half-precision bundle is hashed only: `export` compared it in an emulation of half precision.
     """
     from m2kit.runtime.engine import Engine
-    from m2kit.runtime.opening import open_backend
+    from m2kit.runtime.opening import open_backend, remember_check
     from m2kit.runtime.verification import compare, read_reference, require_parity
 
     manifest = _open(path)
@@ -90,6 +90,7 @@ def verify(path: Path, provider: str | None, as_json: bool) -> None:
                 active = backend.active()
     rows |= {name: _outcome(check) for name, check in report["checks"].items()}
     require_parity(report, str(path))
+    remember_check(path, manifest, report, active)
     rows |= {label(name): _told(value) for name, value in (active or {}).items()}
     value = {"path": str(path), "files": len(manifest.files), **report, "active": active}
     print_result(rows, as_json, value)
@@ -105,8 +106,7 @@ def _outcome(check: dict[str, Any]) -> str:
     if "difference" in check:
         return f"difference {check['difference']:.1e}"
     if "found" in check:
-        measured = ", ".join(f"{name} {value:.2g}" for name, value in check["found"].items())
-        return f"{measured} ({check['note']})" if "note" in check else measured
+        return ", ".join(f"{name} {value:.2g}" for name, value in check["found"].items())
     if check["mismatches"] == 0:
         return "equal"
     return f"{check['mismatches']} of {check['compared']} ids differ, from a near tie on"

@@ -379,6 +379,22 @@ def test_an_engine_built_elsewhere_is_checked_when_it_first_runs(bundle, tmp_pat
         m2kit.open_engine(folder)
 
 
+def test_tensorrt_rtx_is_tried_at_once_where_a_target_is_here(bundle, tmp_path, gpu, monkeypatch):
+    options = PlanOptions("tensorrt-rtx", ("8.6", "8.9"))
+    gpu("1.7.1.116", "tensorrt_rtx", name="H100", capability="9.0")
+    manifest = build_tensorrt_engine(bundle, tmp_path / "a.engine", options)
+    assert manifest.parity["passed"] is None
+    _, trt = gpu("1.7.1.116", "tensorrt_rtx")
+    manifest = build_tensorrt_engine(bundle, tmp_path / "b.engine", options)
+    assert manifest.parity["devices"] == ["Test GPU (8.6)"]
+    assert asked(tmp_path / "b.engine")["flags"] == ["REQUIRE_USER_ALLOCATION"]
+    monkeypatch.setattr(trt.IExecutionContext, "is_stream_capturable", lambda self, stream: False)
+    with m2kit.open_engine(tmp_path / "b.engine") as engine:
+        engine.sample([1])
+        graphs = engine.backend.active()["cuda_graphs"]
+    assert set(graphs.values()) == {"no: the plan cannot be captured on this stream"}
+
+
 def test_a_killed_build_leaves_nothing_that_opens_and_the_next_succeeds(bundle, tmp_path, gpu):
     gpu()
     script = (

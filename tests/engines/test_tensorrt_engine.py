@@ -1,6 +1,7 @@
 """The TensorRT backend on doubles of TensorRT and CUDA: the same ids as ONNX Runtime's, and nothing
 that a GPU would punish."""
 
+import gc
 import json
 import shutil
 
@@ -104,6 +105,7 @@ def test_a_position_is_one_launch_a_graph_and_nothing_is_allocated_in_the_loop(b
         waits = cuda.calls[before:].count("cudaStreamSynchronize")
         assert waits == positions * sub_tokens  # the host waits for logits alone
         assert engine.backend.active()["cuda_graphs"] == {"inter_step": "yes", "intra_step": "yes"}
+    gc.collect()
     assert (cuda.leaks(), cuda.misused) == ((0, 0, 0), [])
 
 

@@ -17,7 +17,7 @@ from conftest import GOLDEN
 import m2kit
 from m2kit.cli import cli
 from m2kit.engines.tensorrt_builder import build_tensorrt_engine
-from m2kit.engines.tensorrt_process import PlanOptions
+from m2kit.engines.tensorrt_process import PlanOptions, _environment
 from m2kit.errors import BackendError, FolderError, InputError, ParityError
 from m2kit.folders import sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, read_manifest
@@ -299,6 +299,16 @@ def test_how_a_build_died_is_told(bundle, tmp_path, gpu, monkeypatch, number, wo
     with pytest.raises(BackendError, match=words):
         build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plans_process_gets_the_environment_it_needs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"here{os.pathsep}/there")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    own, rtx = _environment("tensorrt"), _environment("tensorrt-rtx")
+    assert own["PYTHONPATH"] == rtx["PYTHONPATH"] == f"{tmp_path / 'here'}{os.pathsep}/there"
+    assert own["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # or it would build on another GPU
+    assert "CUDA_DEVICE_ORDER" not in rtx  # whose bytes are the same every time
 
 
 def test_memory_that_the_builder_finds_short_is_told_as_such(bundle, tmp_path, gpu, monkeypatch):

@@ -226,7 +226,7 @@ def _tried(folder: Path, manifest: Manifest, device: Device | None, begin: Begin
         ParityError: It does not agree with PyTorch.
     """
     if device is None:
-        here = [found for found in probe()[0][:1]]
+        here, _ = probe()
         if not here or here[0].capability not in manifest.build["compute_capabilities"]:
             return manifest
     advance = begin("comparing the engine with PyTorch's reference", manifest.spec.positions)

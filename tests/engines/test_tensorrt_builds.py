@@ -19,9 +19,7 @@ from m2kit.cli import cli
 from m2kit.engines.tensorrt_builder import build_tensorrt_engine
 from m2kit.engines.tensorrt_process import PlanOptions, _environment
 from m2kit.errors import BackendError, FolderError, InputError, ParityError
-from m2kit.folders import sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, read_manifest
-from m2kit.runtime.target import rebuild_command
 
 pytest.importorskip("torch")
 VERSIONS = ["10.3.0", "10.9.0.34", "10.16.0.72", "11.4.0.106"]
@@ -162,116 +160,6 @@ def test_a_device_with_a_half_bundle_needs_no_onnx(tmp_path):
     assert read_manifest(tmp_path / "x.engine", ENGINE).precision == "float16"
 
 
-@pytest.fixture
-def engine(bundle, tmp_path, gpu):
-    """An engine folder built on the test GPU, with its bundle beside it."""
-    gpu()
-    shutil.copytree(bundle, tmp_path / "m.bundle")
-    build_tensorrt_engine(
-        tmp_path / "m.bundle", tmp_path / "m.engine", PlanOptions("tensorrt"), batch=2,
-        flags=["--opt-level", "4"],
-    )  # fmt: skip
-    return tmp_path / "m.engine"
-
-
-REBUILD = "`m2kit build-engine m.bundle -o m.engine --backend tensorrt --batch 2 --opt-level 4`"
-
-
-def change(folder, **build):
-    """Rewrite fields of engine.json's build as if it had been made so."""
-    path = folder / "engine.json"
-    value = json.loads(path.read_text())
-    value["build"].update(build)
-    del value["digest"]
-    path.write_text(json.dumps(value | {"digest": sha256_of_json(value)}))
-
-
-@pytest.mark.parametrize(
-    ("here", "built", "words"),
-    [
-        ({"version": "10.4.0"}, {}, "(TensorRT: built with 10.3.0, here 10.4.0)"),
-        ({"name": "Orin"}, {}, "(GPU: built for Test GPU (8.6), here Orin (8.6))"),
-        ({"capability": "8.7"}, {}, "(GPU: built for Test GPU (8.6), here Test GPU (8.7))"),
-        ({}, {"architecture": "aarch64"}, "(architecture: built for aarch64, here "),
-        ({}, {"os": "Plan 9"}, "(operating system: built for Plan 9, here Linux)"),
-        (
-            {"version": "11.4.0.106", "name": "Orin", "capability": "8.7"},
-            {},
-            "(TensorRT: built with 10.3.0, here 11.4.0.106; GPU: built for Test GPU (8.6), here "
-            "Orin (8.7))",
-        ),
-    ],
-)
-def test_an_engine_of_another_machine_names_each_field_and_the_command(
-    engine, gpu, here, built, words
-):
-    change(engine, **built)
-    gpu(**here)
-    with pytest.raises(FolderError) as error:
-        m2kit.open_engine(engine)
-    assert words in str(error.value)
-    assert str(error.value).endswith(f"build it here with {REBUILD}")
-
-
-@pytest.mark.parametrize(
-    ("built", "here", "fits"),
-    [
-        ({"version_compatible": True}, {"version": "10.4.0"}, True),
-        ({"version_compatible": True}, {"version": "11.0.0"}, True),
-        ({"version_compatible": True}, {"version": "12.0.0"}, False),
-        ({"version_compatible": True, "backend_version": "10.9.0"}, {}, False),
-        ({"hardware_compatible": "ampere"}, {"name": "X", "capability": "9.0"}, True),
-        ({"hardware_compatible": "ampere"}, {"name": "X", "capability": "7.5"}, False),
-        ({"hardware_compatible": "same-capability"}, {"name": "X"}, True),
-        ({"hardware_compatible": "same-capability"}, {"capability": "8.9"}, False),
-    ],
-)
-def test_compatible_engines_are_refused_only_where_nvidia_says_so(engine, gpu, built, here, fits):
-    from m2kit.runtime.device import Device
-    from m2kit.runtime.target import check_machine
-
-    change(engine, **built)
-    machine = {"version": "10.3.0", "name": "Test GPU", "capability": "8.6"} | here
-    device = Device(machine["name"], machine["capability"])
-    manifest = read_manifest(engine, ENGINE)
-    if fits:
-        check_machine(engine, manifest, machine["version"], device)
-    else:
-        with pytest.raises(FolderError, match="was built for another machine"):
-            check_machine(engine, manifest, machine["version"], device)
-
-
-def test_an_engine_of_another_bundle_than_the_one_beside_it(engine, exported, gpu):
-    gpu()
-    bundle = engine.parent / "m.bundle"
-    shutil.rmtree(bundle)
-    other = exported(GOLDEN / "ar_tiny.ckpt", heads=2)[0]
-    shutil.copytree(other, bundle)
-    with pytest.raises(FolderError) as error:
-        m2kit.open_engine(engine)
-    assert "was built from another m.bundle than the one beside it (spec.transformer.heads: " in (
-        str(error.value)
-    )
-    assert "engine 4, bundle 2" in str(error.value)
-    assert REBUILD in str(error.value)
-    shutil.rmtree(bundle)
-    m2kit.open_engine(engine).backend.close()
-
-
-def test_a_bundle_beside_it_that_cannot_be_read_does_not_stop_an_engine(engine, gpu):
-    gpu()
-    (engine.parent / "m.bundle" / "bundle.json").write_text("{")
-    m2kit.open_engine(engine).backend.close()
-
-
-def test_the_command_that_rebuilds_is_whole_wherever_one_stands(engine, monkeypatch):
-    monkeypatch.chdir(engine)
-    manifest = read_manifest(Path("."), ENGINE)
-    assert f"`{rebuild_command(Path('.'), manifest)}`" == REBUILD
-    manifest.build["bundle"] = "my model.bundle"
-    assert "build-engine 'my model.bundle' -o" in rebuild_command(engine, manifest)
-
-
 def test_a_bundle_behind_a_link_is_built_in_place(bundle, tmp_path, gpu):
     gpu()
     (tmp_path / "disk" / "deep").mkdir(parents=True)
@@ -319,18 +207,6 @@ def test_memory_that_the_builder_finds_short_is_told_as_such(bundle, tmp_path, g
     monkeypatch.setenv("TENSORRT_DOUBLE_FAILS", "no kernel")
     with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 does not take encoder: no kernel"):
         build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
-
-
-def test_without_tensorrt_or_with_one_that_is_too_old_or_broken(engine, gpu, monkeypatch):
-    gpu()
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match=r"the tensorrt backend needs .* 'm2kit\[tensorrt\]'"):
-        m2kit.open_engine(engine)
-    for version in ("8.6.2", "10.0.1"):
-        _, trt = gpu()
-        trt.__version__ = version
-        with pytest.raises(BackendError, match=rf"TensorRT {version} is too old: .* 10\.3 or new"):
-            m2kit.open_engine(engine)
 
 
 def test_libraries_that_cannot_be_loaded_are_told_from_a_missing_package(

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from m2kit.contract import PORTABLE
+from m2kit.contract import PORTABLE, graph_names
 from m2kit.manifest import Manifest
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -24,7 +24,9 @@ class EmulatedBackend(OnnxRuntimeBackend):
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Write the emulated graphs beside the half ones, over the same weights."""
         super().__init__(folder, manifest)
-        self._paths = {graph: folder / f"emulated_{graph}.onnx" for graph in manifest.graphs}
+        self._paths = {
+            graph: folder / f"emulated_{graph}.onnx" for graph in graph_names(manifest.spec)
+        }
         for graph, path in self._paths.items():
             model = emulated(ir.load(folder / manifest.graph_file(PORTABLE, graph)))
             path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))

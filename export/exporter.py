@@ -43,13 +43,16 @@ from m2kit.runtime.verification import CLASS_IDS, GUIDANCE, IMAGES, compare, req
 from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
 from m2kit.training.models.transformer import embedding_names
 
-GRAPHS: dict[str, Callable[[ModelSpec, WeightFile], GraphWriter]] = {
+TOKENIZER_GRAPHS: dict[str, Callable[[ModelSpec, WeightFile], GraphWriter]] = {
     contract.ENCODER: encoder,
     contract.LFQ: lfq,
     contract.DECODER: decoder,
+}
+STEP_GRAPHS: dict[str, Callable[[ModelSpec, WeightFile, str], GraphWriter]] = {
     contract.INTER_STEP: inter_step,
     contract.INTRA_STEP: intra_step,
 }
+Writers = dict[str, dict[str, GraphWriter]]  # lowering -> graph -> writer
 
 
 def export_bundle(
@@ -78,19 +81,26 @@ def export_bundle(
             name=name,
             spec=spec,
             sampling=checkpoint.sampling,
-            lowerings={contract.PORTABLE: _entries(spec, writers)},
+            lowerings={name: _entries(spec, name, graphs) for name, graphs in writers.items()},
             files={},
             source=checkpoint.source,
             versions=_versions(),
             parity={},
             training=checkpoint.training,
         )
-        reference, maxima = _reference(checkpoint, folder, manifest, writers, begin)
+        portable = writers[contract.PORTABLE]
+        reference, maxima = _reference(checkpoint, folder, manifest, portable, begin)
         np.savez(folder / REFERENCE_FILE, **reference)
         release_freed_memory()
         advance = begin("comparing every graph with PyTorch", spec.positions)
-        with Engine(spec, OnnxRuntimeBackend(folder, manifest)) as engine:
+        with Engine(spec, OnnxRuntimeBackend(folder, manifest, fused=False)) as engine:
             report = compare(engine, reference, advance)
+        if contract.ONNXRUNTIME in manifest.lowerings:
+            advance = begin("comparing the fused steps with PyTorch", spec.positions)
+            with Engine(spec, OnnxRuntimeBackend(folder, manifest)) as engine:
+                fused = compare(engine, reference, advance, tokenizer=False)
+            report["checks"] |= {f"{name}, fused": c for name, c in fused["checks"].items()}
+            report["passed"] &= fused["passed"]
         require_parity(report, "the exported model")
         manifest = replace(manifest, files=files_table(folder), parity=report, maxima=maxima)
         write_manifest(folder, manifest)
@@ -120,23 +130,35 @@ def _reference(
     return score_in_torch(model_from_checkpoint(checkpoint), inputs, tokens), probe.maxima()
 
 
-def write_graphs(spec: ModelSpec, folder: Path, load: Weights) -> dict[str, GraphWriter]:
-    """Write every graph of a spec and the weights file they share; returns graph -> writer."""
+def write_graphs(spec: ModelSpec, folder: Path, load: Weights) -> Writers:
+    """Write every graph of a spec, in every lowering, and the weights file that all share."""
     weights = WeightFile()
-    writers = {graph: GRAPHS[graph](spec, weights) for graph in contract.graph_names(spec)}
+    writers: Writers = {
+        lowering: {graph: _writer(spec, weights, graph, lowering) for graph in graphs}
+        for lowering, graphs in contract.lowerings(spec).items()
+    }
     weights.write(folder, load)
-    for graph, writer in writers.items():
-        writer.save(folder / f"{graph}.onnx")
+    for lowering, graphs in writers.items():
+        for graph, writer in graphs.items():
+            writer.save(folder / contract.onnx_file(graph, lowering))
     return writers
 
 
-def _entries(spec: ModelSpec, writers: Mapping[str, GraphWriter]) -> dict[str, dict[str, Any]]:
+def _writer(spec: ModelSpec, weights: WeightFile, graph: str, lowering: str) -> GraphWriter:
+    if graph in TOKENIZER_GRAPHS:
+        return TOKENIZER_GRAPHS[graph](spec, weights)
+    return STEP_GRAPHS[graph](spec, weights, lowering)
+
+
+def _entries(
+    spec: ModelSpec, lowering: str, writers: Mapping[str, GraphWriter]
+) -> dict[str, dict[str, Any]]:
     """A lowering's entry in bundle.json: file, compute type, operators and contract per graph."""
     entries = {}
     for graph, writer in writers.items():
-        io = contract.graph_io(spec, graph)
+        io = contract.graph_io(spec, graph, lowering)
         entries[graph] = {
-            "file": f"{graph}.onnx",
+            "file": contract.onnx_file(graph, lowering),
             "compute": "float32",
             "ops": writer.op_counts(),
             "inputs": [[t.name, t.dtype, list(t.shape)] for t in io.inputs],

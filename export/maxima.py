@@ -28,7 +28,7 @@ class ProbeBackend(OnnxRuntimeBackend):
         self, folder: Path, manifest: Manifest, writers: Mapping[str, GraphWriter]
     ) -> None:
         """Write the probe graphs into `folder`; `close` removes them."""
-        super().__init__(folder, manifest)
+        super().__init__(folder, manifest, fused=False)
         self._paths = {graph: folder / f"probe_{graph}.onnx" for graph in writers}
         self._names = {g: writer.save_probe(self._paths[g]) for g, writer in writers.items()}
         self._maxima = {g: np.zeros(len(names), np.float32) for g, names in self._names.items()}

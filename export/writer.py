@@ -1,8 +1,9 @@
 """Writes one ONNX graph, node by node, and the weights file that all graphs of a bundle share.
 
-Graphs are written, not traced: every node is primitive opset 18, carries its precision mark from
-the moment it exists, and does not depend on the torch version. No weight is in memory until
-`WeightFile.write` streams it from the checkpoint; identical tensors are stored once.
+Graphs are written, not traced: every node is of opset 18 or, in the onnxruntime lowering, one of
+ONNX Runtime's own, carries its precision mark from the moment it exists, and does not depend on the
+torch version. No weight is in memory until `WeightFile.write` streams it from the checkpoint;
+identical tensors are stored once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from m2kit.manifest import WEIGHTS_FILE
 from m2kit.weights_file import WeightsWriter
 
 OPSET = 18
+MICROSOFT = "com.microsoft"  # domain of ONNX Runtime's own operators
 IR_VERSION = 10
 PROBE = "absolute_maxima"  # extra output of a probe graph
 
@@ -64,6 +66,7 @@ class WeightFile:
         )
 
 
+_VERSIONS = {"": OPSET, MICROSOFT: 1}
 _TYPES = {
     "float32": ir.DataType.FLOAT,
     "compute": ir.DataType.FLOAT,
@@ -146,20 +149,26 @@ class GraphWriter:
         """A 1-D int64 constant: axes, shapes, sizes."""
         return self.constant(values, np.int64)
 
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
         """Add a node with one output."""
-        return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
+        return self.ops(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(
-        self, op_type: str, *inputs: ir.Value, outputs: int, **attributes: Any
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: int,
+        domain: str = "",
+        **attributes: Any,
     ) -> Sequence[ir.Value]:
-        """Add a node with several outputs."""
+        """Add a node with several outputs; an input that is left out is None."""
         name = "/".join([*self._scope, f"{op_type}_{len(self._nodes)}"])
         suffixes = [""] if outputs == 1 else [f".{index}" for index in range(outputs)]
         dtype = ir.TensorType(_result_type(op_type, inputs, attributes))
         node = ir.node(
             op_type,
             inputs=list(inputs),
+            domain=domain,
             attributes=attributes or None,
             outputs=[ir.Value(name=name + suffix, type=dtype) for suffix in suffixes],
             name=name,
@@ -176,12 +185,13 @@ class GraphWriter:
         """Write the finished graph; the weights file must have been written."""
         for name, value in self._weight_values.items():
             value.const_value = self._weights.tensor(name)
+        domains = {"", *(node.domain for node in self._nodes)}
         graph = ir.Graph(
             list(self.inputs.values()),
             [self._outputs[tensor.name] for tensor in self._io.outputs],
             nodes=self._nodes,
             initializers=[*self._weight_values.values(), *self._constants.values()],
-            opset_imports={"": OPSET},
+            opset_imports={domain: _VERSIONS[domain] for domain in sorted(domains)},
             name=self.name,
         )
         self._model = ir.Model(graph, ir_version=IR_VERSION, producer_name="m2kit")
@@ -218,7 +228,7 @@ class GraphWriter:
 
 
 def _result_type(
-    op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, Any]
+    op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any]
 ) -> ir.DataType:
     """Element type of a node's outputs, for the operators written here."""
     if op_type in ("Equal", "Greater", "Less"):
@@ -228,7 +238,7 @@ def _result_type(
     if op_type == "Cast":
         return ir.DataType(attributes["to"])
     source = inputs[1] if op_type == "Where" else inputs[0]
-    assert source.dtype is not None, f"{op_type} of an untyped value"
+    assert source is not None and source.dtype is not None, f"{op_type} of an untyped value"
     return source.dtype
 
 

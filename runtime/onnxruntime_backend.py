@@ -1,8 +1,9 @@
-"""ONNX Runtime: runs the portable graphs of a bundle or engine folder on a CPU or through CUDA.
+"""ONNX Runtime: runs the graphs of a bundle or engine folder on a CPU or through CUDA.
 
-Step graphs are bound once to numpy buffers (IO binding); the KV cache is one array and a commit is
-one slice assignment. With the CUDA provider the same host buffers are bound, so the cache travels
-at every step: correct, not fast. That provider has not been run on a GPU yet.
+Step graphs are bound once to numpy buffers (IO binding), the KV cache is one array. On a CPU the
+onnxruntime lowering is taken where the folder has it: it adds the new row in place. A commit of the
+portable one is a slice assignment. With the CUDA provider the same host buffers are bound, so the
+cache travels at every step: correct, not fast. That provider has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from m2kit import contract
 from m2kit.errors import BackendError, require
 from m2kit.manifest import Manifest
 from m2kit.memory import release_freed_memory
+from m2kit.processor import available_cores
 from m2kit.runtime.backend import AnyShape, Steps
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # float32 means float32: TF32 keeps 10 bits of a product's mantissa.
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+# A session's threads stop spinning when its run ends: otherwise those of the inter step take the
+# processor from the intra step, and both are half as fast.
+_SESSION_OPTIONS = {"session.force_spinning_stop": "1"}
 
 
 class OnnxRuntimeBackend(AnyShape):
@@ -31,7 +36,13 @@ class OnnxRuntimeBackend(AnyShape):
     name = "onnxruntime"
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, provider: str = "cpu", threads: int | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        fused: bool = True,
     ) -> None:
         """Prepare to open the graphs of a folder.
 
@@ -39,38 +50,54 @@ class OnnxRuntimeBackend(AnyShape):
             folder: A bundle or engine folder.
             manifest: Its manifest.
             provider: "cpu" or "cuda".
-            threads: Threads inside an operator; None lets ONNX Runtime choose.
+            threads: Threads inside an operator; None is as many as this process has cores.
+            fused: Take the onnxruntime lowering on a CPU, where the folder has it.
 
         Raises:
-            BackendError: onnxruntime is not installed, or that provider is missing or cannot start.
+            BackendError: onnxruntime is not installed, that provider is missing or cannot start, or
+                the folder holds nothing for it.
         """
         self.ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
         self.ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
         self._folder, self._manifest = folder, manifest
-        self._threads = threads
+        self.threads = threads or available_cores()
         self._provider = _provider(self.ort, provider)
+        self._fused = manifest.lowerings.get(contract.ONNXRUNTIME, {})
+        portable = manifest.lowerings[contract.PORTABLE]
+        if not fused or provider != "cpu":
+            self._fused = {g: entry for g, entry in self._fused.items() if g not in portable}
+        if self._fused and provider != "cpu":
+            raise BackendError(
+                f"this engine ({manifest.precision}) holds its steps for a CPU alone; use "
+                "--provider cpu, or `m2kit build-engine --precision fp32`"
+            )
         self._sessions: dict[str, Any] = {}
         self._closed = False
         if provider != "cpu":
             self.session(contract.LFQ)  # the smallest graph tells whether the provider starts
 
+    def lowering(self, graph: str) -> str:
+        """The lowering in which a graph is run."""
+        return contract.ONNXRUNTIME if graph in self._fused else contract.PORTABLE
+
     def path(self, graph: str) -> Path:
         """The file of a graph."""
-        return self._folder / self._manifest.graph_file(contract.PORTABLE, graph)
+        return self._folder / self._manifest.graph_file(self.lowering(graph), graph)
 
     def io(self, graph: str) -> contract.GraphIO:
         """What the file of a graph takes and gives."""
-        return contract.graph_io(self._manifest.spec, graph)
+        return contract.graph_io(self._manifest.spec, graph, self.lowering(graph))
 
     def compute(self, graph: str) -> str:
         """float32 or float16: the compute type of a graph's file."""
-        return str(self._manifest.lowerings[contract.PORTABLE][graph]["compute"])
+        return str(self._manifest.lowerings[self.lowering(graph)][graph]["compute"])
 
     def options(self) -> Any:
         """Session options of every graph."""
         options = self.ort.SessionOptions()
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self.threads
+        for name, value in _SESSION_OPTIONS.items():
+            options.add_session_config_entry(name, value)
         return options
 
     def session(self, graph: str) -> Any:
@@ -116,7 +143,9 @@ class OnnxRuntimeBackend(AnyShape):
         return {
             "backend": f"{self.name} {self.ort.__version__}",
             "provider": self._provider,
-            "threads": self._threads or "ONNX Runtime's choice",
+            "threads": self.threads,
+            "precision": self._manifest.precision,
+            "fused": sorted(self._fused),
         }
 
     def close(self) -> None:
@@ -165,24 +194,28 @@ class OnnxRuntimeStep:
         self._session = session
         self._binding = session.io_binding()
         past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
-        self._cache = np.zeros((len(past), *_shape(past[0], rows)), compute)
-        caches = {tensor.name: self._cache[index] for index, tensor in enumerate(past)}
+        self.cache = np.zeros((len(past), *_shape(past[0], rows)), compute)
+        caches = {tensor.name: self.cache[index] for index, tensor in enumerate(past)}
         own: dict[str, npt.NDArray[Any]] = {
             tensor.name: np.zeros(_shape(tensor, rows), _dtype(tensor, compute))
             for tensor in io.inputs
             if tensor.name not in caches and tensor.name not in shared
         }
+        in_place = {contract.updated(name): array for name, array in caches.items()}
         self.outputs: dict[str, npt.NDArray[Any]] = {
             tensor.name: np.zeros(_shape(tensor, rows), _dtype(tensor, compute))
             for tensor in io.outputs
+            if tensor.name not in in_place
         }
+        self._present = self.outputs.get(contract.PRESENT)  # None: the graph writes in place
+        if self._present is not None:
+            in_place = {}
         for name, array in {**own, **shared, **caches}.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in self.outputs.items():
+        for name, array in {**self.outputs, **in_place}.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._position = own.pop(position_name)
         self.inputs = {**own, **shared}
-        self._present = self.outputs[contract.PRESENT]
 
     def reset(self) -> None:
         """Begin a new sequence; rows written before are masked, so nothing is cleared."""
@@ -197,7 +230,8 @@ class OnnxRuntimeStep:
 
     def commit(self, position: int) -> None:
         """Append what the last run computed to the cache, at `position`."""
-        self._cache[:, :, :, position] = self._present[:, :, :, 0]
+        if self._present is not None:
+            self.cache[:, :, :, position] = self._present[:, :, :, 0]
 
 
 def _shape(tensor: contract.TensorSpec, rows: int) -> tuple[int, ...]:

@@ -32,11 +32,14 @@ SUB_POSITION = "sub_position"
 PRESENT = "present"
 
 PORTABLE = "portable"  # the lowering of primitive ops that every backend runs
+ONNXRUNTIME = "onnxruntime"  # step graphs of fused ops that update the KV cache in place
+FUSED_HEAD_SIZES = 16  # ONNX Runtime's fused attention takes multiples of this
 
 PRECISION = "m2kit.precision"  # metadata key of every node; its values:
 FLOAT, ANY = "float", "any"  # must stay float32 in half precision, or need not
 
 _PAST = "past."
+_PRESENT = "present."
 
 
 def past_key(layer: int) -> str:
@@ -54,9 +57,20 @@ def is_past(name: str) -> bool:
     return name.startswith(_PAST)
 
 
+def updated(past: str) -> str:
+    """Name of the output in which the onnxruntime lowering returns a cache input, row added; both
+    are bound to one buffer."""
+    return _PRESENT + past.removeprefix(_PAST)
+
+
 def logits(sub_position: int) -> str:
     """Name of the logits over sub-vocabulary k."""
     return f"logits.{sub_position}"
+
+
+def onnx_file(graph: str, lowering: str = PORTABLE) -> str:
+    """File name of a graph."""
+    return f"{graph}.onnx" if lowering == PORTABLE else f"{graph}.{lowering}.onnx"
 
 
 def plan_file(graph: str, image_size: tuple[int, int] | None = None) -> str:
@@ -88,8 +102,16 @@ def graph_names(spec: ModelSpec) -> tuple[str, ...]:
     return TOKENIZER_GRAPHS + (STEP_GRAPHS if spec.transformer else ())
 
 
-def graph_io(spec: ModelSpec, graph: str) -> GraphIO:
-    """Inputs and outputs of one graph.
+def lowerings(spec: ModelSpec) -> dict[str, tuple[str, ...]]:
+    """The lowerings that a bundle of this spec holds, with the graphs of each."""
+    found = {PORTABLE: graph_names(spec)}
+    if spec.transformer and spec.transformer.head_size % FUSED_HEAD_SIZES == 0:
+        found[ONNXRUNTIME] = STEP_GRAPHS
+    return found
+
+
+def graph_io(spec: ModelSpec, graph: str, lowering: str = PORTABLE) -> GraphIO:
+    """Inputs and outputs of one graph in one lowering.
 
     Raises:
         SpecError: The spec has no such graph.
@@ -100,7 +122,19 @@ def graph_io(spec: ModelSpec, graph: str) -> GraphIO:
         return _tokenizer_io(spec)[graph]
     transformer = spec.transformer
     assert transformer is not None
-    return _inter_io(transformer) if graph == INTER_STEP else _intra_io(transformer)
+    io = _inter_io(transformer) if graph == INTER_STEP else _intra_io(transformer)
+    return io if lowering == PORTABLE else _in_place(io)
+
+
+def _in_place(io: GraphIO) -> GraphIO:
+    """The same with every cache tensor returned whole instead of its new rows."""
+    kept = tuple(tensor for tensor in io.outputs if tensor.name != PRESENT)
+    whole = (
+        TensorSpec(updated(tensor.name), tensor.dtype, tensor.shape)
+        for tensor in io.inputs
+        if is_past(tensor.name)
+    )
+    return GraphIO(io.inputs, (*kept, *whole))
 
 
 def _tokenizer_io(spec: ModelSpec) -> dict[str, GraphIO]:

@@ -76,14 +76,11 @@ class Manifest:
         return value
 
     @property
-    def graphs(self) -> tuple[str, ...]:
-        """The graphs it holds."""
-        return tuple(self.lowerings[PORTABLE])
-
-    @property
     def precision(self) -> str:
-        """float32 or float16: what the graphs compute in, outside their float islands."""
-        return str(next(iter(self.lowerings[PORTABLE].values()))["compute"])
+        """float32 or float16: what the graphs compute in, outside their float islands; int8 or
+        int4: what the steps' weights are stored in."""
+        compute = next(iter(self.lowerings[PORTABLE].values()))["compute"]
+        return str(self.build.get("precision", compute))
 
     @property
     def checked_devices(self) -> tuple[str, ...]:

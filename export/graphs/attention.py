@@ -43,14 +43,22 @@ def rms_norm(g: GraphWriter, x: ir.Value, name: str, width: int) -> ir.Value:
     return g.op("Mul", normed, g.weight(f"{name}.weight", (width,)))
 
 
-def position_tables(
+def rotary_constants(
+    g: GraphWriter, spec: TransformerSpec, capacity: int
+) -> tuple[ir.Value, ir.Value]:
+    """The first `capacity` rows of the cos and sin tables, (capacity, d / 2) each."""
+    table = rotary_table(spec.grid, spec.head_size, spec.rope_base)[:capacity].numpy()
+    return g.constant(table[..., 0]), g.constant(table[..., 1])
+
+
+def _position_tables(
     g: GraphWriter, position: ir.Value, spec: TransformerSpec, capacity: int
 ) -> PositionTables:
     """Rows of the rotary tables at `position`, and which of the `capacity` slots come before it."""
-    table = rotary_table(spec.grid, spec.head_size, spec.rope_base)[:capacity].numpy()
     with g.scope("position"), g.float_island():
-        cos = g.op("Gather", g.constant(table[..., 0]), position, axis=0)
-        sin = g.op("Gather", g.constant(table[..., 1]), position, axis=0)
+        cos, sin = (
+            g.op("Gather", table, position, axis=0) for table in rotary_constants(g, spec, capacity)
+        )
         return PositionTables(
             cos=g.op("Unsqueeze", cos, g.ints([2])),  # (1, d / 2, 1)
             sin=g.op("Unsqueeze", sin, g.ints([2])),
@@ -58,7 +66,7 @@ def position_tables(
         )
 
 
-def block(
+def _block(
     g: GraphWriter,
     x: ir.Value,
     name: str,
@@ -121,14 +129,26 @@ def layers(
     x: ir.Value,
     prefix: str,
     spec: TransformerSpec,
-    tables: PositionTables,
+    position: ir.Value,
+    capacity: int,
     count: int,
 ) -> ir.Value:
-    """All layers of one transformer; also stacks their new keys and values into `present`."""
+    """All layers of one transformer on (R, D); also returns their new keys and values as `present`.
+
+    Args:
+        g: The graph.
+        x: (R, D).
+        prefix: Of the layers' parameters.
+        spec: The architecture.
+        position: (1) int64, the slot of this position.
+        capacity: S, slots of the cache.
+        count: L, number of layers.
+    """
+    tables = _position_tables(g, position, spec, capacity)
     rows = []
     for layer in range(count):
         pair = (g.inputs[past_key(layer)], g.inputs[past_value(layer)])
-        x, key, value = block(g, x, f"{prefix}.{layer}", spec, tables, pair)
+        x, key, value = _block(g, x, f"{prefix}.{layer}", spec, tables, pair)
         rows += [g.op("Unsqueeze", new, g.ints([0])) for new in (key, value)]
     g.output(PRESENT, g.op("Concat", *rows, axis=0))
     return x

@@ -6,10 +6,20 @@ import numpy as np
 import onnx_ir as ir
 
 from m2kit.config import ModelSpec, TransformerSpec
-from m2kit.contract import CLASS_ID, HIDDEN, INTER_STEP, POSITION, TOKEN, graph_io
-from m2kit.export.graphs.attention import layers, position_tables
+from m2kit.contract import (
+    CLASS_ID,
+    HIDDEN,
+    INTER_STEP,
+    ONNXRUNTIME,
+    PORTABLE,
+    POSITION,
+    TOKEN,
+    graph_io,
+)
+from m2kit.export.graphs import attention, fused_attention
 from m2kit.export.writer import GraphWriter, WeightFile
 
+LOWERINGS = {PORTABLE: attention, ONNXRUNTIME: fused_attention}  # how layers are written
 EMBEDDINGS = "transformer.sub_token_embeddings"  # all K tables, one below the other
 
 
@@ -23,11 +33,11 @@ def sub_token_offsets(spec: TransformerSpec) -> list[int]:
     return [sum(spec.vocabularies[:k]) for k in range(len(spec.bits))]
 
 
-def inter_step(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
-    """The inter step graph, portable lowering."""
+def inter_step(spec: ModelSpec, weights: WeightFile, lowering: str = PORTABLE) -> GraphWriter:
+    """The inter step graph."""
     transformer = spec.transformer
     assert transformer is not None
-    g = GraphWriter(INTER_STEP, graph_io(spec, INTER_STEP), weights)
+    g = GraphWriter(INTER_STEP, graph_io(spec, INTER_STEP, lowering), weights)
     class_id, token, position = (g.inputs[name] for name in (CLASS_ID, TOKEN, POSITION))
     name = "transformer.class_emb.embedding_table.weight"
     classes = g.weight(name, (transformer.classes + 1, transformer.width))
@@ -37,7 +47,14 @@ def inter_step(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
         embedded = g.op("ReduceSum", parts, g.ints([1]), keepdims=0)
         first = g.op("Equal", position, g.ints([0]))
         x = g.op("Where", first, g.op("Gather", classes, class_id, axis=0), embedded)
-    tables = position_tables(g, position, transformer, transformer.positions)
-    prefix = "transformer.spatial_blocks"
-    g.output(HIDDEN, layers(g, x, prefix, transformer, tables, transformer.inter_layers))
+    x = LOWERINGS[lowering].layers(
+        g,
+        x,
+        "transformer.spatial_blocks",
+        transformer,
+        position,
+        transformer.positions,
+        transformer.inter_layers,
+    )
+    g.output(HIDDEN, x)
     return g

@@ -5,17 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from m2kit.config import ModelSpec
-from m2kit.contract import HIDDEN, INTRA_STEP, SUB_POSITION, SUB_TOKEN, graph_io, logits
-from m2kit.export.graphs.attention import layers, linear, position_tables, rms_norm
-from m2kit.export.graphs.inter_step import sub_token_embeddings, sub_token_offsets
+from m2kit.contract import (
+    HIDDEN,
+    INTRA_STEP,
+    PORTABLE,
+    SUB_POSITION,
+    SUB_TOKEN,
+    graph_io,
+    logits,
+)
+from m2kit.export.graphs.attention import linear
+from m2kit.export.graphs.inter_step import LOWERINGS, sub_token_embeddings, sub_token_offsets
 from m2kit.export.writer import GraphWriter, WeightFile
 
 
-def intra_step(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
-    """The intra step graph, portable lowering."""
+def intra_step(spec: ModelSpec, weights: WeightFile, lowering: str = PORTABLE) -> GraphWriter:
+    """The intra step graph."""
     transformer = spec.transformer
     assert transformer is not None
-    g = GraphWriter(INTRA_STEP, graph_io(spec, INTRA_STEP), weights)
+    g = GraphWriter(INTRA_STEP, graph_io(spec, INTRA_STEP, lowering), weights)
     hidden, sub_token, sub_position = (g.inputs[n] for n in (HIDDEN, SUB_TOKEN, SUB_POSITION))
     with g.scope("embedding"):
         # Sub-position k is fed sub-token k - 1; row 0 stands in where nothing precedes.
@@ -25,10 +33,16 @@ def intra_step(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
         embedded = g.op("Gather", sub_token_embeddings(g, transformer), rows, axis=0)
         first = g.op("Equal", sub_position, g.ints([0]))
         x = g.op("Where", first, hidden, embedded)
-    tables = position_tables(g, sub_position, transformer, len(transformer.bits))
-    prefix = "transformer.factorized_blocks"
-    x = layers(g, x, prefix, transformer, tables, transformer.intra_layers)
-    x = rms_norm(g, x, "transformer.norm", transformer.width)
+    x = LOWERINGS[lowering].layers(
+        g,
+        x,
+        "transformer.factorized_blocks",
+        transformer,
+        sub_position,
+        len(transformer.bits),
+        transformer.intra_layers,
+    )
+    x = LOWERINGS[lowering].rms_norm(g, x, "transformer.norm", transformer.width)
     for k, size in enumerate(transformer.vocabularies):
         with g.float_island():
             g.output(logits(k), linear(g, x, f"transformer.head.{k}", transformer.width, size))

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from m2kit.contract import PORTABLE, graph_names
+from m2kit.engines.shared_weights import save_graph
 from m2kit.manifest import Manifest
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -29,7 +30,7 @@ class EmulatedBackend(OnnxRuntimeBackend):
         }
         for graph, path in self._paths.items():
             model = emulated(ir.load(folder / manifest.graph_file(PORTABLE, graph)))
-            path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+            save_graph(model, path)
 
     def path(self, graph: str) -> Path:
         """The emulated file of a graph."""

@@ -10,17 +10,20 @@ them, one tensor at a time.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
+from m2kit import contract
 from m2kit.contract import ANY, FLOAT, PORTABLE, PRECISION, PRESENT, GraphIO, graph_io
+from m2kit.engines.shared_weights import SharedWeights, op_counts, save_graph
 from m2kit.errors import ParityError
-from m2kit.manifest import WEIGHTS_FILE, Manifest
-from m2kit.weights_file import WeightsWriter
+from m2kit.manifest import Manifest
 
 HALF_LIMIT = 2.0**14  # a quarter of float16's largest value: the bundle saw a few inputs only
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -157,23 +160,19 @@ def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType, user: ir.Node | Non
 
 def _write_weights(halves: Mapping[str, HalfGraph], folder: Path) -> None:
     """Write the weights file that the graphs share, and let their initializers refer to it."""
-    places: dict[tuple[str, ir.DataType | None], tuple[int, int]] = {}
-    with (folder / WEIGHTS_FILE).open("wb") as file:
-        writer = WeightsWriter(file)
+    with SharedWeights(folder) as weights:
         for half in halves.values():
             for value, original in half.weights:
                 assert value.dtype is not None
-                key = (str(original.name), value.dtype)
-                if key not in places:
-                    places[key] = writer.add(original.numpy().astype(value.dtype.numpy()))
-                    original.release()
-                value.const_value = ir.ExternalTensor(
-                    WEIGHTS_FILE,
-                    *places[key],
-                    value.dtype,
-                    shape=original.shape,
-                    name=str(value.name),
-                )
+                dtype = value.dtype.numpy()
+
+                def cast(
+                    source: ir.ExternalTensor = original, dtype: np.dtype[Any] = dtype
+                ) -> npt.NDArray[Any]:
+                    return source.numpy().astype(dtype)
+
+                weights.store(value, (original.name, dtype), cast)
+                original.release()
                 half.model.graph.register_initializer(value)
 
 
@@ -210,16 +209,13 @@ def write_half(
     }
     _write_weights(halves, folder)
     for graph, half in halves.items():
-        data = ir.to_proto(half.model).SerializeToString(deterministic=True)
-        (folder / f"{graph}.onnx").write_bytes(data)
+        save_graph(half.model, folder / contract.onnx_file(graph))
     lowering = {
         graph: entry
         | {
-            "file": f"{graph}.onnx",
+            "file": contract.onnx_file(graph),
             "compute": "float16",
-            "ops": dict(
-                sorted(Counter(node.op_type for node in halves[graph].model.graph).items())
-            ),
+            "ops": op_counts(halves[graph].model),
         }
         for graph, entry in entries.items()
     }

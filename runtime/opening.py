@@ -44,7 +44,8 @@ def open_engine(
     Args:
         path: A folder made by `m2kit build-engine`.
         provider: For the onnxruntime backend: "cpu" (the default) or "cuda". Never falls back.
-        threads: For the onnxruntime backend: threads inside an operator; None lets it choose.
+        threads: For the onnxruntime backend: threads inside an operator; None is as many as
+            this process has cores.
         check: Hash the weights even if this very file was hashed before.
         begin: Called with the name of each stage that takes long.
 

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from m2kit import contract
 from m2kit.errors import FolderError, ParityError
 from m2kit.folders import DamagedArchive, read_npz
+from m2kit.images import psnr
 from m2kit.progress import Advance
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.quality import score_quality
-from m2kit.runtime.sampling import guide
+from m2kit.runtime.sampling import Sampling, guide
 from m2kit.tolerances import (
     ARG_MAX,
     DIFFERING_BITS,
@@ -31,6 +32,7 @@ from m2kit.tolerances import (
     KL,
     NEAR_TIE,
     NOT_FINITE,
+    QUANTIZED_TOLERANCES,
     RMS_ERROR,
     difference,
 )
@@ -77,27 +79,66 @@ def compare(
         engine: The opened model.
         reference: What PyTorch computed.
         advance: Called after each position of the trajectory.
-        precision: float32 or float16: the engine's, which decides what counts as the same.
+        precision: float32, float16, int8 or int4: the engine's, which decides what counts as the
+            same.
         tokenizer: Compare encoder, lfq and decoder too.
 
     Returns:
         {"passed", "precision", "tolerances", "checks": name -> what was found and "passed"};
-        differences as `tolerances.difference` measures them.
+        differences as `tolerances.difference` measures them. For integer weights also "quality":
+        what the images become.
     """
-    judge = _Float32() if precision == "float32" else _Half()
-    checks = _tokenizer_checks(engine, reference, judge) if tokenizer else {}
+    lossy = precision in QUANTIZED_TOLERANCES
+    steps = _Quantized(precision) if lossy else _JUDGES[precision]()
+    checks: dict[str, Check] = {}
+    if tokenizer:
+        judge = _Float32() if lossy else steps
+        checks |= _tokenizer_checks(engine, reference, judge)
+    report: dict[str, Any] = {"precision": f"{precision} against float32"}
     if engine.spec.transformer is not None:
-        checks |= _transformer_checks(engine, reference, judge, advance)
-    return {
-        "precision": f"{precision} against float32",
-        "tolerances": judge.tolerances,
+        own, chosen = _transformer_checks(engine, reference, steps, advance)
+        checks |= own
+        if lossy:
+            checks["image of the likeliest ids"], report["quality"] = _images(
+                engine, reference, steps, chosen
+            )
+    return report | {
+        "tolerances": steps.tolerances,
         "checks": checks,
         "passed": all(check["passed"] for check in checks.values()),
     }
 
 
-def require_parity(report: Mapping[str, Any], what: str) -> None:
-    """Raise ParityError, naming every failed check, unless the report passed."""
+def _images(
+    engine: Engine, reference: Reference, judge: _Float32 | _Half, chosen: Array
+) -> tuple[Check, dict[str, Any]]:
+    """What the engine's own choices look like: judged at the reference's tokens, where every choice
+    has the same context; told, but not judged, for the path it takes by itself."""
+    spec = engine.transformer
+    grid = (len(chosen), *spec.grid, len(spec.bits))
+    forced = engine.decode(chosen.reshape(grid))
+    sampling = Sampling(greedy=True, guidance=tuple(reference[GUIDANCE].tolist()))
+    drawn = engine.sample(reference[CLASS_IDS], sampling)
+    differs = (drawn != reference[TOKENS]).any(axis=-1).reshape(len(drawn), -1)
+    first = [int(row.argmax()) if row.any() else None for row in differs]
+    quality = {
+        "psnr_db": round(psnr(reference[DECODED], forced), 2),
+        "first_divergence": first,
+        "psnr_greedy_db": round(psnr(reference[DECODED], engine.decode(drawn)), 2),
+    }
+    return judge.image(forced, reference[DECODED]), quality
+
+
+def require_parity(
+    report: Mapping[str, Any],
+    what: str,
+    *,
+    cure: str | None = None,
+    accept: bool = False,
+) -> None:
+    """Raise ParityError, naming every failed check, unless the report passed or is accepted."""
+    if accept:
+        return
     failed = [
         f"{name} ({_describe(check)})"
         for name, check in report["checks"].items()
@@ -106,7 +147,7 @@ def require_parity(report: Mapping[str, Any], what: str) -> None:
     if failed:
         raise ParityError(
             f"{what} does not agree with PyTorch: {'; '.join(failed)}; "
-            "please report this with the output of `m2kit describe`"
+            + (cure or "please report this with the output of `m2kit describe`")
         )
 
 
@@ -210,6 +251,16 @@ class _Half:
         return _at_most({KL: kl, ARG_MAX: float(missed.mean())}, limits)
 
 
+class _Quantized(_Half):
+    """What counts as near enough for steps with integer weights: the quality gate."""
+
+    def __init__(self, precision: str) -> None:
+        self.tolerances = QUANTIZED_TOLERANCES[precision]
+
+
+_JUDGES: dict[str, type[_Float32 | _Half]] = {"float32": _Float32, "float16": _Half}
+
+
 def _in_parts(function: Callable[..., Any], largest: int | None, *arrays: Array) -> list[Any]:
     """The function's results on as many rows at once as the engine takes."""
     step = largest or len(arrays[0])
@@ -257,7 +308,8 @@ def _finite_checks(engine: Engine, sizes: list[tuple[int, int]]) -> dict[str, Ch
 
 def _transformer_checks(
     engine: Engine, reference: Reference, judge: _Float32 | _Half, advance: Advance
-) -> dict[str, Check]:
+) -> tuple[dict[str, Check], Array]:
+    """The checks, and the engine's likeliest ids (B, N, K) at the reference's tokens."""
     spec = engine.spec.transformer
     assert spec is not None
     tokens, classes = reference[TOKENS], reference[CLASS_IDS]
@@ -282,7 +334,8 @@ def _transformer_checks(
         for logits in ([reference[logits_name(k)] for k in range(len(scales))], scored)
     )
     flat = tokens.reshape(images, spec.positions, -1)
-    return checks | judge.guided(own, guided, scales, flat)
+    chosen = np.stack([part.argmax(axis=-1) for part in own], axis=-1)
+    return checks | judge.guided(own, guided, scales, flat), chosen
 
 
 def _tie(guided: Array, scale: float) -> float:

@@ -8,18 +8,24 @@ from typing import Any
 
 import click
 
+from m2kit import contract
 from m2kit.cli.options import checkpoint_options, json_option, only_folder
 from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, InputError, require
-from m2kit.manifest import BUNDLE, Manifest
+from m2kit.manifest import BUNDLE, Manifest, read_manifest
 from m2kit.progress import Begin
 
 _CAPABILITIES = ("8.6", "8.9")
 _PRECISIONS = {"fp16": "float16", "fp32": "float32"}
+_ENGINE_PRECISIONS = {  # of each backend, its default first
+    "onnxruntime": {"fp32": "float32", "int8": "int8", "int4": "int4", "auto": "auto"},
+    "tensorrt": _PRECISIONS,
+    "tensorrt-rtx": _PRECISIONS,
+}
 _STATIC = {"precision", "batch", "image_size"}
 _OPTIONS: dict[str, set[str]] = {  # what each backend's engines take
-    "onnxruntime": set(),
+    "onnxruntime": {"precision", "accept_quality"},
     "tensorrt": _STATIC
     | {
         "version_compatible",
@@ -152,9 +158,16 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 )
 @click.option(
     "--precision",
-    type=click.Choice(list(_PRECISIONS)),
-    help="TensorRT: of weights, matmuls and convolutions; norms, softmax, RoPE and logits are "
-    "fp32 always.  [default: fp16]",
+    type=click.Choice(["fp32", "fp16", "int8", "int4", "auto"]),
+    help="onnxruntime: fp32; int8 or int4 of the transformer's weights, if a quality gate passes; "
+    "auto, the fastest of these that passes. TensorRT: fp16 of weights, matmuls and convolutions "
+    "(norms, softmax, RoPE and logits are fp32 always), or fp32.  "
+    "[default: fp32 for onnxruntime, fp16 for TensorRT]",
+)
+@click.option(
+    "--accept-quality",
+    is_flag=True,
+    help="onnxruntime: keep an int8 or int4 engine that does not pass the quality gate.",
 )
 @click.option(
     "--batch",
@@ -219,12 +232,18 @@ def build_engine(
     _refuse_foreign(backend, given)
     with stages() as begin:
         if backend == "onnxruntime":
-            from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
-
-            manifest = build_onnxruntime_engine(bundle, destination, begin)
+            manifest = _build_onnxruntime(bundle, destination, given, begin)
         else:
             manifest = _build_tensorrt(bundle, destination, backend, given, begin)
-    _print_folder(destination, manifest, as_json, {"backend": backend})
+    _print_folder(destination, manifest, as_json, {"backend": backend} | _told(manifest))
+
+
+def _told(manifest: Manifest) -> dict[str, Any]:
+    """What a table says of an engine beside its size and parity."""
+    build = manifest.build
+    rows: dict[str, Any] = {"precision": manifest.precision}
+    rows |= {n: build[n] for n in ("quantized_matmuls", "tried") if n in build}
+    return {**rows, **manifest.parity.get("quality", {})}
 
 
 def _backend_here() -> str:
@@ -240,6 +259,30 @@ def _backend_here() -> str:
         note(f"building for tensorrt on {devices[0]}")
         return "tensorrt"
     return "onnxruntime"
+
+
+def _build_onnxruntime(
+    bundle: Path, destination: Path, given: dict[str, Any], begin: Begin
+) -> Manifest:
+    from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
+
+    spec = read_manifest(bundle, BUNDLE).spec
+    if spec.transformer and contract.ONNXRUNTIME not in contract.lowerings(spec):
+        note(
+            f"taking the portable steps: heads of {spec.transformer.head_size} channels are no "
+            f"multiple of {contract.FUSED_HEAD_SIZES}, which ONNX Runtime's fused attention needs"
+        )
+    precisions = _ENGINE_PRECISIONS["onnxruntime"]
+    manifest = build_onnxruntime_engine(
+        bundle,
+        destination,
+        begin,
+        precision=precisions[given.get("precision", "fp32")],
+        accept_quality="accept_quality" in given,
+    )
+    if not manifest.parity["passed"]:
+        note(f"WARNING: {destination} did not pass the quality gate and was kept all the same")
+    return manifest
 
 
 def _build_tensorrt(
@@ -289,9 +332,16 @@ def _flags(given: dict[str, Any]) -> list[str]:
 
 def _refuse_foreign(backend: str, given: dict[str, Any]) -> None:
     foreign = [f"--{n.replace('_', '-')}" for n in given if n not in _OPTIONS[backend]]
+    precision = given.get("precision")
+    if precision is not None and precision not in _ENGINE_PRECISIONS[backend]:
+        owners = " or ".join(b for b, own in _ENGINE_PRECISIONS.items() if precision in own)
+        raise InputError(
+            f"--precision {precision}: {backend} takes "
+            f"{', '.join(_ENGINE_PRECISIONS[backend])}; choose one of these or --backend {owners}"
+        )
     if foreign:
         owners = " or ".join(b for b, own in _OPTIONS.items() if set(given) <= own) or "TensorRT"
-        what = "an onnxruntime engine takes any batch and image size, in float32"
+        what = "an onnxruntime engine takes any batch and image size"
         if backend != "onnxruntime":
             what = f"{backend} has no such option"
         raise InputError(f"{', '.join(foreign)}: {what}; choose --backend {owners}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import m2kit
-from m2kit.cli.output import stages
+from m2kit.cli.output import note, stages
 from m2kit.config import PRESETS, UNTOLD, overrides_from_text
 from m2kit.errors import FolderError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
@@ -89,9 +89,12 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         def open_engine() -> Engine:
             path = only_folder(ENGINE, engine)
             with stages() as begin:
-                return m2kit.open_engine(
+                opened = m2kit.open_engine(
                     path, provider=provider, threads=threads, check=check, begin=begin
                 )
+            if opened.info is not None and opened.info.parity.get("passed") is False:
+                note(f"WARNING: {path} did not pass its quality gate (--accept-quality)")
+            return opened
 
         command(open_engine=open_engine, **options)
 
@@ -100,7 +103,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--threads",
             type=click.IntRange(min=1),
-            help="Threads inside an operator of ONNX Runtime.  [default: its choice]",
+            help="Threads of ONNX Runtime.  [default: the cores this process may use]",
         ),
         provider_option,
         click.option(

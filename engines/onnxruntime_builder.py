@@ -32,9 +32,9 @@ from m2kit.manifest import (
     write_manifest,
 )
 from m2kit.progress import Begin, silent
+from m2kit.runtime.benchmark import position_seconds
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from m2kit.runtime.timing import position_seconds
 from m2kit.runtime.verification import compare, read_reference, require_parity
 
 FLOAT32, AUTO = "float32", "auto"
@@ -157,6 +157,7 @@ def _build(job: _Job, folder: Path, precision: str) -> Manifest:
     begin(f"writing graphs and weights, {precision}")
     with SharedWeights(folder) as weights:
         lowerings, quantized = _write_graphs(job, folder, precision, weights)
+        weight_bytes = _weight_bytes(folder, lowerings)
     shutil.copyfile(job.bundle / REFERENCE_FILE, folder / REFERENCE_FILE)
     build: dict[str, Any] = {
         "backend": OnnxRuntimeBackend.name,
@@ -167,6 +168,7 @@ def _build(job: _Job, folder: Path, precision: str) -> Manifest:
         "image_sizes": None,
         "os": platform.system(),
         "architecture": platform.machine(),
+        "weight_bytes": weight_bytes,
     }
     if precision in SCHEMES:
         scheme = SCHEMES[precision]
@@ -223,6 +225,34 @@ def _write_graphs(
     for path in folder.glob("optimised*"):
         path.unlink()
     return lowerings, quantized
+
+
+def _weight_bytes(folder: Path, lowerings: dict[str, Any]) -> dict[str, int]:
+    """Stored bytes of the weights of each graph, scales included; of a step those that one run
+    needs: all but heads and embedding tables. "heads" are all heads, "tables" all embeddings, "row"
+    is an embedding row."""
+    found: dict[str, int] = {}
+    tables: dict[str, int] = {}
+    for graphs in (lowerings[contract.PORTABLE], lowerings.get(contract.ONNXRUNTIME, {})):
+        for graph, entry in graphs.items():
+            model = ir.load(folder / entry["file"])
+            heads, rest = 0, 0
+            for value in model.graph.initializers.values():
+                source = value.const_value
+                if not isinstance(source, ir.ExternalTensor):
+                    continue
+                users = [use.node for use in value.uses()]
+                if any(user.op_type == "Gather" for user in users):
+                    tables[str(value.name)] = source.nbytes
+                    found["row"] = source.nbytes // int(source.shape.numpy()[0])
+                elif any(str(user.outputs[0].name).startswith("logits.") for user in users):
+                    heads += source.nbytes
+                else:
+                    rest += source.nbytes
+            found[graph] = rest
+            if graph == contract.INTRA_STEP:
+                found["heads"] = heads
+    return found | {"tables": sum(tables.values())}
 
 
 def _keep_weights(model: ir.Model, weights: SharedWeights) -> None:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 _MEMORY_FILE = Path("/proc/meminfo")
+_STATUS_FILE = Path("/proc/self/status")
 
 
 def available_bytes() -> int | None:
@@ -18,6 +19,25 @@ def available_bytes() -> int | None:
         return None
     found = re.findall(r"^(?:MemAvailable|SwapFree): +(\d+) kB", text, flags=re.MULTILINE)
     return 1024 * sum(map(int, found)) if found else None
+
+
+def resident_bytes() -> int | None:
+    """Memory this process has resident, None where the system does not tell."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has had resident, None where the system does not tell."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int | None:
+    try:
+        text = _STATUS_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, flags=re.MULTILINE)
+    return 1024 * int(found.group(1)) if found else None
 
 
 def release_freed_memory() -> None:

@@ -37,10 +37,14 @@ HALF_TOLERANCES: dict[str, float] = {
 }
 
 # The quality gate of integer weights, against the same reference: the steps alone are lossy, the
-# tokenizer stays float32. Errors add up where a model is deep or its logits are flat.
+# tokenizer stays float32. KL and arg max are what decides what is drawn. Measured at int8: KL 8e-5
+# (digits), 1.6e-3 (AR-B, random weights), 5.3e-3 (the golden AR model, random and small: the worst
+# there is); at int4 2.6e-3, 0.15, 0.38; with shuffled scales over 1. The image is of the likeliest
+# ids: where two are nearly as likely either is a valid picture, so pixels tell a broken model only.
+# Unrelated pictures are 8 to 10 dB apart.
 QUANTIZED_TOLERANCES: dict[str, dict[str, float]] = {
-    "int8": {KL: 1e-2, ARG_MAX: 0.03, NEAR_TIE: 0.1, RMS_ERROR: 0.2},
-    "int4": {KL: 0.1, ARG_MAX: 0.15, NEAR_TIE: 0.5, RMS_ERROR: 0.5},
+    "int8": {KL: 1e-2, ARG_MAX: 0.03, NEAR_TIE: 0.1, RMS_ERROR: 0.5},  # 12 dB
+    "int4": {KL: 1e-1, ARG_MAX: 0.15, NEAR_TIE: 0.5, RMS_ERROR: 0.63},  # 10 dB
 }
 
 

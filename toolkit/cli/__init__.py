@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from m2kit import __version__
+from m2kit.cli.benching import bench
 from m2kit.cli.building import build_engine, export, init_checkpoint
 from m2kit.cli.imaging import convert_tokens, decode, encode, generate, reconstruct
 from m2kit.cli.reporting import describe, doctor, inspect, verify
@@ -69,6 +70,7 @@ for command in (
     inspect,
     describe,
     doctor,
+    bench,
 ):
     cli.add_command(command)
 

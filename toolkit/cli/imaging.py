@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from m2kit.config import BIT_ORDERS
 from m2kit.errors import InputError
 from m2kit.folders import check_output
 from m2kit.images import cropped, padded, psnr, read_images, write_grid
+from m2kit.memory import peak_bytes
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
@@ -90,9 +92,11 @@ def generate(
         known = engine.transformer.classes
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
+        began = time.perf_counter()
         ids = _sample(engine, chosen, count, sampling, first_image, batch)
         decoded_at_once = min(filter(None, (batch, engine.backend.largest_batch)), default=_BATCH)
         images = _in_batches("decoding", engine.decode, ids, decoded_at_once)
+        seconds = time.perf_counter() - began
         active = engine.backend.active()
         write_grid(output, images, columns=count)
         if tokens:
@@ -101,10 +105,12 @@ def generate(
         "images": len(images),
         "classes": chosen,
         "seed": options["seed"],
+        "images_per_second": round(len(images) / seconds, 4),
         "output": str(output),
         "tokens": str(tokens) if tokens else None,
     }
-    print_result(result, as_json, result | {"active": active})
+    details = {"active": active, "peak_memory_bytes": peak_bytes()}
+    print_result(result, as_json, result | details)
 
 
 _pad_option = click.option(

@@ -34,6 +34,12 @@ provider_option = click.option(
     help="Where an ONNX Runtime engine runs; never falls back.  [default: cpu]",
 )
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of ONNX Runtime.  [default: the cores this process may use]",
+)
+
 
 def _overrides(ctx: click.Context, param: click.Parameter, text: str | None) -> dict[str, Any]:
     if text is None:
@@ -100,11 +106,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
     for option in (
         click.option("--check", is_flag=True, help="Hash the weights even if they were before."),
-        click.option(
-            "--threads",
-            type=click.IntRange(min=1),
-            help="Threads of ONNX Runtime.  [default: the cores this process may use]",
-        ),
+        threads_option,
         provider_option,
         click.option(
             "--engine",

@@ -1,0 +1,232 @@
+"""bench."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+import m2kit
+from m2kit.cli.options import json_option, only_folder, sampling_options, threads_option
+from m2kit.cli.output import note, print_result, size_text, stages
+from m2kit.errors import BackendError, require
+from m2kit.folders import check_output
+from m2kit.manifest import ENGINE
+from m2kit.processor import available_cores, model_name
+from m2kit.progress import Begin
+
+_OFFICIAL_POSITIONS = 32  # timed with the official sampler's habits
+
+
+@click.command()
+@click.option(
+    "--engine",
+    type=click.Path(path_type=Path),
+    help="Engine folder.  [default: the one *.engine in this directory]",
+)
+@threads_option
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Images drawn at once.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=2, show_default=True, help="Generations."
+)
+@click.option("--no-baseline", is_flag=True, help="Leave PyTorch out; it takes most of the time.")
+@click.option("--compile", "compiled", is_flag=True, help="Also time torch.compile.")
+@sampling_options
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw the stages, as .png.")
+@json_option
+def bench(
+    engine: Path | None,
+    threads: int | None,
+    batch: int,
+    rounds: int,
+    no_baseline: bool,
+    compiled: bool,
+    plot: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Time an engine stage by stage, against the memory's own limit and PyTorch.
+
+    The limit is the stored bytes of the weights a position needs over the bandwidth measured in
+    the same run. The baseline is the same architecture with random weights in eager PyTorch, its
+    KV cache written in place; without torch it is left out.
+    """
+    if plot:
+        check_output(plot, ".png")
+        require("matplotlib", extra="train", what="--plot")
+    path, cores = only_folder(ENGINE, engine), threads or available_cores()
+    note("drawing in a process of its own, for its memory ...")
+    peak = _peak_memory(path, cores, batch, options)
+    with stages() as begin:
+        value = _measure(path, cores, batch, rounds, options, no_baseline, compiled, begin)
+    value |= {"peak_memory_bytes": peak} | _machine(cores)
+    if plot:
+        _draw(plot, value)
+    print_result(_rows(value), as_json, value)
+
+
+def _measure(
+    path: Path,
+    threads: int,
+    batch: int,
+    rounds: int,
+    options: dict[str, Any],
+    no_baseline: bool,
+    compiled: bool,
+    begin: Begin,
+) -> dict[str, Any]:
+    from m2kit.runtime.benchmark import benchmark, memory_bytes
+
+    began = time.perf_counter()
+    with m2kit.open_engine(path, threads=threads) as engine:
+        memory = memory_bytes(engine, batch)
+        engine.backend.open_steps(2 * batch)
+        opened = time.perf_counter() - began - memory.pop("decode_seconds")
+        result = benchmark(
+            engine,
+            m2kit.Sampling(**options),
+            threads=threads,
+            images=batch,
+            rounds=rounds,
+            baselines={} if no_baseline else _baselines(engine, threads, compiled),
+            begin=begin,
+        )
+        about = {"engine": str(path), "precision": engine.info.precision if engine.info else None}
+        active = engine.backend.active()
+    return about | {"open_seconds": round(opened, 2)} | result | memory | {"active": active}
+
+
+def _baselines(engine: Any, threads: int, compiled: bool) -> dict[str, Any]:
+    """Eager PyTorch, its best and with the official sampler's habits, where torch is."""
+    if find_spec("torch") is None:
+        note("torch is not installed: no baseline")
+        return {}
+    from m2kit.runtime.benchmark import Baseline
+    from m2kit.runtime.engine import Engine
+    from m2kit.training.eager import EagerBackend
+
+    def baseline(positions: int | None, **how: bool) -> Baseline:
+        backend = EagerBackend(engine.spec, threads=threads, **how)
+        return Baseline(Engine(engine.spec, backend, defaults=engine.defaults), positions)
+
+    found = {
+        "eager": baseline(None),
+        "official": baseline(_OFFICIAL_POSITIONS, official=True),
+    }
+    if compiled:
+        try:
+            found["compiled"] = baseline(None, compiled=True)
+        except Exception as error:  # torch.compile fails in many ways: no compiler is the first
+            note(f"torch.compile does not work here: {str(error).splitlines()[0]}")
+    return found
+
+
+def _peak_memory(path: Path, threads: int, batch: int, options: dict[str, Any]) -> int | None:
+    """Peak resident memory of `m2kit generate` drawing one batch, in a process of its own."""
+    given = []
+    for name, item in options.items():
+        if item is True:
+            given.append(f"--{name.replace('_', '-')}")
+        elif item is not None and item is not False:
+            text = ",".join(map(str, item)) if isinstance(item, tuple) else str(item)
+            given += [f"--{name.replace('_', '-')}", text]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(sys.executable, "-m", "m2kit", "generate", "--json", "--class", "0"),
+            *("--engine", str(path), "-n", str(batch), "--batch", str(batch)),
+            *("--threads", str(threads), "-o", f"{folder}/image.png", *given),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BackendError(f"generate failed: {done.stderr.strip().splitlines()[-1]}")
+    peak: int | None = json.loads(done.stdout)["peak_memory_bytes"]
+    return peak
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    versions = {"m2kit": m2kit.__version__, "python": platform.python_version()}
+    for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"machine": f"{model_name()}, {threads} threads, Linux", "versions": versions}
+
+
+def _rows(value: dict[str, Any]) -> dict[str, Any]:
+    """The table: stages, then the figures that matter."""
+    rows: dict[str, Any] = {"engine": value["engine"], "precision": value["precision"]}
+    rows["machine"] = value["machine"]
+    rows["bandwidth"] = (
+        f"{value['bandwidth_gb_s']} GB/s, read by {value['active']['threads']} threads"
+    )
+    for name, stage in value["stages"].items():
+        speed = f", {stage['gb_s']} GB/s" if stage["gb_s"] else ""
+        rows[name] = f"{stage['median_ms']:.2f} ms, p95 {stage['p95_ms']:.2f}{speed}"
+    if "position_limit_ms" in value:
+        share = f"{value['position_share_of_limit']:.0%}"
+        rows["limit"] = (
+            f"{value['position_limit_ms']:.2f} ms a position for "
+            f"{size_text(value['position_weight_bytes'])} of weights; {share} reached"
+        )
+    rows["outside the backend"] = f"{value['overhead_share']:.1%} of a position"
+    rows["images"] = (
+        f"{value['image_ms'] / 1e3:.2f} s for {value['batch']}, "
+        f"{value['images_per_second']:.3f} images/s"
+    )
+    for name in ("eager", "official", "compiled"):
+        if f"{name}_image_ms" in value:
+            rows[f"{name} PyTorch"] = (
+                f"{value[f'{name}_image_ms'] / 1e3:.2f} s, "
+                f"{value[f'image_speedup_vs_{name}']} times as long"
+            )
+    if value["peak_memory_bytes"] and value.get("expected_memory_bytes"):
+        ratio = value["peak_memory_bytes"] / value["expected_memory_bytes"]
+        rows["peak memory"] = (
+            f"{size_text(value['peak_memory_bytes'])}, {ratio:.2f} of weights, caches and the "
+            "decoder's activations"
+        )
+    rows["opens in"] = f"{value['open_seconds']} s"
+    return rows
+
+
+def _draw(path: Path, value: dict[str, Any]) -> None:
+    """Bars of a position's stages beside the memory's limit, and of whole images."""
+    from matplotlib.figure import Figure
+
+    stages_ms = {n: value["stages"][n]["median_ms"] for n in ("inter", "intra", "sampling")}
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    below = 0.0
+    for name, height in stages_ms.items():
+        left.bar("one position", height, bottom=below, label=name)
+        below += height
+    if "position_limit_ms" in value:
+        left.axhline(value["position_limit_ms"], color="black", ls="--", label="memory's limit")
+    left.set_ylabel("ms")
+    left.legend()
+    seconds = {"m2kit": value["image_ms"] / 1e3}
+    for name in ("compiled", "eager", "official"):
+        if f"{name}_image_ms" in value:
+            seconds[name] = value[f"{name}_image_ms"] / 1e3
+    right.bar(list(seconds), list(seconds.values()))
+    right.set_ylabel(f"s for {value['batch']} image(s), decoder included")
+    figure.suptitle(
+        f"{Path(value['engine']).name}, {value['precision']}, {value['machine']}", size=8
+    )
+    figure.savefig(path, dpi=150)

@@ -44,8 +44,8 @@ types:  # mypy cannot follow the folder mapping of an editable install: give it 
 	for path in toolkit/*; do ln -s "../../$$path" .types/m2kit/; done
 	for name in training export engines runtime; do ln -s "../../$$name" .types/m2kit/; done
 
-bench: demo  ## the demo engine against the same model in PyTorch, in one run
-	$(BIN)/python $(DIGITS)/bench.py build/demo/digits.engine $(DIGITS)/digits.pt
+bench: install  ## the README's performance table: PRESET=ar-b, random weights, kept in build/sizes
+	$(BIN)/python examples/sizes/bench.py $(or $(PRESET),ar-b) build/sizes
 
 bench-export: install  ## time, memory and disk of exporting a published size: PRESET=ar-l
 	$(BIN)/python examples/sizes/measure.py $(or $(PRESET),ar-b) build/sizes

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -70,7 +70,11 @@ Array = npt.NDArray[Any]
     help="Number of the first image, to draw a set in shards.",
 )
 @batch_option
-@output_option("samples.png", "Grid PNG, a row of n images per class.")
+@output_option(
+    "samples.png",
+    "Grid PNG, a row of n images per class; or a folder (a name without suffix), which gets each "
+    "image as soon as its batch is finished.",
+)
 @click.option("--tokens", type=click.Path(path_type=Path), help="Also write the ids, as .npz.")
 @json_option
 def generate(
@@ -84,28 +88,46 @@ def generate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Draw images of classes and write them as one grid."""
-    check_output(output, ".png")
+    """Draw images of classes, as one grid or as a folder of images.
+
+    Into a folder any number can be drawn: memory does not depend on n, and what is finished stays
+    when the command is stopped.
+    """
+    in_folder = not output.suffix
+    if in_folder:
+        check_output(output / "image.png", ".png")
+    else:
+        check_output(output, ".png")
     if tokens:
         check_output(tokens, ".npz")
     with open_engine() as engine:
         known = engine.transformer.classes
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
+        images, ids = [], []
+        if in_folder:
+            output.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        ids = _sample(engine, chosen, count, sampling, first_image, batch)
-        decoded_at_once = min(filter(None, (batch, engine.backend.largest_batch)), default=_BATCH)
-        images = _in_batches("decoding", engine.decode, ids, decoded_at_once)
+        for drawn in _draw(engine, chosen, count, sampling, first_image, batch):
+            if in_folder:
+                for number, class_id, _, image in zip(*drawn, strict=True):
+                    write_grid(output / f"{number:06d}_{class_id}.png", image[None], columns=1)
+            else:
+                images.append(drawn.images)
+            if tokens:
+                ids.append(drawn.ids)
         seconds = time.perf_counter() - began
         active = engine.backend.active()
-        write_grid(output, images, columns=count)
+        if images:
+            write_grid(output, np.concatenate(images), columns=count)
         if tokens:
-            write_tokens(tokens, token_file_from_ids(ids, engine.spec))
+            write_tokens(tokens, token_file_from_ids(np.concatenate(ids), engine.spec))
+    total = len(chosen) * count
     result = {
-        "images": len(images),
+        "images": total,
         "classes": chosen,
         "seed": options["seed"],
-        "images_per_second": round(len(images) / seconds, 4),
+        "images_per_second": round(total / seconds, 4),
         "output": str(output),
         "tokens": str(tokens) if tokens else None,
     }
@@ -260,27 +282,34 @@ def _in_batches(label: str, function: Callable[[Array], Array], array: Array, ba
     return np.concatenate(parts)
 
 
-def _sample(
+class _Batch(NamedTuple):
+    numbers: Array
+    classes: Array
+    ids: Array
+    images: Array
+
+
+def _draw(
     engine: Any, classes: list[int], count: int, sampling: Any, first: int, batch: int | None
-) -> npt.NDArray[np.int64]:
-    """Tokens of `count` images per class, batch by batch, under a progress bar of positions."""
-    images, at_once = len(classes) * count, batch or engine.largest_draw(sampling) or _BATCH
-    if first + images > 2**64:
+) -> Iterator[_Batch]:
+    """Images of each class, batch by batch, under a progress bar of positions."""
+    total, at_once = len(classes) * count, batch or engine.largest_draw(sampling) or _BATCH
+    if first + total > 2**64:
         raise InputError(f"--first-image {first} is too large: image numbers end at 2^64-1")
-    class_ids = np.repeat(np.array(classes, dtype=object), count)
-    image_numbers = np.array([first + i for i in range(images)], dtype=np.uint64)
-    streams = (
-        engine.generate(part, sampling, image_numbers=part_numbers)
-        for part, part_numbers in zip(
-            _batches(class_ids, at_once), _batches(image_numbers, at_once), strict=True
-        )
-    )
-    opened = next(streams)  # checks classes and options before a bar is drawn
-    parts = []
-    tokens = images * engine.transformer.positions
-    with progress_bar("drawing", tokens, "tokens") as advance:
-        for stream in itertools.chain([opened], streams):
+    decoded_at_once = min(filter(None, (batch, engine.backend.largest_batch)), default=_BATCH)
+
+    def jobs() -> Iterator[tuple[list[int], Array, Iterator[Any]]]:
+        for start in range(0, total, at_once):
+            size = min(at_once, total - start)
+            part = [classes[(start + i) // count] for i in range(size)]
+            numbers = np.arange(size, dtype=np.uint64) + np.uint64(first + start)
+            yield part, numbers, engine.generate(part, sampling, image_numbers=numbers)
+
+    waiting = jobs()
+    opened = next(waiting)  # checks classes and options before a bar is drawn
+    with progress_bar("drawing", total * engine.transformer.positions, "tokens") as advance:
+        for part, numbers, stream in itertools.chain([opened], waiting):
             for drawn in stream:
                 advance(len(drawn.tokens))
-            parts.append(drawn.tokens)
-    return np.concatenate(parts)
+            pieces = [engine.decode(piece) for piece in _batches(drawn.tokens, decoded_at_once)]
+            yield _Batch(numbers, np.array(part), drawn.tokens, np.concatenate(pieces))

@@ -1,0 +1,63 @@
+"""m2kit bench: its figures, its table and its plot."""
+
+import json
+
+import pytest
+from conftest import run_m2kit
+
+from m2kit.runtime import benchmark
+
+KEYS = {
+    "bandwidth_gb_s", "stages", "position_ms", "position_share_of_limit", "image_ms",
+    "eager_image_ms", "image_speedup_vs_eager", "overhead_share", "peak_memory_bytes", "machine",
+    "versions",
+}  # fmt: skip
+
+
+def test_json_has_what_was_promised_and_it_adds_up(digits_engine, tmp_path):
+    pytest.importorskip("torch")
+    done = run_m2kit(
+        "bench", "--engine", digits_engine, "--rounds", "1", "--plot", "b.png", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    value = json.loads(done.stdout)
+    assert set(value) >= KEYS
+    stages = value["stages"]
+    assert set(stages) == {"encode", "inter", "intra", "sampling", "position", "decode"}
+    for stage in stages.values():
+        assert 0 < stage["median_ms"] <= stage["p95_ms"]
+        assert "gb_s" in stage
+    # 4 inter layers, an intra one run twice, both heads, three embedding rows; 4 bytes each
+    width, ffn = 128, 384
+    layer = 4 * width * width + 3 * width * ffn + 2 * width
+    expected = 4 * layer + 2 * (layer + width) + width * (8 + 32) + 3 * width
+    assert value["position_weight_bytes"] == 4 * expected
+    limit = value["position_weight_bytes"] / value["bandwidth_gb_s"] / 1e6
+    assert value["position_limit_ms"] == pytest.approx(limit, rel=0.02)
+    assert value["position_share_of_limit"] == pytest.approx(limit / value["position_ms"], rel=0.02)
+    assert value["image_speedup_vs_eager"] == pytest.approx(
+        value["eager_image_ms"] / value["image_ms"], rel=0.02
+    )
+    assert value["images_per_second"] == pytest.approx(1e3 / value["image_ms"], rel=0.02)
+    assert 0 < value["overhead_share"] < 1
+    assert (tmp_path / "b.png").stat().st_size > 10_000
+
+
+def test_the_table_names_every_stage_and_a_batch_is_counted(digits_engine, tmp_path):
+    options = ("--engine", digits_engine, "--rounds", "1", "--no-baseline", "--batch", "3")
+    done = run_m2kit("bench", *options, cwd=tmp_path)
+    for word in ("bandwidth", "inter", "intra", "sampling", "decode", "limit", "s for 3,"):
+        assert word in done.stdout
+    assert "PyTorch" not in done.stdout
+
+
+def test_a_run_in_which_bandwidth_changed_is_repeated(digits_engine, monkeypatch):
+    import m2kit
+
+    reads = iter([10.0, 20.0, 20.0, 19.0])
+    monkeypatch.setattr(benchmark, "bandwidth_gb_s", lambda threads: next(reads))
+    with m2kit.open_engine(digits_engine) as engine:
+        value = benchmark.benchmark(engine, m2kit.Sampling(), threads=1, rounds=1)
+    assert value["attempts"] == 2
+    assert (value["bandwidth_before_gb_s"], value["bandwidth_after_gb_s"]) == (20.0, 19.0)
+    assert value["bandwidth_gb_s"] == 20.0

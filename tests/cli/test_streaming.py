@@ -1,0 +1,71 @@
+"""generate into a folder: each image as soon as its batch is finished."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from conftest import picture, run_m2kit
+
+
+def draw(engine, cwd, *more, **options):
+    return run_m2kit(
+        "generate", "--engine", engine, "--seed", "5", *more, cwd=cwd, **options
+    )  # fmt: skip
+
+
+def test_a_folder_holds_what_the_grid_shows(digits_engine, tmp_path):
+    draw(digits_engine, tmp_path, "--class", "3,7", "-n", "3", "-o", "grid.png")
+    common = ("--class", "3,7", "-n", "3", "--first-image", "0", "--json", "--tokens", "t.npz")
+    done = draw(digits_engine, tmp_path, *common, "--batch", "4", "-o", "images")
+    value = json.loads(done.stdout)
+    assert value["images"] == 6 and value["images_per_second"] > 0
+    assert value["peak_memory_bytes"] > 1e7
+    paths = sorted((tmp_path / "images").iterdir())
+    assert [path.name for path in paths] == [
+        *(f"00000{i}_3.png" for i in range(3)),
+        *(f"00000{i}_7.png" for i in range(3, 6)),
+    ]
+    grid, side = picture(tmp_path / "grid.png"), picture(paths[0]).shape[0]
+    gap = (grid.shape[0] - 2 * side) // 1
+    for index, path in enumerate(paths):
+        top, left = (index // 3) * (side + gap), (index % 3) * (side + gap)
+        shown = grid[top : top + side, left : left + side]
+        np.testing.assert_array_equal(picture(path), shown)
+    assert np.load(tmp_path / "t.npz")["ids"].shape == (6, 4, 4, 2)
+
+
+def test_what_is_finished_stays_when_the_command_is_killed(digits_engine, tmp_path):
+    command = [
+        *(sys.executable, "-m", "m2kit", "generate", "--engine", str(digits_engine)),
+        *("--class", "1", "-n", "100000", "--batch", "2", "-o", "many"),
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("many/*_1.png"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = sorted(tmp_path.glob("many/[0-9]*_1.png"))
+    assert len(found) >= 4
+    for path in found:
+        assert picture(path).ndim == 3
+
+
+def test_memory_does_not_grow_with_the_number_of_images(digits_engine, tmp_path):
+    peaks = []
+    for count in (8, 400):
+        options = ("--class", "1", "-n", str(count), "--batch", "8", "-o", f"n{count}", "--json")
+        done = draw(digits_engine, tmp_path, *options)
+        peaks.append(json.loads(done.stdout)["peak_memory_bytes"])
+    assert len(list((tmp_path / "n400").iterdir())) == 400
+    assert peaks[1] < peaks[0] * 1.1
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_drawn(digits_engine, tmp_path):
+    (tmp_path / "taken").write_text("")
+    done = draw(digits_engine, tmp_path, "--class", "1", "-o", "taken", check=False)
+    assert done.returncode == 1 and "taken" in done.stderr
+    assert "drawing" not in done.stderr

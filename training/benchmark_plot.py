@@ -1,0 +1,37 @@
+"""What `m2kit bench` measured, as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m2kit.folders import new_file
+
+
+def benchmark_bars(path: Path, value: Mapping[str, Any]) -> None:
+    """Bars of a position's stages beside the memory's limit, and of whole images."""
+    from matplotlib.figure import Figure
+
+    stages_ms = {n: value["stages"][n]["median_ms"] for n in ("inter", "intra", "sampling")}
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    below = 0.0
+    for name, height in stages_ms.items():
+        left.bar("one position", height, bottom=below, label=name)
+        below += height
+    if "position_limit_ms" in value:
+        left.axhline(value["position_limit_ms"], color="black", ls="--", label="memory's limit")
+    left.set_ylabel("ms")
+    left.legend()
+    seconds = {"m2kit": value["image_ms"] / 1e3}
+    for name in ("compiled", "eager", "official"):
+        if f"{name}_image_ms" in value:
+            seconds[name] = value[f"{name}_image_ms"] / 1e3
+    right.bar(list(seconds), list(seconds.values()))
+    right.set_ylabel(f"s for {value['batch']} image(s), decoder included")
+    figure.suptitle(
+        f"{Path(value['engine']).name}, {value['precision']}, {value['machine']}", size=8
+    )
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)

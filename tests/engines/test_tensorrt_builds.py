@@ -127,7 +127,7 @@ def export_half(folder):
 
 def test_a_half_bundle_is_for_tensorrt_and_holds_only_what_it_needs(tmp_path, bundle):
     half = export_half(tmp_path)
-    fused = {f"{graph}.onnxruntime.onnx" for graph in contract.STEP_GRAPHS}
+    fused = {contract.onnx_file(graph, contract.ONNXRUNTIME) for graph in contract.STEP_GRAPHS}
     names = {path.name for path in bundle.iterdir()}
     assert {path.name for path in half.iterdir()} == names - fused and fused < names
     assert read_manifest(half, BUNDLE).precision == "float16"
@@ -338,6 +338,13 @@ def test_the_three_commands_on_a_gpu(bundle, tmp_path, gpu, monkeypatch):
     code, out, err = invoke("inspect", "m.engine")
     assert code == 0, err
     assert "MATRIX_MULTIPLY HALF" in out
+    # the double runs plans in this process alone; bench draws in another for its memory
+    monkeypatch.setattr("m2kit.cli.benching._peak_memory", lambda *arguments: None)
+    code, out, err = invoke("bench", "--engine", "m.engine", "--rounds", 1, "--guidance", 2)
+    assert code == 0, err
+    assert all(word in out for word in ("bandwidth", "inter", "eager PyTorch", "images/s"))
+    code, _, err = invoke("bench", "--engine", "m.engine", "--threads", 1)
+    assert (code, "--threads: of the onnxruntime backend" in err) == (1, True)
     gpu(driver=0)
     code, _, err = invoke("build-engine", "--backend", "tensorrt")
     assert (code, "building for TensorRT needs an NVIDIA GPU" in err) == (1, True)

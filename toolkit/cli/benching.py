@@ -69,12 +69,12 @@ def bench(
     if plot:
         check_output(plot, ".png")
         require("matplotlib", extra="train", what="--plot")
-    path, cores = only_folder(ENGINE, engine), threads or available_cores()
+    path = only_folder(ENGINE, engine)
     note("drawing in a process of its own, for its memory ...")
-    peak = _peak_memory(path, cores, batch, options)
+    peak = _peak_memory(path, threads, batch, options)
     with stages() as begin:
-        value = _measure(path, cores, batch, rounds, options, no_baseline, compiled, begin)
-    value |= {"peak_memory_bytes": peak} | _machine(cores)
+        value = _measure(path, threads, batch, rounds, options, no_baseline, compiled, begin)
+    value |= {"peak_memory_bytes": peak} | _machine(threads or available_cores())
     if plot:
         from m2kit.training.benchmark_plot import benchmark_bars
 
@@ -84,7 +84,7 @@ def bench(
 
 def _measure(
     path: Path,
-    threads: int,
+    threads: int | None,
     batch: int,
     rounds: int,
     options: dict[str, Any],
@@ -94,6 +94,7 @@ def _measure(
 ) -> dict[str, Any]:
     from m2kit.runtime.benchmark import benchmark, memory_bytes
 
+    cores = threads or available_cores()
     began = time.perf_counter()
     with m2kit.open_engine(path, threads=threads) as engine:
         memory = memory_bytes(engine, batch)
@@ -102,10 +103,10 @@ def _measure(
         result = benchmark(
             engine,
             m2kit.Sampling(**options),
-            threads=threads,
+            threads=cores,
             images=batch,
             rounds=rounds,
-            baselines={} if no_baseline else _baselines(engine, threads, compiled),
+            baselines={} if no_baseline else _baselines(engine, cores, compiled),
             begin=begin,
         )
         about = {"engine": str(path), "precision": engine.info.precision if engine.info else None}
@@ -138,10 +139,12 @@ def _baselines(engine: Any, threads: int, compiled: bool) -> dict[str, Any]:
     return found
 
 
-def _peak_memory(path: Path, threads: int, batch: int, options: dict[str, Any]) -> int | None:
+def _peak_memory(
+    path: Path, threads: int | None, batch: int, options: dict[str, Any]
+) -> int | None:
     """Peak resident memory of `m2kit generate` drawing one batch, in a process of its own."""
     given = []
-    for name, item in options.items():
+    for name, item in {"threads": threads, **options}.items():
         if item is True:
             given.append(f"--{name.replace('_', '-')}")
         elif item is not None and item is not False:
@@ -151,7 +154,7 @@ def _peak_memory(path: Path, threads: int, batch: int, options: dict[str, Any]) 
         command = [
             *(sys.executable, "-m", "m2kit", "generate", "--json", "--class", "0"),
             *("--engine", str(path), "-n", str(batch), "--batch", str(batch)),
-            *("--threads", str(threads), "-o", f"{folder}/image.png", *given),
+            *("-o", f"{folder}/image.png", *given),
         ]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -174,9 +177,7 @@ def _rows(value: dict[str, Any]) -> dict[str, Any]:
     """The table: stages, then the figures that matter."""
     rows: dict[str, Any] = {"engine": value["engine"], "precision": value["precision"]}
     rows["machine"] = value["machine"]
-    rows["bandwidth"] = (
-        f"{value['bandwidth_gb_s']} GB/s, read by {value['active']['threads']} threads"
-    )
+    rows["bandwidth"] = f"{value['bandwidth_gb_s']} GB/s"
     for name, stage in value["stages"].items():
         speed = f", {stage['gb_s']} GB/s" if stage["gb_s"] else ""
         rows[name] = f"{stage['median_ms']:.2f} ms, p95 {stage['p95_ms']:.2f}{speed}"

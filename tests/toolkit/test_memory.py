@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m2kit.memory import available_bytes
+from m2kit.memory import available_bytes, peak_bytes, resident_bytes
 
 SCRIPT = """
 import numpy as np
@@ -34,6 +34,39 @@ def test_freed_memory_goes_back_to_the_system():
     )
     full, after = (int(value) * resource.getpagesize() for value in done.stdout.split())
     assert full - after > 0.8 * 2_000 * 12_000 * 8
+
+
+RESIDENT_SCRIPT = """
+import numpy as np
+from m2kit.memory import peak_bytes, resident_bytes
+
+before = resident_bytes()
+held = np.ones(25_000_000, np.float64)
+while_held = resident_bytes()
+del held  # so large an array goes back to the system at once
+print(before, while_held, resident_bytes(), peak_bytes())
+"""
+
+
+def test_resident_memory_rises_and_falls_with_an_array_and_its_peak_stays():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT_SCRIPT], capture_output=True, text=True, check=True
+    )
+    before, held, after, peak = map(int, done.stdout.split())
+    slack = 20_000_000
+    assert abs(held - before - 200_000_000) < slack
+    assert abs(after - before) < slack
+    assert abs(peak - held) < slack  # the kernel's counters lag a little behind one another
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr("m2kit.memory._STATUS_FILE", tmp_path / "none")
+    assert resident_bytes() is None and peak_bytes() is None
+    (tmp_path / "status").write_text("VmPeak:\t 7 kB\nVmHWM:\t      12 kB\n")
+    monkeypatch.setattr("m2kit.memory._STATUS_FILE", tmp_path / "status")
+    assert resident_bytes() is None and peak_bytes() == 12 * 1024
 
 
 def test_available_memory_is_read_off_the_system(tmp_path, monkeypatch):

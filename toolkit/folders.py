@@ -191,9 +191,9 @@ def check_output(path: Path, suffix: str) -> None:
         FolderError: The wrong kind of name, a folder, or nothing that can be written.
     """
     if path.suffix.lower() != suffix:
-        raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another -o")
+        raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another")
     if path.is_dir():
-        raise FolderError(f"{path} is a folder, expected a file name; choose another -o")
+        raise FolderError(f"{path} is a folder, expected a file name; choose another")
     parent = Path(os.path.abspath(path)).parent
     while not parent.exists():
         parent = parent.parent

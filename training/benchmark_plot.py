@@ -18,12 +18,13 @@ def benchmark_bars(path: Path, value: Mapping[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     below = 0.0
     for name, height in stages_ms.items():
-        left.bar("one position", height, bottom=below, label=name)
+        left.bar("one position", height, bottom=below, label=name, width=0.5)
         below += height
     if "position_limit_ms" in value:
         left.axhline(value["position_limit_ms"], color="black", ls="--", label="memory's limit")
     left.set_ylabel("ms")
-    left.legend()
+    left.set_xlim(-0.5, 1.5)  # room for the legend beside the bar
+    left.legend(loc="upper right")
     seconds = {"m2kit": value["image_ms"] / 1e3}
     for name in ("compiled", "eager", "official"):
         if f"{name}_image_ms" in value:

@@ -158,7 +158,8 @@ def _peak_memory(
         ]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise BackendError(f"generate failed: {done.stderr.strip().splitlines()[-1]}")
+        reason = done.stderr.strip().splitlines()[-1].removeprefix("error: ")
+        raise BackendError(f"generate failed: {reason}")
     peak: int | None = json.loads(done.stdout)["peak_memory_bytes"]
     return peak
 

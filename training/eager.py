@@ -1,10 +1,10 @@
 """PyTorch as fast as eager code gets on a CPU: what benchmarks compare engines with.
 
 Weights are stored as (in, out) or as (out, in), whichever this processor multiplies faster, the KV
-cache is static and written in place, a position attends
-to the slots filled so far, and only the head that is read is computed. `official=True` keeps the
-habits of the official sampler instead: weights as they are, 264 slots under a mask, and an intra
-cache made anew at every position. Weights are random: time does not depend on them.
+cache is static and written in place, a position attends to the slots filled so far, and only the
+head that is read is computed. `official=True` keeps the habits of the official sampler instead:
+weights as they are, 264 slots under a mask, and an intra cache made anew at every position. Weights
+are random: time does not depend on them.
 """
 
 from __future__ import annotations

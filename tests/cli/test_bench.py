@@ -1,10 +1,14 @@
 """m2kit bench: its figures, its table and its plot."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import run_m2kit
 
+from m2kit.cli import benching
+from m2kit.errors import BackendError
 from m2kit.runtime import benchmark
 
 KEYS = {
@@ -61,3 +65,21 @@ def test_a_run_in_which_bandwidth_changed_is_repeated(digits_engine, monkeypatch
     assert value["attempts"] == 2
     assert (value["bandwidth_before_gb_s"], value["bandwidth_after_gb_s"]) == (20.0, 19.0)
     assert value["bandwidth_gb_s"] == 20.0
+
+
+@pytest.mark.parametrize(
+    ("returncode", "stderr", "expected"),
+    [
+        (1, "drawing ...\nerror: x.engine: damaged\n", "generate failed: x.engine: damaged"),
+        (-9, "drawing ...\n", "generate failed: killed by signal 9; lower --batch"),
+        (1, "", "generate failed: it said nothing"),
+    ],
+)
+def test_a_drawing_process_that_failed_says_why(monkeypatch, returncode, stderr, expected):
+    def failed(command, **_):
+        return subprocess.CompletedProcess(command, returncode, "", stderr)
+
+    monkeypatch.setattr(benching.subprocess, "run", failed)
+    with pytest.raises(BackendError) as caught:
+        benching._peak_memory(Path("x.engine"), None, 1, {})
+    assert str(caught.value).startswith(expected)

@@ -158,7 +158,11 @@ def _peak_memory(
         ]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1].removeprefix("error: ")
+        if done.returncode < 0:
+            reason = f"killed by signal {-done.returncode}; lower --batch if memory ran out"
+        else:
+            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            reason = reason.removeprefix("error: ")
         raise BackendError(f"generate failed: {reason}")
     peak: int | None = json.loads(done.stdout)["peak_memory_bytes"]
     return peak

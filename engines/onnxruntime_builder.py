@@ -48,7 +48,6 @@ class _Job:
     ort: Any
     bundle: Path
     source: Manifest
-    accept_quality: bool
     begin: Begin
 
 
@@ -68,7 +67,8 @@ def build_onnxruntime_engine(
         begin: Called with the name of each stage as it begins.
         precision: float32; int8 or int4 of the steps' weights; auto: the fastest of them here that
             passes the quality gate.
-        accept_quality: Keep an int8 or int4 engine that does not pass; its record says so.
+        accept_quality: Keep an int8 or int4 engine that does not pass the quality gate; its record
+            says so. What is not of the gate, its tokenizer's graphs, must agree all the same.
 
     Raises:
         FolderError: The bundle is damaged or the destination cannot be written.
@@ -90,7 +90,7 @@ def build_onnxruntime_engine(
             "it in fp32"
         )
     check_files(bundle, source, trust_seen_weights=False)
-    job = _Job(ort, bundle, source, accept_quality, begin)
+    job = _Job(ort, bundle, source, begin)
     with new_folder(destination, manifest_name(ENGINE)) as folder:
         started = time.monotonic()
         if precision == AUTO:
@@ -100,20 +100,13 @@ def build_onnxruntime_engine(
             require_parity(
                 manifest.parity,
                 "the engine",
-                cure=None if precision == FLOAT32 else _GATE_CURE,
-                accept=accept_quality and precision != FLOAT32,
+                accept_quality=accept_quality,
             )
         usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         timing = {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": usage}
         manifest = replace(manifest, build=manifest.build | timing)
         write_manifest(folder, manifest)
     return manifest
-
-
-_GATE_CURE = (
-    "its integer weights change the model too much: take int8 for int4, fp32 for int8, or "
-    "--accept-quality to keep it all the same"
-)
 
 
 def _fastest(job: _Job, folder: Path) -> Manifest:
@@ -245,7 +238,7 @@ def _weight_bytes(folder: Path, lowerings: dict[str, Any]) -> dict[str, int]:
                 if any(user.op_type == "Gather" for user in users):
                     tables[str(value.name)] = source.nbytes
                     found["row"] = source.nbytes // int(source.shape.numpy()[0])
-                elif any(str(user.outputs[0].name).startswith("logits.") for user in users):
+                elif any(contract.is_logits(str(user.outputs[0].name)) for user in users):
                     heads += source.nbytes
                 else:
                     rest += source.nbytes

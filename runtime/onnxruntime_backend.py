@@ -21,6 +21,7 @@ from m2kit.manifest import Manifest
 from m2kit.memory import release_freed_memory
 from m2kit.processor import available_cores
 from m2kit.runtime.backend import AnyShape, Steps
+from m2kit.tolerances import QUANTIZED_TOLERANCES
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # float32 means float32: TF32 keeps 10 bits of a product's mantissa.
@@ -67,9 +68,9 @@ class OnnxRuntimeBackend(AnyShape):
         portable = manifest.lowerings[contract.PORTABLE]
         if not fused or provider != "cpu":
             self._fused = {g: entry for g, entry in self._fused.items() if g not in portable}
-        if self._fused and provider != "cpu":
+        if manifest.precision in QUANTIZED_TOLERANCES and provider != "cpu":
             raise BackendError(
-                f"this engine ({manifest.precision}) holds its steps for a CPU alone; use "
+                f"this engine ({manifest.precision}) is for a CPU alone; use "
                 "--provider cpu, or `m2kit build-engine --precision fp32`"
             )
         self._sessions: dict[str, Any] = {}
@@ -128,13 +129,15 @@ class OnnxRuntimeBackend(AnyShape):
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, lfq or decoder on named inputs; returns its named outputs.
 
-        Large images are run one by one: together they are a quarter slower on a CPU, and take
+        On a CPU large images are run one by one: together they are a quarter slower, and take
         memory for each.
         """
         names = [tensor.name for tensor in self.io(graph).outputs]
         session = self.session(graph)
         (fed,) = feeds.values()
-        at_once = max(1, _PIXELS_AT_ONCE // self._pixels(graph, fed.shape))
+        at_once = len(fed)
+        if self._provider == PROVIDERS["cpu"]:
+            at_once = max(1, _PIXELS_AT_ONCE // self._pixels(graph, fed.shape))
         try:
             parts = [
                 session.run(names, {name: fed[start : start + at_once] for name in feeds})

@@ -39,6 +39,7 @@ PRECISION = "m2kit.precision"  # metadata key of every node; its values:
 FLOAT, ANY = "float", "any"  # must stay float32 in half precision, or need not
 
 _PAST = "past."
+_LOGITS = "logits."
 _PRESENT = "present."
 
 
@@ -65,7 +66,12 @@ def updated(past: str) -> str:
 
 def logits(sub_position: int) -> str:
     """Name of the logits over sub-vocabulary k."""
-    return f"logits.{sub_position}"
+    return f"{_LOGITS}{sub_position}"
+
+
+def is_logits(name: str) -> bool:
+    """Whether an output is the logits over a sub-vocabulary."""
+    return name.startswith(_LOGITS)
 
 
 def onnx_file(graph: str, lowering: str = PORTABLE) -> str:

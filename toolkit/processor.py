@@ -13,7 +13,8 @@ _INFO = Path("/proc/cpuinfo")
 
 
 def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
-    """Physical cores that this process may run on, a container's quota counted; at least 1."""
+    """Physical cores that this process may run on, a container's quota (of control
+    groups v2) counted; at least 1."""
     try:
         processors = os.sched_getaffinity(0)
     except AttributeError:  # not Linux

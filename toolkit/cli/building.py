@@ -15,6 +15,7 @@ from m2kit.config import PRESETS
 from m2kit.errors import FolderError, InputError, require
 from m2kit.manifest import BUNDLE, Manifest, read_manifest
 from m2kit.progress import Begin
+from m2kit.tolerances import QUANTIZED_TOLERANCES
 
 _CAPABILITIES = ("8.6", "8.9")
 _PRECISIONS = {"fp16": "float16", "fp32": "float32"}
@@ -242,7 +243,15 @@ def _told(manifest: Manifest) -> dict[str, Any]:
     """What a table says of an engine beside its size and parity."""
     build = manifest.build
     rows: dict[str, Any] = {"precision": manifest.precision}
-    rows |= {n: build[n] for n in ("quantized_matmuls", "tried") if n in build}
+    if "quantized_matmuls" in build:
+        rows["quantized_matmuls"] = build["quantized_matmuls"]
+    if "tried" in build:
+        rows["tried"] = ", ".join(
+            f"{name} {trial['position_ms']:.2f} ms a position"
+            if trial["passed"]
+            else f"{name} did not pass"
+            for name, trial in build["tried"].items()
+        )
     return {**rows, **manifest.parity.get("quality", {})}
 
 
@@ -266,13 +275,22 @@ def _build_onnxruntime(
 ) -> Manifest:
     from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
 
-    spec = read_manifest(bundle, BUNDLE).spec
-    if spec.transformer and contract.ONNXRUNTIME not in contract.lowerings(spec):
-        note(
-            f"taking the portable steps: heads of {spec.transformer.head_size} channels are no "
-            f"multiple of {contract.FUSED_HEAD_SIZES}, which ONNX Runtime's fused attention needs"
+    source = read_manifest(bundle, BUNDLE)
+    spec = source.spec
+    if spec.transformer and contract.ONNXRUNTIME not in source.lowerings:
+        why = (
+            f"heads of {spec.transformer.head_size} channels are no multiple of "
+            f"{contract.FUSED_HEAD_SIZES}, which ONNX Runtime's fused attention needs"
         )
+        if contract.ONNXRUNTIME in contract.lowerings(spec):
+            why = "this bundle has no fused ones, which are faster; `m2kit export` writes them"
+        note(f"taking the portable steps: {why}")
     precisions = _ENGINE_PRECISIONS["onnxruntime"]
+    if "accept_quality" in given and given.get("precision") not in QUANTIZED_TOLERANCES:
+        raise InputError(
+            "--accept-quality is for --precision int8 or int4: auto keeps what passes, and fp32 "
+            "has no quality gate"
+        )
     manifest = build_onnxruntime_engine(
         bundle,
         destination,
@@ -365,4 +383,8 @@ def _outcome(parity: dict[str, Any]) -> str:
         return str(parity["state"])
     differences = [check["difference"] for check in checks if "difference" in check]
     worst = f", largest difference {max(differences):.1e}" if differences else ""
-    return f"{len(checks)} checks passed, {parity['precision']}{worst}"
+    failed = [name for name, check in parity["checks"].items() if not check["passed"]]
+    passed = f"{len(checks) - len(failed)} of {len(checks)} checks passed"
+    if failed:
+        worst += f"; failed: {', '.join(failed)}"
+    return f"{passed}, {parity['precision']}{worst}"

@@ -98,8 +98,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
                 opened = m2kit.open_engine(
                     path, provider=provider, threads=threads, check=check, begin=begin
                 )
-            if opened.info is not None and opened.info.parity.get("passed") is False:
-                note(f"WARNING: {path} did not pass its quality gate (--accept-quality)")
+            warn_of_quality(path, opened)
             return opened
 
         command(open_engine=open_engine, **options)
@@ -116,6 +115,12 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         wrapped = option(wrapped)
     return wrapped
+
+
+def warn_of_quality(path: Path, engine: Engine) -> None:
+    """Say of an engine that was kept by --accept-quality what it is."""
+    if engine.info is not None and engine.info.parity.get("passed") is False:
+        note(f"WARNING: {path} did not pass its quality gate (--accept-quality)")
 
 
 def output_option(default: str, what: str) -> Callable[[Command], Command]:

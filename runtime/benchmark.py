@@ -168,22 +168,22 @@ def weight_bytes(weights: Mapping[str, int], sub_tokens: int) -> dict[str, int]:
     }
 
 
-def memory_bytes(engine: Engine, images: int) -> dict[str, Any]:
-    """What generating needs at least: weights, caches, and the decoder's activations.
+def memory_bytes(engine: Engine, rows: int) -> dict[str, Any]:
+    """What peak memory is compared with: the sum of weights, caches and decoder activations.
 
     Args:
         engine: Freshly opened; its decoder is opened by this.
-        images: B, of guided generation.
+        rows: R, of the caches: twice the images drawn at once where they are guided.
 
     Returns:
-        Stored bytes of the weights, of the caches of 2B rows, what decoding one image took beyond
+        Stored bytes of the weights, of the caches of R rows, what decoding one image took beyond
         them, their sum (None where one is not known), and "decode_seconds", of that decoding.
     """
     spec = engine.transformer
     code_bits = engine.spec.tokenizer.code_bits
     height, width = spec.grid
     slots = spec.inter_layers * spec.positions + spec.intra_layers * len(spec.bits)
-    found: dict[str, Any] = {"cache_bytes": 2 * slots * 2 * images * spec.width * 4}
+    found: dict[str, Any] = {"cache_bytes": 2 * slots * rows * spec.width * 4}
     stored = engine.info.build.get("weight_bytes") if engine.info else None
     names = ("inter_step", "intra_step", "heads", "tables", "decoder")
     found["weights_bytes"] = sum(stored[name] for name in names) if stored else None
@@ -232,20 +232,20 @@ class _Measured:
         self.laps.append(laps)
         self.decode.append(_seconds(engine.decode, tokens))
 
-    def image_seconds(self, positions: int) -> float:
-        """Of a batch of images: all positions, and their decoding."""
-        whole = [
+    def image_laps(self, positions: int) -> Laps:
+        """Seconds of each batch of images: all its positions, and their decoding."""
+        drawn = [
             lap.whole.sum() if len(lap.whole) == positions else np.median(lap.whole) * positions
             for lap in self.laps
         ]
-        return float(np.median(whole)) + float(np.median(np.concatenate(self.decode)))
+        return np.array(drawn) + np.median(np.concatenate(self.decode))
 
 
 def benchmark(
     engine: Engine,
     sampling: Sampling,
     *,
-    threads: int,
+    threads: int | None,
     images: int = 1,
     rounds: int = 2,
     baselines: Mapping[str, Baseline] | None = None,
@@ -256,21 +256,22 @@ def benchmark(
     Args:
         engine: The engine.
         sampling: How to draw.
-        threads: That read memory; the backend's own.
+        threads: The backend's own, which read memory; None for one that computes elsewhere and
+            returns before it has: then there is no bandwidth, and both steps are one stage.
         images: Drawn at once (B).
         rounds: Generations; the baselines' fall between them.
         baselines: Name -> what to compare with.
         begin: Called with the name of each stage.
 
     Returns:
-        What `m2kit bench --json` prints, but for memory and machine.
+        What `m2kit bench --json` prints, but for memory and machine: milliseconds of the stages
+        are those of the whole batch, "image_ms" and its kin those of one image of it.
     """
     spec, others = engine.transformer, dict(baselines or {})
     attempts = 0
     while attempts < _ATTEMPTS:
         attempts += 1
-        begin("measuring memory bandwidth")
-        before = bandwidth_gb_s(threads)
+        before = _bandwidth("measuring memory bandwidth", threads, begin)
         own = _Measured()
         measured: dict[str, _Measured] = {}
         for lap in range(rounds):
@@ -282,25 +283,36 @@ def benchmark(
                 measured[name].measure(other.engine, sampling, images, other.positions, advance)
         begin("encoding")
         encode = _seconds(engine.encode, np.zeros((images, 3, *_pixels(engine)), np.float32))
-        begin("measuring memory bandwidth again")
-        after = bandwidth_gb_s(threads)
-        if abs(before - after) <= _STEADY * max(before, after):
+        after = _bandwidth("measuring memory bandwidth again", threads, begin)
+        steady = before is None or after is None
+        if before is not None and after is not None:
+            steady = abs(before - after) <= _STEADY * max(before, after)
+        if steady:
             break
-    result = _result(engine, own, encode, images, max(before, after))
+    bandwidth = max(before, after) if before is not None and after is not None else None
+    result = _result(engine, own, encode, images, bandwidth)
     for name, found in measured.items():
-        seconds = found.image_seconds(spec.positions)
-        result[f"{name}_image_ms"] = round(seconds * 1e3, 1)
+        milliseconds = float(np.median(found.image_laps(spec.positions))) / images * 1e3
+        result[f"{name}_image_ms"] = round(milliseconds, 1)
         result[f"{name}_position_ms"] = _stage(found.laps[0].whole)["median_ms"]
-        result[f"image_speedup_vs_{name}"] = round(seconds * 1e3 / result["image_ms"], 2)
+        result[f"image_speedup_vs_{name}"] = round(milliseconds / result["image_ms"], 2)
     return result | {
-        "bandwidth_before_gb_s": round(before, 2),
-        "bandwidth_after_gb_s": round(after, 2),
+        "bandwidth_before_gb_s": before,
+        "bandwidth_after_gb_s": after,
+        "steady": steady,
         "attempts": attempts,
     }
 
 
+def _bandwidth(label: str, threads: int | None, begin: Begin) -> float | None:
+    if threads is None:
+        return None
+    begin(label)
+    return round(bandwidth_gb_s(threads), 2)
+
+
 def _result(
-    engine: Engine, own: _Measured, encode: Laps, images: int, bandwidth: float
+    engine: Engine, own: _Measured, encode: Laps, images: int, bandwidth: float | None
 ) -> dict[str, Any]:
     spec = engine.transformer
     positions = spec.positions
@@ -308,28 +320,30 @@ def _result(
         np.concatenate([getattr(lap, name) for lap in own.laps])
         for name in ("inter", "intra", "whole", "sampling")
     )
+    image_laps = own.image_laps(positions)
+    steps = {"inter": inter, "intra": intra} if bandwidth else {"steps": inter + intra}
     stages = {
         "encode": _stage(encode),
-        "inter": _stage(inter),
-        "intra": _stage(intra),
+        **{name: _stage(laps) for name, laps in steps.items()},
         "sampling": _stage(rest),
         "position": _stage(whole),
         "decode": _stage(np.concatenate(own.decode)),
+        "image": _stage(image_laps),
     }
-    image = own.image_seconds(positions)
+    image = float(np.median(image_laps)) / images
     drawn = float(np.median([lap.whole.sum() for lap in own.laps]))
     result: dict[str, Any] = {
         "batch": images,
-        "bandwidth_gb_s": round(bandwidth, 2),
+        "bandwidth_gb_s": bandwidth,
         "stages": stages,
         "position_ms": stages["position"]["median_ms"],
         "image_ms": round(image * 1e3, 1),
-        "images_per_second": round(images / image, 4),
+        "images_per_second": round(1 / image, 4),
         "ar_images_per_second": round(images / drawn, 4),
         "overhead_share": round(float(rest.sum() / whole.sum()), 4),
     }
     stored = engine.info.build.get("weight_bytes") if engine.info else None
-    if stored is not None:
+    if stored is not None and bandwidth:
         need = weight_bytes(stored, len(spec.bits))
         for (name, count), laps in zip(need.items(), (inter, intra), strict=True):
             stages[name]["weight_bytes"] = count

@@ -8,10 +8,12 @@ and the next run to the same destination removes it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -22,6 +24,9 @@ from typing import Any
 from m2kit.errors import FolderError
 
 _CHUNK_BYTES = 1 << 22
+_HALF_WRITTEN = re.compile(
+    r"\..+\.tmp-(\d+)\.[a-z0-9]+"
+)  # what `new_file` calls a file until it is whole
 _ARCHIVE_ERRORS = (  # all that zipfile and numpy were seen to raise on damaged archives
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, MemoryError,
     NotImplementedError, OverflowError, zipfile.BadZipFile, zlib.error,
@@ -59,7 +64,7 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
     if os.path.lexists(destination) and not (destination / marker).is_file():
         raise FolderError(
             f"{destination} exists and holds no {marker}, so it will not be replaced; "
-            "choose another output with -o"
+            "choose another output"
         )
     temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
     try:
@@ -68,7 +73,7 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise FolderError(
-            f"cannot write to {destination.parent}: {error.strerror}; choose another output with -o"
+            f"cannot write to {destination.parent}: {error.strerror}; choose another output"
         ) from error
     try:
         yield temporary
@@ -77,7 +82,7 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
     except OSError as error:
         raise FolderError(
             f"writing {destination} failed: {error.strerror or error}; nothing was left behind; "
-            "free some space or choose another output with -o"
+            "free some space or choose another output"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -131,6 +136,15 @@ def _flush(path: Path) -> None:
             os.close(descriptor)
 
 
+@functools.cache
+def _remove_half_written(folder: Path) -> None:
+    """Remove what dead runs left of `new_file`; once, since a folder may hold many files."""
+    for path in folder.iterdir():
+        found = _HALF_WRITTEN.fullmatch(path.name)
+        if found and not _alive(int(found.group(1))):
+            path.unlink()
+
+
 @contextlib.contextmanager
 def new_file(destination: Path) -> Iterator[Path]:
     """A temporary path that becomes the file `destination` when the block ends without an error.
@@ -139,20 +153,16 @@ def new_file(destination: Path) -> Iterator[Path]:
         FolderError: It cannot be written there.
     """
     destination = Path(os.path.abspath(destination))
-    prefix = f".{destination.stem}.tmp-"
-    temporary = destination.parent / f"{prefix}{os.getpid()}{destination.suffix}"
+    temporary = destination.parent / f".{destination.stem}.tmp-{os.getpid()}{destination.suffix}"
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        for path in destination.parent.glob(f"{glob.escape(prefix)}*{destination.suffix}"):
-            pid = path.name[len(prefix) : len(path.name) - len(destination.suffix)]
-            if pid.isdigit() and not _alive(int(pid)):
-                path.unlink()
+        _remove_half_written(destination.parent)
         yield temporary
         _flush(temporary)
         temporary.replace(destination)
     except OSError as error:
         raise FolderError(
-            f"cannot write {destination}: {error.strerror or error}; choose another output with -o"
+            f"cannot write {destination}: {error.strerror or error}; choose another output"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -13,7 +13,8 @@ def benchmark_bars(path: Path, value: Mapping[str, Any]) -> None:
     """Bars of a position's stages beside the memory's limit, and of whole images."""
     from matplotlib.figure import Figure
 
-    stages_ms = {n: value["stages"][n]["median_ms"] for n in ("inter", "intra", "sampling")}
+    parts = [name for name in ("inter", "intra", "steps", "sampling") if name in value["stages"]]
+    stages_ms = {name: value["stages"][name]["median_ms"] for name in parts}
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     below = 0.0
@@ -30,7 +31,7 @@ def benchmark_bars(path: Path, value: Mapping[str, Any]) -> None:
         if f"{name}_image_ms" in value:
             seconds[name] = value[f"{name}_image_ms"] / 1e3
     right.bar(list(seconds), list(seconds.values()))
-    right.set_ylabel(f"s for {value['batch']} image(s), decoder included")
+    right.set_ylabel(f"s an image, decoder included, {value['batch']} at once")
     figure.suptitle(
         f"{Path(value['engine']).name}, {value['precision']}, {value['machine']}", size=8
     )

@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from m2kit import contract
+from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+
 M2KIT = [sys.executable, "-m", "m2kit"]
 RUNS = (  # name, precision, options
     ("int8", "int8", ()),
@@ -46,7 +49,7 @@ def prepare(preset: str, folder: Path) -> None:
     """Make what is missing: checkpoint, bundle, engines."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, bundle = folder / f"{preset}.pt", folder / f"{preset}.bundle"
-    if not bundle.exists():
+    if not bundle.exists() or contract.ONNXRUNTIME not in read_manifest(bundle, BUNDLE).lowerings:
         checkpoint.unlink(missing_ok=True)
         command = ["init-checkpoint", "--preset", preset, "-o", str(checkpoint)]
         subprocess.run([*M2KIT, *command], check=True)
@@ -54,12 +57,21 @@ def prepare(preset: str, folder: Path) -> None:
         checkpoint.unlink()
     for precision in ("fp32", "int8", "int4"):
         engine = folder / f"{preset}.{precision}.engine"
-        if not engine.exists():  # random weights need not pass the gate to be timed
+        if not _is_of(engine, bundle):  # random weights need not pass the gate to be timed
             command = ["build-engine", str(bundle), "-o", str(engine), "--backend", "onnxruntime"]
             command += ["--precision", precision]
             if precision != "fp32":
                 command.append("--accept-quality")
             subprocess.run([*M2KIT, *command], check=True)
+
+
+def _is_of(engine: Path, bundle: Path) -> bool:
+    """Whether the engine is there, was built from that bundle and says what its weights take."""
+    if not engine.exists():
+        return False
+    manifest = read_manifest(engine, ENGINE)
+    source = read_manifest(bundle, BUNDLE)
+    return "weight_bytes" in manifest.build and manifest.source == source.source
 
 
 def run(engine: Path, options: tuple[str, ...], result: Path) -> dict[str, Any]:
@@ -86,6 +98,9 @@ def main(preset: str, folder: Path) -> None:
     any_run = found["int8"]
     versions = ", ".join(f"{n} {v}" for n, v in any_run["versions"].items())
     print(f"{preset}, {any_run['machine']}; {versions}")
+    busy = [name for name in names if not found[name]["steady"]]
+    if busy:
+        print(f"bandwidth was not steady during {', '.join(busy)}: run it again on an idle machine")
     print("\n| | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
     bandwidths = (f"{found[name]['bandwidth_gb_s']:.1f}" for name in names)

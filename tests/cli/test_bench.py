@@ -27,7 +27,7 @@ def test_json_has_what_was_promised_and_it_adds_up(digits_engine, tmp_path):
     value = json.loads(done.stdout)
     assert set(value) >= KEYS
     stages = value["stages"]
-    assert set(stages) == {"encode", "inter", "intra", "sampling", "position", "decode"}
+    assert set(stages) == {"encode", "inter", "intra", "sampling", "position", "decode", "image"}
     for stage in stages.values():
         assert 0 < stage["median_ms"] <= stage["p95_ms"]
         assert "gb_s" in stage
@@ -44,13 +44,24 @@ def test_json_has_what_was_promised_and_it_adds_up(digits_engine, tmp_path):
     )
     assert value["images_per_second"] == pytest.approx(1e3 / value["image_ms"], rel=0.02)
     assert 0 < value["overhead_share"] < 1
+    weights = {
+        "inter": 4 * (4 * layer + 3 * width),
+        "intra": 4 * (2 * (layer + width) + width * 40),
+    }
+    for name, count in weights.items():
+        assert stages[name]["weight_bytes"] == count
+        speed = count / stages[name]["median_ms"] / 1e6
+        assert stages[name]["gb_s"] == pytest.approx(speed, rel=0.02)
+    assert value["cache_bytes"] == 2 * 2 * (4 * 16 + 1 * 2) * width * 4  # 2 rows: guided
+    parts = [value[f"{name}_bytes"] for name in ("weights", "cache", "decoder")]
+    assert value["expected_memory_bytes"] == sum(parts)
     assert (tmp_path / "b.png").stat().st_size > 10_000
 
 
 def test_the_table_names_every_stage_and_a_batch_is_counted(digits_engine, tmp_path):
     options = ("--engine", digits_engine, "--rounds", "1", "--no-baseline", "--batch", "3")
     done = run_m2kit("bench", *options, cwd=tmp_path)
-    for word in ("bandwidth", "inter", "intra", "sampling", "decode", "limit", "s for 3,"):
+    for word in ("bandwidth", "inter", "intra", "sampling", "decode", "limit", "3 at once"):
         assert word in done.stdout
     assert "PyTorch" not in done.stdout
 
@@ -65,6 +76,27 @@ def test_a_run_in_which_bandwidth_changed_is_repeated(digits_engine, monkeypatch
     assert value["attempts"] == 2
     assert (value["bandwidth_before_gb_s"], value["bandwidth_after_gb_s"]) == (20.0, 19.0)
     assert value["bandwidth_gb_s"] == 20.0
+    assert value["steady"]
+
+
+def test_a_machine_that_is_never_steady_is_reported(digits_engine, monkeypatch):
+    import m2kit
+
+    reads = iter([10.0, 20.0] * 3)
+    monkeypatch.setattr(benchmark, "bandwidth_gb_s", lambda threads: next(reads))
+    with m2kit.open_engine(digits_engine) as engine:
+        value = benchmark.benchmark(engine, m2kit.Sampling(), threads=1, images=2, rounds=1)
+    assert (value["attempts"], value["steady"]) == (3, False)
+    assert value["images_per_second"] == pytest.approx(1e3 / value["image_ms"], rel=0.02)
+    assert value["stages"]["image"]["median_ms"] == pytest.approx(2 * value["image_ms"], rel=0.02)
+
+
+def test_unguided_caches_have_a_row_for_each_image(digits_engine):
+    import m2kit
+
+    with m2kit.open_engine(digits_engine) as engine:
+        found = [benchmark.memory_bytes(engine, rows)["cache_bytes"] for rows in (1, 2)]
+    assert found[1] == 2 * found[0]
 
 
 @pytest.mark.parametrize(

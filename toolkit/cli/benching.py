@@ -16,7 +16,13 @@ from typing import Any
 import click
 
 import m2kit
-from m2kit.cli.options import json_option, only_folder, sampling_options, threads_option
+from m2kit.cli.options import (
+    json_option,
+    only_folder,
+    sampling_options,
+    threads_option,
+    warn_of_quality,
+)
 from m2kit.cli.output import note, print_result, size_text, stages
 from m2kit.errors import BackendError, require
 from m2kit.folders import check_output
@@ -64,7 +70,7 @@ def bench(
 
     The limit is the stored bytes of the weights a position needs over the bandwidth measured in
     the same run. The baseline is the same architecture with random weights in eager PyTorch, its
-    KV cache written in place; without torch it is left out.
+    KV cache written in place; without torch it is left out. Stages are timed for the whole batch.
     """
     if plot:
         check_output(plot, ".png")
@@ -73,8 +79,22 @@ def bench(
     note("drawing in a process of its own, for its memory ...")
     peak = _peak_memory(path, threads, batch, options)
     with stages() as begin:
-        value = _measure(path, threads, batch, rounds, options, no_baseline, compiled, begin)
-    value |= {"peak_memory_bytes": peak} | _machine(threads or available_cores())
+        value = _measure(
+            path,
+            m2kit.Sampling(**options),
+            begin,
+            threads=threads,
+            batch=batch,
+            rounds=rounds,
+            compiled=None if no_baseline else compiled,
+        )
+    if not value["steady"]:
+        note(
+            f"WARNING: bandwidth was {value['bandwidth_before_gb_s']} GB/s before and "
+            f"{value['bandwidth_after_gb_s']} after, {value['attempts']} times over: the machine "
+            "is busy, and the share of the limit means little"
+        )
+    value |= {"peak_memory_bytes": peak} | _machine(value["active"])
     if plot:
         from m2kit.training.benchmark_plot import benchmark_bars
 
@@ -84,34 +104,43 @@ def bench(
 
 def _measure(
     path: Path,
+    sampling: m2kit.Sampling,
+    begin: Begin,
+    *,
     threads: int | None,
     batch: int,
     rounds: int,
-    options: dict[str, Any],
-    no_baseline: bool,
-    compiled: bool,
-    begin: Begin,
+    compiled: bool | None,
 ) -> dict[str, Any]:
+    """Open and measure; `compiled` is None to leave PyTorch out."""
     from m2kit.runtime.benchmark import benchmark, memory_bytes
 
     cores = threads or available_cores()
     began = time.perf_counter()
     with m2kit.open_engine(path, threads=threads) as engine:
-        memory = memory_bytes(engine, batch)
-        engine.backend.open_steps(2 * batch)
+        warn_of_quality(path, engine)
+        resolved = sampling.resolve(len(engine.transformer.bits), engine.defaults)
+        rows = 2 * batch if resolved.guided else batch
+        memory = memory_bytes(engine, rows)
+        engine.backend.open_steps(rows)
         opened = time.perf_counter() - began - memory.pop("decode_seconds")
         result = benchmark(
             engine,
-            m2kit.Sampling(**options),
-            threads=cores,
+            sampling,
+            threads=cores if _computes_here(engine.backend.active()) else None,
             images=batch,
             rounds=rounds,
-            baselines={} if no_baseline else _baselines(engine, cores, compiled),
+            baselines={} if compiled is None else _baselines(engine, cores, compiled),
             begin=begin,
         )
         about = {"engine": str(path), "precision": engine.info.precision if engine.info else None}
         active = engine.backend.active()
     return about | {"open_seconds": round(opened, 2)} | result | memory | {"active": active}
+
+
+def _computes_here(active: dict[str, Any]) -> bool:
+    """Whether a backend runs on this processor, whose memory can be measured."""
+    return "threads" in active
 
 
 def _baselines(engine: Any, threads: int, compiled: bool) -> dict[str, Any]:
@@ -168,21 +197,24 @@ def _peak_memory(
     return peak
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def _machine(active: dict[str, Any]) -> dict[str, Any]:
+    """Processor and threads, or the GPU, and versions."""
     versions = {"m2kit": m2kit.__version__, "python": platform.python_version()}
     for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {"machine": f"{model_name()}, {threads} threads, Linux", "versions": versions}
+    where = f"{active['threads']} threads" if _computes_here(active) else active["gpu"]
+    return {"machine": f"{model_name()}, {where}, {platform.system()}", "versions": versions}
 
 
 def _rows(value: dict[str, Any]) -> dict[str, Any]:
     """The table: stages, then the figures that matter."""
     rows: dict[str, Any] = {"engine": value["engine"], "precision": value["precision"]}
     rows["machine"] = value["machine"]
-    rows["bandwidth"] = f"{value['bandwidth_gb_s']} GB/s"
+    if value["bandwidth_gb_s"]:
+        rows["bandwidth"] = f"{value['bandwidth_gb_s']} GB/s"
     for name, stage in value["stages"].items():
         speed = f", {stage['gb_s']} GB/s" if stage["gb_s"] else ""
         rows[name] = f"{stage['median_ms']:.2f} ms, p95 {stage['p95_ms']:.2f}{speed}"
@@ -194,8 +226,8 @@ def _rows(value: dict[str, Any]) -> dict[str, Any]:
         )
     rows["outside the backend"] = f"{value['overhead_share']:.1%} of a position"
     rows["images"] = (
-        f"{value['image_ms'] / 1e3:.2f} s for {value['batch']}, "
-        f"{value['images_per_second']:.3f} images/s"
+        f"{value['images_per_second']:.3f} a second, {value['image_ms'] / 1e3:.2f} s each, "
+        f"{value['batch']} at once"
     )
     for name in ("eager", "official", "compiled"):
         if f"{name}_image_ms" in value:

@@ -91,7 +91,8 @@ def generate(
     """Draw images of classes, as one grid or as a folder of images.
 
     Into a folder any number can be drawn: memory does not depend on n, and what is finished stays
-    when the command is stopped.
+    when the command is stopped. The ids of --tokens are held until the end, and written then.
+    Images per second count from the engine's opening, which the first batch waits for.
     """
     in_folder = not output.suffix
     if in_folder:

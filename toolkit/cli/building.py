@@ -243,15 +243,7 @@ def _told(manifest: Manifest) -> dict[str, Any]:
     """What a table says of an engine beside its size and parity."""
     build = manifest.build
     rows: dict[str, Any] = {"precision": manifest.precision}
-    if "quantized_matmuls" in build:
-        rows["quantized_matmuls"] = build["quantized_matmuls"]
-    if "tried" in build:
-        rows["tried"] = ", ".join(
-            f"{name} {trial['position_ms']:.2f} ms a position"
-            if trial["passed"]
-            else f"{name} did not pass"
-            for name, trial in build["tried"].items()
-        )
+    rows |= {n: build[n] for n in ("quantized_matmuls", "tried") if n in build}
     return {**rows, **manifest.parity.get("quality", {})}
 
 
@@ -370,11 +362,21 @@ def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str,
     rows = {
         manifest.kind: str(path),
         **{label(name): value for name, value in more.items()},
+        **({"tried": _trials(more["tried"])} if "tried" in more else {}),
         "size": size_text(size),
         "parity": _outcome(manifest.parity),
     }
     value = {manifest.kind: str(path), **more, "bytes": size, "parity": manifest.parity}
     print_result(rows, as_json, value)
+
+
+def _trials(tried: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{name} {trial['position_ms']:.2f} ms a position"
+        if trial["passed"]
+        else f"{name} did not pass"
+        for name, trial in tried.items()
+    )
 
 
 def _outcome(parity: dict[str, Any]) -> str:

@@ -24,9 +24,7 @@ from typing import Any
 from m2kit.errors import FolderError
 
 _CHUNK_BYTES = 1 << 22
-_HALF_WRITTEN = re.compile(
-    r"\..+\.tmp-(\d+)\.[a-z0-9]+"
-)  # what `new_file` calls a file until it is whole
+_HALF_WRITTEN = re.compile(r"\..+\.tmp-(\d+)\.\w+")  # new_file's names until a file is whole
 _ARCHIVE_ERRORS = (  # all that zipfile and numpy were seen to raise on damaged archives
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, MemoryError,
     NotImplementedError, OverflowError, zipfile.BadZipFile, zlib.error,
@@ -64,7 +62,7 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
     if os.path.lexists(destination) and not (destination / marker).is_file():
         raise FolderError(
             f"{destination} exists and holds no {marker}, so it will not be replaced; "
-            "choose another output"
+            "choose another output with -o"
         )
     temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
     try:
@@ -73,7 +71,7 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise FolderError(
-            f"cannot write to {destination.parent}: {error.strerror}; choose another output"
+            f"cannot write to {destination.parent}: {error.strerror}; choose another output with -o"
         ) from error
     try:
         yield temporary
@@ -82,7 +80,7 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
     except OSError as error:
         raise FolderError(
             f"writing {destination} failed: {error.strerror or error}; nothing was left behind; "
-            "free some space or choose another output"
+            "free some space or choose another output with -o"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -142,7 +140,7 @@ def _remove_half_written(folder: Path) -> None:
     for path in folder.iterdir():
         found = _HALF_WRITTEN.fullmatch(path.name)
         if found and not _alive(int(found.group(1))):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another run may be cleaning too
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from typing import Any
 import onnx_ir as ir
 
 from m2kit.contract import PORTABLE, graph_names
-from m2kit.engines.shared_weights import save_graph
+from m2kit.engines.graph_files import save_graph
 from m2kit.manifest import Manifest
-from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 
 
 class EmulatedBackend(OnnxRuntimeBackend):

@@ -10,20 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from m2kit.contract import REFERENCE_FILE
 from m2kit.engines.emulation import EmulatedBackend
-from m2kit.engines.precision import write_half
+from m2kit.engines.half_precision import write_half
 from m2kit.folders import new_folder
-from m2kit.manifest import (
-    BUNDLE,
-    REFERENCE_FILE,
-    Manifest,
-    files_table,
-    manifest_name,
-    write_manifest,
-)
+from m2kit.manifest import BUNDLE, Manifest, files_table, manifest_name, write_manifest
 from m2kit.progress import Begin, silent
-from m2kit.runtime.engine import Engine
-from m2kit.runtime.verification import compare, read_reference, require_parity
+from m2kit.runtime.parity import prove
 
 
 def write_half_bundle(
@@ -45,19 +38,16 @@ def write_half_bundle(
         exact = folder / "exact"
         source = make_exact(exact)
         begin("turning the graphs into half precision")
-        half, moved = write_half(exact, source, folder)
+        half = write_half(exact, source, folder)
         shutil.copyfile(exact / REFERENCE_FILE, folder / REFERENCE_FILE)
         shutil.rmtree(exact)
-        reference = read_reference(folder / REFERENCE_FILE)
-        advance = begin("comparing half precision, emulated, with PyTorch", half.spec.positions)
-        with Engine(half.spec, EmulatedBackend(folder, half)) as engine:
-            report = compare(engine, reference, advance, precision=half.precision)
-        require_parity(report, "half precision")
-        manifest = replace(
-            half,
-            files=files_table(folder),
-            parity=report | {"precision": "float16, emulated, against float32"},
-            build={"precision": half.precision, "moved_to_float": moved},
-        )
+        emulated = EmulatedBackend(folder, half)
+        try:
+            report = prove(folder, half, begin, opened=emulated)
+        finally:
+            emulated.close()
+        report.require("half precision")
+        report = replace(report, precision="float16, emulated, against float32")
+        manifest = replace(half, files=files_table(folder), parity=report)
         write_manifest(folder, manifest)
     return manifest

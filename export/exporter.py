@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,38 +16,35 @@ import m2kit
 from m2kit import contract
 from m2kit.config import ModelSpec
 from m2kit.errors import require
-from m2kit.export.graphs.decoder import decoder
-from m2kit.export.graphs.encoder import encoder
 from m2kit.export.graphs.inter_step import EMBEDDINGS, inter_step
 from m2kit.export.graphs.intra_step import intra_step
-from m2kit.export.graphs.lfq import lfq
 from m2kit.export.maxima import ProbeBackend
 from m2kit.export.reference import make_inputs, score_in_torch
-from m2kit.export.writer import Array, GraphWriter, WeightFile, Weights
+from m2kit.export.writer import Array, DeclaredWeights, GraphWriter, Load
+from m2kit.families.family import FAMILIES
 from m2kit.folders import new_folder
+from m2kit.host import release_freed_memory
 from m2kit.manifest import (
     BUNDLE,
-    REFERENCE_FILE,
+    GraphEntry,
     Manifest,
     files_table,
     manifest_name,
     write_manifest,
 )
-from m2kit.memory import release_freed_memory
+from m2kit.parity_report import ParityReport
+from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
+from m2kit.references import resolve
+from m2kit.runtime.backend import CPU
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from m2kit.runtime.sampling import Sampling
-from m2kit.runtime.verification import CLASS_IDS, GUIDANCE, IMAGES, compare, require_parity
+from m2kit.runtime.parity import prove
+from m2kit.runtime.reference import Reference
+from m2kit.sampling import Sampling
 from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
 from m2kit.training.models.transformer import embedding_names
 
-TOKENIZER_GRAPHS: dict[str, Callable[[ModelSpec, WeightFile], GraphWriter]] = {
-    contract.ENCODER: encoder,
-    contract.LFQ: lfq,
-    contract.DECODER: decoder,
-}
-STEP_GRAPHS: dict[str, Callable[[ModelSpec, WeightFile, str], GraphWriter]] = {
+STEP_GRAPHS: dict[str, Callable[[ModelSpec, DeclaredWeights, str], GraphWriter]] = {
     contract.INTER_STEP: inter_step,
     contract.INTRA_STEP: intra_step,
 }
@@ -80,28 +76,24 @@ def export_bundle(
             kind=BUNDLE,
             name=name,
             spec=spec,
+            precision=Precision.FLOAT32,
             sampling=checkpoint.sampling,
-            lowerings={name: _entries(spec, name, graphs) for name, graphs in writers.items()},
+            lowerings={
+                lowering: _entries(spec, lowering, graphs) for lowering, graphs in writers.items()
+            },
             files={},
             source=checkpoint.source,
             versions=_versions(),
-            parity={},
+            parity=ParityReport(),
             training=checkpoint.training,
         )
-        portable = writers[contract.PORTABLE]
-        reference, maxima = _reference(checkpoint, folder, manifest, portable, begin)
-        np.savez(folder / REFERENCE_FILE, **reference)
+        reference, maxima = _reference(
+            checkpoint, folder, manifest, writers[contract.PORTABLE], begin
+        )
+        reference.write(folder)
         release_freed_memory()
-        advance = begin("comparing every graph with PyTorch", spec.positions)
-        with Engine(spec, OnnxRuntimeBackend(folder, manifest, fused=False)) as engine:
-            report = compare(engine, reference, advance)
-        if contract.ONNXRUNTIME in manifest.lowerings:
-            advance = begin("comparing the fused steps with PyTorch", spec.positions)
-            with Engine(spec, OnnxRuntimeBackend(folder, manifest)) as engine:
-                fused = compare(engine, reference, advance, tokenizer=False)
-            report["checks"] |= {f"{name}, fused": c for name, c in fused["checks"].items()}
-            report["passed"] &= fused["passed"]
-        require_parity(report, "the exported model")
+        report = prove(folder, manifest, begin, provider=CPU, reference=reference)
+        report.require("the exported model")
         manifest = replace(manifest, files=files_table(folder), parity=report, maxima=maxima)
         write_manifest(folder, manifest)
     return manifest
@@ -113,16 +105,16 @@ def _reference(
     manifest: Manifest,
     writers: Mapping[str, GraphWriter],
     begin: Begin,
-) -> tuple[dict[str, Array], dict[str, dict[str, float]]]:
+) -> tuple[Reference, dict[str, dict[str, float]]]:
     """The reference, and the maxima of every value; the weights are in memory once at a time."""
     spec, inputs = checkpoint.spec, make_inputs(checkpoint.spec)
     advance = begin("decoding a trajectory with ONNX Runtime", spec.positions)
     with ProbeBackend(folder, manifest, writers) as probe:
         engine = Engine(spec, probe)
-        tokens = engine.encode(inputs[IMAGES])
+        tokens = engine.encode(inputs.images)
         if spec.transformer is not None:
-            sampling = Sampling(guidance=tuple(inputs[GUIDANCE].tolist()), greedy=True)
-            for drawn in engine.generate(inputs[CLASS_IDS], sampling):
+            sampling = Sampling(guidance=tuple(inputs.guidance.tolist()), greedy=True)
+            for drawn in engine.generate(inputs.class_ids, sampling):
                 tokens = drawn.tokens
                 advance(1)
         engine.decode(tokens)
@@ -130,9 +122,9 @@ def _reference(
     return score_in_torch(model_from_checkpoint(checkpoint), inputs, tokens), probe.maxima()
 
 
-def write_graphs(spec: ModelSpec, folder: Path, load: Weights) -> Writers:
+def write_graphs(spec: ModelSpec, folder: Path, load: Load) -> Writers:
     """Write every graph of a spec, in every lowering, and the weights file that all share."""
-    weights = WeightFile()
+    weights = DeclaredWeights()
     writers: Writers = {
         lowering: {graph: _writer(spec, weights, graph, lowering) for graph in graphs}
         for lowering, graphs in contract.lowerings(spec).items()
@@ -144,36 +136,33 @@ def write_graphs(spec: ModelSpec, folder: Path, load: Weights) -> Writers:
     return writers
 
 
-def _writer(spec: ModelSpec, weights: WeightFile, graph: str, lowering: str) -> GraphWriter:
-    if graph in TOKENIZER_GRAPHS:
-        return TOKENIZER_GRAPHS[graph](spec, weights)
-    return STEP_GRAPHS[graph](spec, weights, lowering)
+def _writer(spec: ModelSpec, weights: DeclaredWeights, graph: str, lowering: str) -> GraphWriter:
+    if graph in STEP_GRAPHS:
+        return STEP_GRAPHS[graph](spec, weights, lowering)
+    writers = resolve(FAMILIES[spec.tokenizer.family].graphs)
+    writer: GraphWriter = writers[graph](spec, weights)
+    return writer
 
 
 def _entries(
     spec: ModelSpec, lowering: str, writers: Mapping[str, GraphWriter]
-) -> dict[str, dict[str, Any]]:
-    """A lowering's entry in bundle.json: file, compute type, operators and contract per graph."""
+) -> dict[str, GraphEntry]:
+    """A lowering's entries in bundle.json."""
     entries = {}
     for graph, writer in writers.items():
         io = contract.graph_io(spec, graph, lowering)
-        entries[graph] = {
-            "file": contract.onnx_file(graph, lowering),
-            "compute": "float32",
-            "ops": writer.op_counts(),
-            "inputs": [[t.name, t.dtype, list(t.shape)] for t in io.inputs],
-            "outputs": [[t.name, t.dtype, list(t.shape)] for t in io.outputs],
-        }
+        file = contract.onnx_file(graph, lowering)
+        entries[graph] = GraphEntry(file, "float32", writer.op_counts(), io.inputs, io.outputs)
     return entries
 
 
-def _weights(checkpoint: Checkpoint) -> Weights:
+def _weights(checkpoint: Checkpoint) -> Load:
     """Loads one tensor of the checkpoint as float32; the embedding tables as the one they form."""
     tensors = checkpoint.tensors()
 
     def load(name: str) -> Array:
         if name == EMBEDDINGS:
-            names = embedding_names(len(checkpoint.spec.bits))
+            names = embedding_names(checkpoint.spec.sub_tokens)
             return np.concatenate([load(f"transformer.{part}.weight") for part in names])
         array: Array = tensors[name].float().numpy()
         return array

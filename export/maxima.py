@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.contract import INTER_STEP, INTRA_STEP, GraphIO, TensorSpec
+from m2kit.contract import INTER_STEP, INTRA_STEP, PORTABLE, GraphIO, TensorSpec
 from m2kit.export.writer import PROBE, GraphWriter
 from m2kit.manifest import Manifest
-from m2kit.runtime.backend import Step, Steps
-from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from m2kit.runtime.backend import Opening, Step, Steps
+from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 
 
 class ProbeBackend(OnnxRuntimeBackend):
@@ -28,7 +28,7 @@ class ProbeBackend(OnnxRuntimeBackend):
         self, folder: Path, manifest: Manifest, writers: Mapping[str, GraphWriter]
     ) -> None:
         """Write the probe graphs into `folder`; `close` removes them."""
-        super().__init__(folder, manifest, fused=False)
+        super().__init__(folder, manifest, Opening(lowering=PORTABLE))
         self._paths = {graph: folder / f"probe_{graph}.onnx" for graph in writers}
         self._names = {g: writer.save_probe(self._paths[g]) for g, writer in writers.items()}
         self._maxima = {g: np.zeros(len(names), np.float32) for g, names in self._names.items()}

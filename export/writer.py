@@ -2,7 +2,7 @@
 
 Graphs are written, not traced: every node is of opset 18 or, in the onnxruntime lowering, one of
 ONNX Runtime's own, carries its precision mark from the moment it exists, and does not depend on the
-torch version. No weight is in memory until `WeightFile.write` streams it from the checkpoint;
+torch version. No weight is in memory until `DeclaredWeights.write` streams it from the checkpoint;
 identical tensors are stored once.
 """
 
@@ -19,51 +19,50 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from m2kit.contract import ANY, FLOAT, PRECISION, GraphIO, TensorSpec
-from m2kit.manifest import WEIGHTS_FILE
-from m2kit.weights_file import WeightsWriter
+from m2kit.engines.graph_files import MICROSOFT, WeightsFile, save_graph
 
 OPSET = 18
-MICROSOFT = "com.microsoft"  # domain of ONNX Runtime's own operators
 IR_VERSION = 10
 PROBE = "absolute_maxima"  # extra output of a probe graph
 
 Array = npt.NDArray[Any]
-Weights = Callable[[str], Array]  # checkpoint name -> array
+Load = Callable[[str], Array]  # checkpoint name -> array
 
 
-class WeightFile:
-    """The tensors of a bundle: shapes known from the start, bytes only when written."""
+class DeclaredWeights:
+    """The tensors that a bundle's graphs declare: shapes known from the start, bytes only when
+    written."""
 
     def __init__(self) -> None:
         """Begin with no tensors."""
         self._tensors: dict[str, tuple[tuple[int, ...], Callable[[Array], Array]]] = {}
-        self._places: dict[str, tuple[int, int]] = {}
+        self._file: WeightsFile | None = None
 
     def add(self, name: str, shape: tuple[int, ...], convert: Callable[[Array], Array]) -> None:
         """Declare a tensor; `convert` turns the checkpoint's array into the stored one."""
         known = self._tensors.setdefault(name, (shape, convert))
         assert known[0] == shape, f"{name} declared as {known[0]} and as {shape}"
 
-    def write(self, folder: Path, load: Weights) -> None:
+    def write(self, folder: Path, load: Load) -> None:
         """Stream every tensor, a float32 array from `load(name)`, into the weights file."""
-        with (folder / WEIGHTS_FILE).open("wb") as file:
-            writer = WeightsWriter(file)
+        with WeightsFile(folder) as self._file:
             for name, (shape, convert) in self._tensors.items():
-                array = np.ascontiguousarray(convert(load(name)), np.float32)
-                assert array.shape == shape, f"{name}: declared {shape}, loaded {array.shape}"
-                self._places[name] = writer.add(array)
 
-    def tensor(self, name: str) -> ir.ExternalTensor:
-        """A reference to a written tensor."""
-        offset, length = self._places[name]
-        return ir.ExternalTensor(
-            WEIGHTS_FILE,
-            offset,
-            length,
-            ir.DataType.FLOAT,
-            shape=ir.Shape(self._tensors[name][0]),
-            name=name,
-        )
+                def make(
+                    name: str = name,
+                    shape: tuple[int, ...] = shape,
+                    convert: Callable[[Array], Array] = convert,
+                ) -> Array:
+                    array = np.ascontiguousarray(convert(load(name)), np.float32)
+                    assert array.shape == shape, f"{name}: declared {shape}, loaded {array.shape}"
+                    return array
+
+                self._file.write(name, make)
+
+    def refer(self, value: ir.Value) -> None:
+        """Let an initializer refer to the written tensor of its name."""
+        assert self._file is not None, "the weights file has not been written"
+        self._file.refer(value, str(value.name))
 
 
 _VERSIONS = {"": OPSET, MICROSOFT: 1}
@@ -77,7 +76,7 @@ _TYPES = {
 class GraphWriter:
     """One graph under construction. `op` adds a node and returns its first output."""
 
-    def __init__(self, name: str, io: GraphIO, weights: WeightFile) -> None:
+    def __init__(self, name: str, io: GraphIO, weights: DeclaredWeights) -> None:
         """Begin a graph with the inputs of its contract.
 
         Attributes:
@@ -132,7 +131,7 @@ class GraphWriter:
 
     def constant(self, array: npt.ArrayLike, dtype: type = np.float32) -> ir.Value:
         """A small constant kept inside the graph; equal ones are one initializer."""
-        data = np.asarray(array, dtype)
+        data: Array = np.asarray(array, dtype)
         key = (data.dtype.name, data.tobytes(), data.shape)
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
@@ -183,8 +182,8 @@ class GraphWriter:
 
     def save(self, path: Path) -> None:
         """Write the finished graph; the weights file must have been written."""
-        for name, value in self._weight_values.items():
-            value.const_value = self._weights.tensor(name)
+        for value in self._weight_values.values():
+            self._weights.refer(value)
         domains = {"", *(node.domain for node in self._nodes)}
         graph = ir.Graph(
             list(self.inputs.values()),
@@ -195,7 +194,7 @@ class GraphWriter:
             name=self.name,
         )
         self._model = ir.Model(graph, ir_version=IR_VERSION, producer_name="m2kit")
-        _write(self._model, path)
+        save_graph(self._model, path)
 
     def save_probe(self, path: Path) -> list[str]:
         """Write the saved graph with one more output, PROBE: the absolute maxima of its floats.
@@ -223,7 +222,7 @@ class GraphWriter:
         )  # fmt: skip
         graph.append(joined)
         graph.outputs.append(joined.outputs[0])
-        _write(ir.Model(graph, ir_version=IR_VERSION), path)
+        save_graph(ir.Model(graph, ir_version=IR_VERSION), path)
         return names
 
 
@@ -240,10 +239,6 @@ def _result_type(
     source = inputs[1] if op_type == "Where" else inputs[0]
     assert source is not None and source.dtype is not None, f"{op_type} of an untyped value"
     return source.dtype
-
-
-def _write(model: ir.Model, path: Path) -> None:
-    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def _value(tensor: TensorSpec) -> ir.Value:

@@ -7,9 +7,20 @@ reads outputs after it. The KV cache belongs to the step, never to the decoding 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
+
+from m2kit import contract
+from m2kit.config import TransformerSpec
+from m2kit.host import host_name
+from m2kit.records import JsonObject
+
+CPU, CUDA = "cpu", "cuda"  # of --provider
+IMAGES_AT_ONCE = 16  # where neither user nor backend says
+Buffers = dict[str, npt.NDArray[Any]]
 
 
 class Step(Protocol):
@@ -46,34 +57,89 @@ class Steps(Protocol):
         """The step over the sub-tokens of one position."""
 
 
-class AnyShape:
-    """The defaults of a backend: any number of images and rows, any image size of the model."""
+def step_buffers(spec: TransformerSpec, graph: str, rows: int) -> tuple[Buffers, Buffers]:
+    """Zeroed host arrays for what a step's caller writes and reads: its inputs without position
+    and cache, and its outputs without the cache's new rows."""
+    io = contract.step_io(spec, graph)
+    hidden = {contract.POSITION, contract.SUB_POSITION, contract.PRESENT}
+    inputs, outputs = (
+        {
+            tensor.name: np.zeros(tensor.fixed_shape({"R": rows}), tensor.numpy_dtype("float32"))
+            for tensor in part
+            if tensor.name not in hidden and not contract.is_past(tensor.name)
+        }
+        for part in (io.inputs, io.outputs)
+    )
+    return inputs, outputs
 
-    largest_batch: int | None = None
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a folder is opened; what is None is the backend's own choice.
+
+    Attributes:
+        provider: "cpu" or "cuda".
+        threads: Threads inside an operator.
+        lowering: In which the step graphs are run.
+    """
+
+    provider: str | None = None
+    threads: int | None = None
+    lowering: str | None = None
+
+
+class HostBackend:
+    """The defaults of a backend: any number of images and rows, any image size of the model, on
+    the host's processor, by threads that are not counted."""
+
     largest_rows: int | None = None
-    image_sizes: tuple[tuple[int, int], ...] | None = None
+    image_sizes: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def threads(self) -> int | None:
+        """Not counted."""
+        return None
+
+    @property
+    def device(self) -> str:
+        """The host's processor."""
+        return host_name()
+
+    def images_at_once(self, size: tuple[int, ...]) -> int:
+        """A batch that keeps results in memory."""
+        return IMAGES_AT_ONCE
 
 
 class Backend(Protocol):
-    """One opened model.
+    """One opened model."""
 
-    Attributes:
-        largest_batch: Images that encoder, lfq and decoder take at once; None is any number.
-        largest_rows: Rows that the steps take at once; None is any number.
-        image_sizes: (height, width) of the images it takes; None is any the model takes.
-    """
+    @property
+    def largest_rows(self) -> int | None:
+        """Rows that the steps take at once; None is any number."""
 
-    largest_batch: int | None
-    largest_rows: int | None
-    image_sizes: tuple[tuple[int, int], ...] | None
+    @property
+    def image_sizes(self) -> tuple[tuple[int, ...], ...] | None:
+        """Sizes in pixels, such as (height, width), of the images it takes; None is any the model
+        takes."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the host that compute; None where the host does not compute."""
+
+    @property
+    def device(self) -> str:
+        """What it runs on, in words: where two differ, so may results."""
+
+    def images_at_once(self, size: tuple[int, ...]) -> int:
+        """Images of a size in pixels that encoder, quantizer and decoder take at once."""
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
+        """Run encoder, quantizer or decoder on named inputs; returns its named outputs."""
 
     def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
 
-    def active(self) -> dict[str, Any]:
+    def active(self) -> JsonObject:
         """What runs and how, for people: versions, device, what is switched on."""
 
     def close(self) -> None:

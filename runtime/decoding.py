@@ -44,7 +44,7 @@ class KnownTokens:
 
     def __init__(self, tokens: npt.NDArray[np.int64], rows: int, spec: TransformerSpec) -> None:
         """Force tokens (B, h, w, K) on `rows` rows."""
-        self._tokens = tokens.reshape(len(tokens), spec.positions, len(spec.bits))
+        self._tokens = tokens.reshape(len(tokens), spec.positions, spec.sub_tokens)
         self.logits = [
             np.empty((rows, spec.positions, size), np.float32) for size in spec.vocabularies
         ]
@@ -55,7 +55,7 @@ class KnownTokens:
         return self._tokens[:, position, k]
 
 
-def decode(
+def generate_positions(
     steps: Steps,
     spec: TransformerSpec,
     row_classes: npt.NDArray[np.int64],
@@ -77,9 +77,9 @@ def decode(
     """
     inter, intra = steps.inter, steps.intra
     repeats = len(row_classes) // images
-    tokens = np.zeros((images, spec.positions, len(spec.bits)), np.int64)
-    grid = tokens.reshape(images, *spec.grid, len(spec.bits))
-    logits = [intra.outputs[contract.logits(k)] for k in range(len(spec.bits))]
+    tokens = np.zeros((images, spec.positions, spec.sub_tokens), np.int64)
+    grid = tokens.reshape(images, *spec.grid, spec.sub_tokens)
+    logits = [intra.outputs[contract.logits(k)] for k in range(spec.sub_tokens)]
     class_id, token = inter.inputs[contract.CLASS_ID], inter.inputs[contract.TOKEN]
     sub_token = intra.inputs[contract.SUB_TOKEN]
     inter.reset()  # first: it refuses, before anything is written, where another decoding has begun

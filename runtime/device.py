@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2kit.errors import BackendError, require
-from m2kit.jetson import cuda_extra, read_l4t
+from m2kit.runtime.jetson import cuda_extra, read_l4t
 
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver; also what a machine without a driver gives
 _NO_DEVICE = 100

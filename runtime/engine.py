@@ -6,7 +6,7 @@ wrap the PyTorch model in the same class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -17,11 +17,12 @@ from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.manifest import Manifest
-from m2kit.progress import Advance
-from m2kit.runtime.backend import Backend
-from m2kit.runtime.decoding import Drawn, KnownTokens, decode
-from m2kit.runtime.sampling import Sampler, Sampling, check_image_numbers, is_integer
-from m2kit.tokens import check_tokens, codes_from_tokens
+from m2kit.progress import Advance, Begin, silent
+from m2kit.runtime.backend import IMAGES_AT_ONCE, Backend
+from m2kit.runtime.decoding import Drawn, KnownTokens, generate_positions
+from m2kit.runtime.sampling import Sampler, check_image_numbers
+from m2kit.sampling import ResolvedSampling, Sampling, SamplingDefaults, is_integer
+from m2kit.tokens import check_tokens
 
 
 class Engine:
@@ -30,7 +31,7 @@ class Engine:
     Attributes:
         spec: The architecture.
         info: The manifest it was opened from, None for a model in memory.
-        defaults: Default guidance, temperature, top_k, top_p, one value per sub-token.
+        defaults: The model's own guidance, temperature, top_k and top_p; None has none.
         backend: What runs the graphs.
     """
 
@@ -39,12 +40,12 @@ class Engine:
         spec: ModelSpec,
         backend: Backend,
         *,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: SamplingDefaults | None = None,
         info: Manifest | None = None,
     ) -> None:
         """Wrap an opened backend."""
         self.spec, self.info, self.backend = spec, info, backend
-        self.defaults = dict(defaults or {})
+        self.defaults = defaults
 
     def __enter__(self) -> Engine:
         """The engine itself."""
@@ -59,43 +60,90 @@ class Engine:
         """Close the backend."""
         self.backend.close()
 
-    def latents(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def latents(
+        self, images: npt.ArrayLike, *, batch: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """Encoder output (B, Z, h, w) float32 of images (B, 3, H, W) in [-1, 1].
 
         Raises:
             InputError: Wrong shape, size or range.
         """
         checked = self._check_images(images)
-        latent: npt.NDArray[np.float32] = self.backend.run(
-            contract.ENCODER, {contract.IMAGE: checked}
-        )[contract.LATENT]
-        return latent
+        return self._join(self._latents, self._at_once(checked.shape[2:], batch), checked)
 
-    def encode(self, images: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Tokens (B, h, w, K) int64 of images (B, 3, H, W) float32 in [-1, 1].
+    def quantize(
+        self, latents: npt.NDArray[np.float32], *, batch: int | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Codes (B, Z, h, w) float32 and tokens (B, h, w, K) int64 of latents (B, Z, h, w)."""
+        at_once = self._at_once(self.spec.size_of_grid(latents.shape[2:]), batch)
+        parts = [self._quantize(part) for part in _parts(latents, at_once)]
+        codes, tokens = zip(*parts, strict=True)
+        return np.concatenate(codes), np.concatenate(tokens)
+
+    def encode(
+        self,
+        images: npt.ArrayLike,
+        *,
+        batch: int | None = None,
+        begin: Begin = silent,
+    ) -> npt.NDArray[np.int64]:
+        """Tokens of images.
+
+        Args:
+            images: (B, 3, H, W) float32 in [-1, 1]; any B.
+            batch: Images computed at once, at most; by default as many as is good here.
+            begin: Called when all is checked, with the number of images.
+
+        Returns:
+            (B, h, w, K) int64.
 
         Raises:
             InputError: Wrong shape, size or range.
         """
-        latent = self.latents(images)
-        tokens: npt.NDArray[np.int64] = self.backend.run(contract.LFQ, {contract.LATENT: latent})[
-            contract.TOKENS
-        ]
-        return tokens
+        checked = self._check_images(images)
+        advance = begin("encoding", len(checked))
 
-    def decode(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Images (B, 3, H, W) float32, about [-1, 1], of tokens (B, h, w, K).
+        def encode(part: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+            _, tokens = self._quantize(self._latents(part))
+            advance(len(part))
+            return tokens
+
+        return self._join(encode, self._at_once(checked.shape[2:], batch), checked)
+
+    def decode(
+        self,
+        tokens: npt.ArrayLike,
+        *,
+        batch: int | None = None,
+        begin: Begin = silent,
+    ) -> npt.NDArray[np.float32]:
+        """Images of tokens.
+
+        Args:
+            tokens: (B, h, w, K) integers; any B.
+            batch: Images computed at once, at most; by default as many as is good here.
+            begin: Called when all is checked, with the number of images.
+
+        Returns:
+            (B, 3, H, W) float32, about [-1, 1].
 
         Raises:
             InputError: Not integers of that shape, or an id outside its sub-vocabulary.
         """
-        checked = check_tokens(tokens, self.spec.bits)
-        self._check_latent_grid(checked.shape[1], checked.shape[2])
-        codes = codes_from_tokens(checked, self.spec.bits, self.spec.tokenizer.bit_order)
-        image: npt.NDArray[np.float32] = self.backend.run(
-            contract.DECODER, {contract.CODES: codes}
-        )[contract.IMAGE]
-        return image
+        spec = self.spec
+        checked = check_tokens(tokens, spec.vocabularies, self._grid_axes)
+        grid = checked.shape[1:-1]
+        spec.tokenizer.check_grid(grid)
+        advance = begin("decoding", len(checked))
+
+        def decode(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            codes = spec.tokenizer.codes_from_tokens(part, spec.vocabularies)
+            image: npt.NDArray[np.float32]
+            image = self.backend.run(contract.DECODER, {contract.CODES: codes})[contract.IMAGE]
+            advance(len(part))
+            return image
+
+        return self._join(decode, self._at_once(spec.size_of_grid(grid), batch), checked)
 
     def score(
         self,
@@ -106,26 +154,31 @@ class Engine:
         """Teacher-forced conditional logits, through the same cached steps as `sample`.
 
         Args:
-            class_ids: (B) integers in 0..classes; `classes` is the unconditional row.
+            class_ids: (B) integers in 0..classes; `classes` is the unconditional row. Any B.
             tokens: (B, h, w, K) integers.
-            advance: Called with 1 after each position.
+            advance: Called with 1 after each position of each batch of rows.
 
         Returns:
             K arrays (B, h, w, V_k) float32.
         """
         spec = self.transformer
         classes = self._check_classes(class_ids, spec.classes)
-        checked = check_tokens(tokens, spec.bits)
-        if checked.shape[:3] != (len(classes), *spec.grid):
-            raise InputError(
-                f"tokens must have shape {(len(classes), *spec.grid, len(spec.bits))}, "
-                f"found {checked.shape}"
-            )
-        known = KnownTokens(checked, len(classes), spec)
-        steps = self.backend.open_steps(len(classes))
-        for _ in decode(steps, spec, classes, len(classes), known):
-            advance(1)
-        return [array.reshape(len(classes), *spec.grid, -1) for array in known.logits]
+        checked = check_tokens(tokens, spec.vocabularies, self._grid_axes)
+        shape = (len(classes), *spec.grid, spec.sub_tokens)
+        if checked.shape != shape:
+            raise InputError(f"tokens must have shape {shape}, found {checked.shape}")
+        parts = []
+        rows = self.backend.largest_rows or len(classes)
+        for part, forced in zip(_parts(classes, rows), _parts(checked, rows), strict=True):
+            known = KnownTokens(forced, len(part), spec)
+            steps = self.backend.open_steps(len(part))
+            for _ in generate_positions(steps, spec, part, len(part), known):
+                advance(1)
+            parts.append(known.logits)
+        return [
+            np.concatenate(logits).reshape(len(classes), *spec.grid, -1)
+            for logits in zip(*parts, strict=True)
+        ]
 
     def generate(
         self,
@@ -137,7 +190,7 @@ class Engine:
         """Draw one image per class id, one position per iteration.
 
         Args:
-            class_ids: (B) integers in 0..classes-1.
+            class_ids: (B) integers in 0..classes-1; B is `largest_draw` at most.
             sampling: How to draw; the model's defaults where it says None.
             image_numbers: (B) integers; an image depends on the seed and its number alone.
 
@@ -148,15 +201,14 @@ class Engine:
             InputError: A class, image number or sampling option out of range.
         """
         spec = self.transformer
-        classes = self._check_classes(class_ids, spec.classes - 1)
-        resolved = (sampling or Sampling()).resolve(len(spec.bits), self.defaults)
+        classes, resolved = self.check_draw(class_ids, sampling)
         numbers = check_image_numbers(image_numbers, len(classes))
         rows = classes
         if resolved.guided:
             rows = np.concatenate([classes, np.full_like(classes, spec.classes)])
         steps = self.backend.open_steps(len(rows))
         sampler = Sampler(resolved, numbers, spec.positions)
-        return decode(steps, spec, rows, len(classes), sampler)
+        return generate_positions(steps, spec, rows, len(classes), sampler)
 
     def sample(
         self,
@@ -164,16 +216,41 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         image_numbers: npt.ArrayLike | None = None,
+        batch: int | None = None,
     ) -> npt.NDArray[np.int64]:
-        """Tokens (B, h, w, K) int64 of one image per class id; arguments as for `generate`."""
-        for drawn in self.generate(class_ids, sampling, image_numbers=image_numbers):
-            tokens = drawn.tokens
-        return tokens
+        """Tokens (B, h, w, K) int64 of one image per class id, any B; arguments as for `generate`,
+        and `batch`: images drawn at once, at most."""
+        classes, _ = self.check_draw(class_ids, sampling)
+        numbers = check_image_numbers(image_numbers, len(classes))
+        at_once = self.draw_at_once(sampling, batch)
+        drawn_parts = []
+        for part, own in zip(_parts(classes, at_once), _parts(numbers, at_once), strict=True):
+            for drawn in self.generate(part, sampling, image_numbers=own):
+                tokens = drawn.tokens
+            drawn_parts.append(tokens)
+        return np.concatenate(drawn_parts)
+
+    def check_draw(
+        self, class_ids: npt.ArrayLike, sampling: Sampling | None
+    ) -> tuple[npt.NDArray[np.int64], ResolvedSampling]:
+        """Class ids (B) and sampling, checked and resolved.
+
+        Raises:
+            InputError: A class or sampling option out of range.
+        """
+        spec = self.transformer
+        classes = self._check_classes(class_ids, spec.classes - 1)
+        return classes, (sampling or Sampling()).resolve(spec.sub_tokens, self.defaults)
+
+    def draw_at_once(self, sampling: Sampling | None, batch: int | None = None) -> int:
+        """Images that are drawn at once: `batch`, or as many as is good here."""
+        largest = self.largest_draw(sampling)
+        return min(batch or largest or IMAGES_AT_ONCE, largest or batch or IMAGES_AT_ONCE)
 
     def largest_draw(self, sampling: Sampling | None = None) -> int | None:
         """Images that `generate` takes at once: half as many with guidance; None is any number."""
         rows = self.backend.largest_rows
-        resolved = (sampling or Sampling()).resolve(len(self.transformer.bits), self.defaults)
+        resolved = (sampling or Sampling()).resolve(self.transformer.sub_tokens, self.defaults)
         return rows // 2 if rows is not None and resolved.guided else rows
 
     @property
@@ -204,30 +281,55 @@ class Engine:
         return classes.astype(np.int64)
 
     def _check_images(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        array = np.asarray(images)
-        if array.ndim != 4 or array.shape[1] != 3 or not len(array):
-            raise InputError(f"images must have shape (B, 3, H, W), found {array.shape}")
+        tokenizer, array = self.spec.tokenizer, np.asarray(images)
+        axes = tokenizer.axes
+        if array.ndim != 2 + len(axes) or array.shape[1] != 3 or not len(array):
+            raise InputError(
+                f"images must have shape (B, 3, {', '.join(axes)}), found {array.shape}"
+            )
         if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"images must be float32 in [-1, 1], found {array.dtype}")
+        size = array.shape[2:]
+        if any(n % stride or not n for n, stride in zip(size, tokenizer.strides, strict=True)):
+            strides = " x ".join(map(str, dict.fromkeys(tokenizer.strides)))
+            raise InputError(
+                f"image sides must be multiples of {strides}, found "
+                f"{' x '.join(map(str, size))}; resize or crop the image, or frame it with --pad"
+            )
         if not np.isfinite(array).all() or np.abs(array).max() > 1.0001:
             raise InputError(
                 f"images must lie in [-1, 1], found {array.min():.3g}..{array.max():.3g}; "
                 "scale 8-bit pixels by x / 127.5 - 1"
             )
-        factor = self.spec.tokenizer.downsampling
-        height, width = array.shape[2:]
-        if height % factor or width % factor or not height or not width:
-            raise InputError(
-                f"image height and width must be multiples of {factor}, found {height} x {width}; "
-                "resize or crop the image, or frame it with --pad"
-            )
-        self._check_latent_grid(height // factor, width // factor)
+        tokenizer.check_grid(self.spec.grid_of_size(size))
         return np.ascontiguousarray(array, np.float32)
 
-    def _check_latent_grid(self, height: int, width: int) -> None:
-        factor = self.spec.tokenizer.downsampling
-        if self.spec.tokenizer.adaptive_norm and height * width < 2:
-            raise InputError(
-                f"an image of {height * factor} x {width * factor} pixels is a single latent "
-                f"position, and adaptive GroupNorm needs two; use at least {factor} x {2 * factor}"
-            )
+    @property
+    def _grid_axes(self) -> tuple[str, ...]:
+        return tuple(map(str.lower, self.spec.tokenizer.axes))
+
+    def _at_once(self, size: tuple[int, ...], batch: int | None) -> int:
+        good = self.backend.images_at_once(size)
+        return min(good, batch or good)
+
+    def _latents(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        latent: npt.NDArray[np.float32]
+        latent = self.backend.run(contract.ENCODER, {contract.IMAGE: images})[contract.LATENT]
+        return latent
+
+    def _quantize(
+        self, latents: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        found = self.backend.run(self.spec.tokenizer.quantizer, {contract.LATENT: latents})
+        return found[contract.CODES], found[contract.TOKENS]
+
+    def _join(
+        self, function: Callable[[Any], npt.NDArray[Any]], at_once: int, array: npt.NDArray[Any]
+    ) -> npt.NDArray[Any]:
+        parts = [function(part) for part in _parts(array, at_once)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _parts(array: npt.NDArray[Any], at_once: int) -> Iterator[npt.NDArray[Any]]:
+    for start in range(0, len(array), at_once):
+        yield array[start : start + at_once]

@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
-from m2kit.runtime.backend import AnyShape
-from m2kit.tokens import codes_from_tokens, tokens_from_codes
+from m2kit.records import JsonObject
+from m2kit.runtime.backend import HostBackend, step_buffers
 
 
-class FakeBackend(AnyShape):
+class FakeBackend(HostBackend):
     """Numpy only: block means for an encoder, a hash for a transformer."""
 
     name = "fake"
@@ -33,20 +33,22 @@ class FakeBackend(AnyShape):
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Encoder: signs spread over the channels; decoder: the codes' mean, enlarged."""
         spec = self._spec
-        factor, bits = spec.tokenizer.downsampling, spec.tokenizer.code_bits
+        tokenizer, channels = spec.tokenizer, spec.tokenizer.code_channels
         if graph == contract.ENCODER:
-            image = feeds[contract.IMAGE]
-            batch, _, height, width = image.shape
-            blocks = image.reshape(batch, 3, height // factor, factor, width // factor, factor)
-            mean = blocks.mean(axis=(1, 3, 5))[:, None]  # (B, 1, h, w)
-            thresholds = np.linspace(-0.9, 0.9, bits).reshape(1, bits, 1, 1)
-            return {contract.LATENT: (mean - thresholds).astype(np.float32)}
-        if graph == contract.LFQ:
-            tokens = tokens_from_codes(feeds[contract.LATENT], spec.bits, spec.tokenizer.bit_order)
-            codes = codes_from_tokens(tokens, spec.bits, spec.tokenizer.bit_order)
+            mean = feeds[contract.IMAGE].mean(axis=1, keepdims=True)  # (B, 1, *size)
+            for axis, stride in enumerate(tokenizer.strides, start=2):
+                split = (*mean.shape[:axis], -1, stride, *mean.shape[axis + 1 :])
+                mean = mean.reshape(split).mean(axis=axis + 1)
+            thresholds = np.linspace(-0.9, 0.9, channels)
+            latent = mean - thresholds.reshape(1, -1, *[1] * len(tokenizer.axes))
+            return {contract.LATENT: latent.astype(np.float32)}
+        if graph == tokenizer.quantizer:
+            tokens = tokenizer.tokens_from_codes(feeds[contract.LATENT], spec.vocabularies)
+            codes = tokenizer.codes_from_tokens(tokens, spec.vocabularies)
             return {contract.CODES: codes, contract.TOKENS: tokens}
-        mean = feeds[contract.CODES].mean(axis=1, keepdims=True)
-        image = mean.repeat(factor, axis=2).repeat(factor, axis=3).repeat(3, axis=1)
+        image = feeds[contract.CODES].mean(axis=1, keepdims=True).repeat(3, axis=1)
+        for axis, stride in enumerate(tokenizer.strides, start=2):
+            image = image.repeat(stride, axis=axis)
         return {contract.IMAGE: image.astype(np.float32)}
 
     def open_steps(self, rows: int) -> FakeSteps:
@@ -54,7 +56,7 @@ class FakeBackend(AnyShape):
         assert self._spec.transformer is not None
         return FakeSteps(self._spec.transformer, rows)
 
-    def active(self) -> dict[str, Any]:
+    def active(self) -> JsonObject:
         """Nothing runs here."""
         return {"backend": self.name}
 
@@ -68,21 +70,11 @@ class FakeSteps:
 
     def __init__(self, spec: TransformerSpec, rows: int) -> None:
         """Doubles for `rows` rows."""
-        token = {
-            contract.CLASS_ID: np.zeros(rows, np.int64),
-            contract.TOKEN: np.zeros((rows, len(spec.bits)), np.int64),
-        }
         hidden = np.zeros((rows, 1), np.uint64)
-        self.inter = FakeStep(token, {contract.HIDDEN: hidden}, spec.positions)
-        sub_token = {
-            contract.HIDDEN: hidden,
-            contract.SUB_TOKEN: np.zeros(rows, np.int64),
-        }
-        logits = {
-            contract.logits(k): np.zeros((rows, size), np.float32)
-            for k, size in enumerate(spec.vocabularies)
-        }
-        self.intra = FakeStep(sub_token, logits, len(spec.bits))
+        inputs, _ = step_buffers(spec, contract.INTER_STEP, rows)
+        self.inter = FakeStep(inputs, {contract.HIDDEN: hidden}, spec.positions)
+        inputs, logits = step_buffers(spec, contract.INTRA_STEP, rows)
+        self.intra = FakeStep({**inputs, contract.HIDDEN: hidden}, logits, spec.sub_tokens)
 
 
 class FakeStep:

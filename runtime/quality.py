@@ -13,14 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.sampling import (
-    ResolvedSampling,
-    Sampling,
-    draw,
-    guide,
-    probabilities,
-    uniforms,
-)
+from m2kit.runtime.sampling import draw, guide, probabilities, uniforms
+from m2kit.sampling import ResolvedSampling, Sampling
 
 Logits = Sequence[npt.NDArray[np.float32]]
 
@@ -87,7 +81,7 @@ def draw_quality(
         sampling: How to draw; the exact engine's defaults where it says None.
     """
     spec, images = exact.transformer, len(class_ids)
-    resolved = sampling.resolve(len(spec.bits), exact.defaults)
+    resolved = sampling.resolve(spec.sub_tokens, exact.defaults)
     given = Sampling(
         seed=resolved.seed,
         guidance=resolved.guidance,
@@ -95,7 +89,7 @@ def draw_quality(
         top_k=resolved.top_k,
         top_p=resolved.top_p,
     )
-    tokens, others = exact.sample(class_ids, given), lossy.sample(class_ids, given)
+    tokens, others = (engine.sample(class_ids, given, batch=images) for engine in (exact, lossy))
     rows = np.concatenate([class_ids, np.full_like(class_ids, spec.classes)])
     forced = np.concatenate([tokens, tokens])
     cumulative = [

@@ -8,110 +8,11 @@ sub-token) alone, so an image does not depend on its batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from m2kit.errors import InputError
-
-PerSubToken = float | Sequence[float] | None
-DEFAULTS: dict[str, float] = {"guidance": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How ids are drawn. None means the model's own default.
-
-    Attributes:
-        seed: 0 <= seed < 2^64.
-        guidance: Classifier-free guidance scale in 0..10000; one number, or one per sub-token.
-            1 is off.
-        temperature: Divides the logits; in 0.001..10000.
-        top_k: Keep the k largest logits, 0 for all.
-        top_p: Keep the smallest set of tokens whose probability exceeds p, 1 for all.
-        greedy: Take the arg max instead of drawing.
-    """
-
-    seed: int = 0
-    guidance: PerSubToken = None
-    temperature: PerSubToken = None
-    top_k: int | Sequence[int] | None = None
-    top_p: PerSubToken = None
-    greedy: bool = False
-
-    def resolve(self, sub_tokens: int, defaults: Mapping[str, Any]) -> ResolvedSampling:
-        """The same with one value per sub-token and nothing left open.
-
-        Args:
-            sub_tokens: K.
-            defaults: The model's own values for guidance, temperature, top_k, top_p.
-
-        Raises:
-            InputError: A value out of range, or a list of the wrong length.
-        """
-        values = {}
-        for name, fallback in DEFAULTS.items():
-            value = getattr(self, name)
-            if value is None:
-                value = defaults.get(name, fallback)
-            values[name] = _per_sub_token(name, value, sub_tokens)
-        if not is_integer(self.seed) or not 0 <= self.seed < 2**64:
-            raise InputError(f"seed must be a whole number in 0..2^64-1, found {self.seed!r}")
-        return ResolvedSampling(seed=self.seed, greedy=self.greedy, **values)
-
-
-def own_sampling(options: Mapping[str, Any], sub_tokens: int) -> dict[str, list[Any]]:
-    """A model's own guidance, temperature, top_k and top_p, K values each, from some of them.
-
-    Raises:
-        InputError: A value out of range, or a list of the wrong length.
-    """
-    resolved = Sampling(**options).resolve(sub_tokens, {})
-    return {name: list(getattr(resolved, name)) for name in DEFAULTS}
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedSampling:
-    """A Sampling with one value per sub-token; built by `Sampling.resolve`."""
-
-    seed: int
-    greedy: bool
-    guidance: tuple[float, ...]
-    temperature: tuple[float, ...]
-    top_k: tuple[int, ...]
-    top_p: tuple[float, ...]
-
-    @property
-    def guided(self) -> bool:
-        """Whether unconditional rows are needed at all."""
-        return any(scale != 1 for scale in self.guidance)
-
-
-_RANGES = {  # lowest, highest, in words; a temperature below 1e-3 only overflows: use greedy
-    "guidance": (0.0, 1e4, "a number in 0..10000"),
-    "temperature": (1e-3, 1e4, "a number in 0.001..10000"),
-    "top_k": (0, 2**62, "a whole number >= 0"),
-    "top_p": (1e-12, 1.0, "a number above 0, up to 1"),
-}
-
-
-def _per_sub_token(name: str, value: Any, sub_tokens: int) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else (value,) * sub_tokens
-    if len(values) != sub_tokens:
-        raise InputError(
-            f"{name} takes one value, or one for each of the {sub_tokens} sub-tokens; "
-            f"found {len(values)}"
-        )
-    lowest, highest, expected = _RANGES[name]
-    for item in values:
-        whole = is_integer(item)
-        number = whole or (name != "top_k" and isinstance(item, (float, np.floating)))
-        if not number or not lowest <= item <= highest:
-            raise InputError(f"{name} must be {expected}, found {item!r}")
-    return tuple(int(v) if name == "top_k" else float(v) for v in values)
+from m2kit.sampling import ResolvedSampling, is_integer
 
 
 def uniforms(
@@ -237,8 +138,3 @@ def check_image_numbers(numbers: npt.ArrayLike | None, images: int) -> npt.NDArr
             f"image_numbers must be {images} integers in 0..2^64-1, found {values[:5].tolist()}"
         )
     return np.array([int(number) for number in values], dtype=np.uint64)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is a whole number of Python or numpy (True and False are not)."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2kit.config import ModelSpec, TokenizerSpec, TransformerSpec
+from m2kit.config import ModelSpec, TransformerSpec
+from m2kit.families.image import ImageTokenizerSpec
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,10 +32,14 @@ def pytest_addoption(parser):
     parser.addoption(
         "--digits-engine", type=Path, help="use this engine instead of exporting the example"
     )
+    parser.addoption(
+        "--all-forgeries", action="store_true", help="every forgery of tests/hostile, not a choice"
+    )
 
 
 def tiny_spec(**transformer) -> ModelSpec:
-    """A model small enough for any test; keywords replace transformer fields."""
+    """A model small enough for any test; keywords replace transformer fields, of which `bits` are
+    those of the sub-tokens."""
     fields = {
         "width": 16,
         "heads": 2,
@@ -46,8 +51,10 @@ def tiny_spec(**transformer) -> ModelSpec:
         "bits": (2, 3),
         "rope_base": 10000.0,
     } | transformer
-    bits = sum(fields["bits"]) or 5
-    return ModelSpec(TokenizerSpec(32, (1, 1), 1, bits, True, "lsb"), TransformerSpec(**fields))
+    bits = fields.pop("bits")
+    fields["vocabularies"] = tuple(2**count for count in bits)
+    tokenizer = ImageTokenizerSpec(32, (1, 1), 1, sum(bits) or 5, True, "lsb")
+    return ModelSpec(tokenizer, TransformerSpec(**fields))
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +97,7 @@ def run_m2kit(*arguments, cwd, check=True, env=None, **options):
 def exported(tmp_path_factory):
     """Exports a checkpoint and builds its engine, once a session: (bundle, engine)."""
     pytest.importorskip("torch")
-    from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
+    from m2kit.engines.building import build_engine
     from m2kit.export.exporter import export_bundle
     from m2kit.training.checkpoint import read_checkpoint
 
@@ -102,7 +109,7 @@ def exported(tmp_path_factory):
             folder = tmp_path_factory.mktemp(path.stem)
             checkpoint = read_checkpoint(path, overrides=overrides, weights=weights)
             export_bundle(checkpoint, folder / "m.bundle", path.stem)
-            build_onnxruntime_engine(folder / "m.bundle", folder / "m.engine")
+            build_engine(folder / "m.bundle", folder / "m.engine", "onnxruntime")
             made[key] = (folder / "m.bundle", folder / "m.engine")
         return made[key]
 

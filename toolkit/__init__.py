@@ -12,7 +12,7 @@ from m2kit.errors import M2KitError
 
 if TYPE_CHECKING:
     from m2kit.runtime.opening import open_engine
-    from m2kit.runtime.sampling import Sampling
+    from m2kit.sampling import Sampling
 
 __version__ = "0.1.0"
 __all__ = ["M2KitError", "Sampling", "__version__", "open_engine"]
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return open_engine
     if name == "Sampling":
-        from m2kit.runtime.sampling import Sampling
+        from m2kit.sampling import Sampling
 
         return Sampling
     raise AttributeError(f"module 'm2kit' has no attribute {name!r}")

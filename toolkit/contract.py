@@ -6,17 +6,20 @@ from here. "compute" is float32 in a bundle and float16 in a half-precision engi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import SpecError
 
+WEIGHTS_FILE = "weights.bin"  # of all graphs of a folder
+REFERENCE_FILE = "reference.npz"
+PLAN_SUFFIX = ".plan"
+
 ENCODER = "encoder"
-LFQ = "lfq"
 DECODER = "decoder"
 INTER_STEP = "inter_step"
 INTRA_STEP = "intra_step"
-TOKENIZER_GRAPHS = (ENCODER, LFQ, DECODER)
 STEP_GRAPHS = (INTER_STEP, INTRA_STEP)
 
 IMAGE = "image"
@@ -79,11 +82,14 @@ def onnx_file(graph: str, lowering: str = PORTABLE) -> str:
     return f"{graph}.onnx" if lowering == PORTABLE else f"{graph}.{lowering}.onnx"
 
 
-def plan_file(graph: str, image_size: tuple[int, int] | None = None) -> str:
-    """File name of a graph's TensorRT plan; the tokenizer's are for one (height, width) each."""
-    return (
-        f"{graph}.plan" if image_size is None else f"{graph}.{image_size[0]}x{image_size[1]}.plan"
-    )
+def plan_file(graph: str, image_size: tuple[int, ...] | None = None) -> str:
+    """File name of a graph's TensorRT plan; the tokenizer's are for one image size each."""
+    return f"{graph}.plan" if image_size is None else f"{graph}.{size_text(image_size)}.plan"
+
+
+def size_text(image_size: tuple[int, ...]) -> str:
+    """An image size as file names have it: 256x256."""
+    return "x".join(map(str, image_size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,14 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
+    def numpy_dtype(self, compute: str) -> str:
+        """numpy's name of the element type, where compute is float32 or float16."""
+        return compute if self.dtype == "compute" else self.dtype
+
+    def fixed_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with the symbolic dimensions that `sizes` names."""
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class GraphIO:
@@ -103,9 +117,21 @@ class GraphIO:
     outputs: tuple[TensorSpec, ...]
 
 
+def tokenizer_graphs(spec: ModelSpec) -> tuple[str, ...]:
+    """Encoder, quantizer and decoder."""
+    return (ENCODER, spec.tokenizer.quantizer, DECODER)
+
+
 def graph_names(spec: ModelSpec) -> tuple[str, ...]:
     """The graphs that a bundle of this spec holds."""
-    return TOKENIZER_GRAPHS + (STEP_GRAPHS if spec.transformer else ())
+    return tokenizer_graphs(spec) + (STEP_GRAPHS if spec.transformer else ())
+
+
+def image_dimensions(spec: ModelSpec, size: tuple[int, ...]) -> dict[str, int]:
+    """The symbolic dimensions that an image size fixes: pixels and latent grid."""
+    axes = spec.tokenizer.axes
+    latent = dict(zip(map(str.lower, axes), spec.grid_of_size(size), strict=True))
+    return dict(zip(axes, size, strict=True)) | latent
 
 
 def lowerings(spec: ModelSpec) -> dict[str, tuple[str, ...]]:
@@ -124,12 +150,17 @@ def graph_io(spec: ModelSpec, graph: str, lowering: str = PORTABLE) -> GraphIO:
     """
     if graph not in graph_names(spec):
         raise SpecError(f"no graph {graph!r}: this model has {', '.join(graph_names(spec))}")
-    if graph in TOKENIZER_GRAPHS:
+    if graph in tokenizer_graphs(spec):
         return _tokenizer_io(spec)[graph]
     transformer = spec.transformer
     assert transformer is not None
-    io = _inter_io(transformer) if graph == INTER_STEP else _intra_io(transformer)
+    io = step_io(transformer, graph)
     return io if lowering == PORTABLE else _in_place(io)
+
+
+def step_io(spec: TransformerSpec, graph: str) -> GraphIO:
+    """Inputs and outputs of a step graph in the portable lowering."""
+    return _inter_io(spec) if graph == INTER_STEP else _intra_io(spec)
 
 
 def _in_place(io: GraphIO) -> GraphIO:
@@ -144,14 +175,15 @@ def _in_place(io: GraphIO) -> GraphIO:
 
 
 def _tokenizer_io(spec: ModelSpec) -> dict[str, GraphIO]:
-    code_bits = spec.tokenizer.code_bits
-    image = TensorSpec(IMAGE, "float32", ("B", 3, "H", "W"))
-    latent = TensorSpec(LATENT, "float32", ("B", code_bits, "h", "w"))
-    codes = TensorSpec(CODES, "float32", ("B", code_bits, "h", "w"))
-    tokens = TensorSpec(TOKENS, "int64", ("B", "h", "w", len(spec.bits)))
+    axes, channels = spec.tokenizer.axes, spec.tokenizer.code_channels
+    grid = tuple(axis.lower() for axis in axes)
+    image = TensorSpec(IMAGE, "float32", ("B", 3, *axes))
+    latent = TensorSpec(LATENT, "float32", ("B", channels, *grid))
+    codes = TensorSpec(CODES, "float32", ("B", channels, *grid))
+    tokens = TensorSpec(TOKENS, "int64", ("B", *grid, spec.sub_tokens))
     return {
         ENCODER: GraphIO((image,), (latent,)),
-        LFQ: GraphIO((latent,), (codes, tokens)),
+        spec.tokenizer.quantizer: GraphIO((latent,), (codes, tokens)),
         DECODER: GraphIO((codes,), (image,)),
     }
 
@@ -169,7 +201,7 @@ def _present(spec: TransformerSpec, layers: int) -> TensorSpec:
 def _inter_io(spec: TransformerSpec) -> GraphIO:
     inputs = (
         TensorSpec(CLASS_ID, "int64", ("R",)),
-        TensorSpec(TOKEN, "int64", ("R", len(spec.bits))),
+        TensorSpec(TOKEN, "int64", ("R", spec.sub_tokens)),
         TensorSpec(POSITION, "int64", (1,)),
     )
     hidden = TensorSpec(HIDDEN, "float32", ("R", spec.width))
@@ -189,6 +221,6 @@ def _intra_io(spec: TransformerSpec) -> GraphIO:
         TensorSpec(logits(k), "float32", ("R", size)) for k, size in enumerate(spec.vocabularies)
     )
     return GraphIO(
-        inputs + _past(spec, spec.intra_layers, len(spec.bits)),
+        inputs + _past(spec, spec.intra_layers, spec.sub_tokens),
         (*heads, _present(spec, spec.intra_layers)),
     )

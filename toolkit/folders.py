@@ -66,6 +66,22 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
         )
     temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
     try:
+        _make(temporary, destination)
+        try:
+            yield temporary
+            _flush(temporary)
+            _replace(temporary, destination)
+        except OSError as error:
+            raise FolderError(
+                f"writing {destination} failed: {error.strerror or error}; nothing was left "
+                "behind; free some space or choose another output with -o"
+            ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make(temporary: Path, destination: Path) -> None:
+    try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(destination)
         temporary.mkdir()
@@ -73,17 +89,6 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
         raise FolderError(
             f"cannot write to {destination.parent}: {error.strerror}; choose another output with -o"
         ) from error
-    try:
-        yield temporary
-        _flush(temporary)
-        _replace(temporary, destination)
-    except OSError as error:
-        raise FolderError(
-            f"writing {destination} failed: {error.strerror or error}; nothing was left behind; "
-            "free some space or choose another output with -o"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(temporary: Path, destination: Path) -> None:

@@ -1,37 +1,111 @@
 """bundle.json and engine.json: what a folder holds, where it came from, and whether it is intact.
 
 Both files are one record, `Manifest`. It names every file with size and sha256, and carries a
-digest of itself, so any change to any byte of the folder is found.
+digest of itself, so any change to any byte of the folder is found. It is a border: whoever forges
+it makes its digest right too. So what is read is checked field by field, against itself and against
+the spec; file names are plain names of regular files inside the folder; and graphs are held against
+what they are recorded to take and give, before any of them is opened.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+from m2kit.build import Build, rebuild_command
 from m2kit.config import ModelSpec
-from m2kit.contract import PORTABLE
-from m2kit.errors import FolderError
+from m2kit.consistency import contradictions
+from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, TensorSpec
+from m2kit.errors import FolderError, SpecError
 from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.parity_report import ParityReport
+from m2kit.precision import Precision
+from m2kit.records import (
+    BadRecord,
+    JsonObject,
+    Pattern,
+    Range,
+    read_json,
+    read_record,
+    to_json,
+)
+from m2kit.sampling import SamplingDefaults
 
-SCHEMA = 1
+SCHEMA = 2
 BUNDLE = "bundle"
 ENGINE = "engine"
-WEIGHTS_FILE = "weights.bin"
-PLAN_SUFFIX = ".plan"
-REFERENCE_FILE = "reference.npz"
-_REBUILD = {
+REMAKE = {
     BUNDLE: "export it again with `m2kit export`",
     ENGINE: "build it again with `m2kit build-engine`",
 }
+FileName = Annotated[str, Pattern(r"[A-Za-z0-9._-]{1,200}", "a plain file name")]
+Sha256 = Annotated[str, Pattern(r"[0-9a-f]{64}", "a sha256")]
+Size = Annotated[int, Range(0, 2**62)]
+Kind = Annotated[str, Pattern(f"{BUNDLE}|{ENGINE}", f"{BUNDLE} or {ENGINE}")]
+Lowering = Annotated[str, Pattern(f"{PORTABLE}|{ONNXRUNTIME}", f"{PORTABLE} or {ONNXRUNTIME}")]
+Word = Annotated[str, Pattern(r"[ -~]{0,200}", "printable text")]
 
 
 def manifest_name(kind: str) -> str:
     """File name of the manifest of a bundle or an engine."""
     return f"{kind}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size and hash of a file."""
+
+    sha256: Sha256
+    bytes: Size
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """One graph in one lowering.
+
+    Attributes:
+        file: Its file; of a tokenizer graph's plans the one for the model's own image size.
+        compute: Its compute type.
+        ops: Operator -> number of nodes.
+        inputs: Its contract's, in order.
+        outputs: Likewise.
+    """
+
+    file: FileName
+    compute: Literal["float32", "float16"]
+    ops: dict[str, Size]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model came from.
+
+    Attributes:
+        checkpoint_sha256: Of the file.
+        checkpoint_bytes: Its size.
+        dtypes: Of its tensors.
+        weights: "ema", "live" or "stored": which of them were taken.
+        same_as: Published models of exactly this spec.
+        assumed: Fields of the spec that nothing told, with the values taken.
+        preset: The published model the user named.
+        tokenizer_sha256: Of the file that replaced the tokenizer.
+        tokenizer_weights: Which of its weights were taken.
+    """
+
+    checkpoint_sha256: Sha256
+    checkpoint_bytes: Size
+    dtypes: tuple[Word, ...]
+    weights: Word
+    same_as: tuple[Word, ...]
+    assumed: dict[str, int | float | Word | tuple[int, ...]]
+    preset: Word | None = None
+    tokenizer_sha256: Sha256 | None = None
+    tokenizer_weights: Word | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,54 +116,68 @@ class Manifest:
         kind: "bundle" or "engine".
         name: The model's name, from the checkpoint's file name.
         spec: The architecture.
-        sampling: Default guidance, temperature, top_k, top_p, each one value per sub-token.
-        lowerings: lowering -> graph -> {"file", "inputs", "outputs", "compute", "ops"}.
-        files: file name -> {"sha256", "bytes"} for every file but the manifest itself.
-        source: Where it came from: checkpoint sha256, which weights were taken, what was assumed.
+        precision: What the graphs compute in; int8 or int4: what the steps' weights are stored in.
+        sampling: The model's own guidance, temperature, top_k and top_p; None for a tokenizer.
+        lowerings: lowering -> graph -> entry.
+        files: File name -> size and hash, of every file but the manifest itself.
+        source: Where the model came from.
         versions: Versions of the tools that made it.
         parity: What was compared with what, and the result.
-        maxima: graph -> value -> largest absolute value over the reference's inputs, float values.
+        maxima: graph -> value -> largest absolute value over the reference's inputs.
+        moved_to_float: graph -> node -> the value that keeps it float32 in half precision.
         training: What the checkpoint says about its own training (may be empty).
-        build: For an engine: backend, version, target, precision, flags. For a half bundle:
-            precision and what stays float.
+        build: How an engine was built; None for a bundle.
     """
 
-    kind: str
+    kind: Kind
     name: str
     spec: ModelSpec
-    sampling: dict[str, Any]
-    lowerings: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-    source: dict[str, Any]
-    versions: dict[str, str]
-    parity: dict[str, Any]
+    precision: Precision
+    sampling: SamplingDefaults | None
+    lowerings: dict[Lowering, dict[str, GraphEntry]]
+    files: dict[str, FileEntry]
+    source: Source
+    versions: dict[str, Word]
+    parity: ParityReport
     maxima: dict[str, dict[str, float]] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    build: dict[str, Any] = field(default_factory=dict)
+    moved_to_float: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: JsonObject = field(default_factory=dict)
+    build: Build | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The manifest as JSON, with schema version and digest."""
-        value: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        value["spec"] = self.spec.to_json()
-        value["schema"] = SCHEMA
-        value["digest"] = sha256_of_json(value)
-        return value
+        value = to_json(self) | {"spec": self.spec.to_json(), "schema": SCHEMA}
+        return value | {"digest": sha256_of_json(value)}
 
     @property
-    def precision(self) -> str:
-        """float32 or float16: what the graphs compute in, outside their float islands; int8 or
-        int4: what the steps' weights are stored in."""
-        compute = next(iter(self.lowerings[PORTABLE].values()))["compute"]
-        return str(self.build.get("precision", compute))
+    def built(self) -> Build:
+        """How this engine was built."""
+        assert self.build is not None, "a bundle has no build"
+        return self.build
 
     @property
-    def checked_devices(self) -> tuple[str, ...]:
-        """GPUs on which a TensorRT engine was compared with the reference."""
-        return tuple(self.parity.get("devices", ()))
+    def has_plans(self) -> bool:
+        """Whether its graphs are TensorRT plans."""
+        return any(entry.file.endswith(PLAN_SUFFIX) for _, _, entry in self.entries())
+
+    @property
+    def fused(self) -> dict[str, GraphEntry]:
+        """The graphs of the onnxruntime lowering."""
+        return self.lowerings.get(ONNXRUNTIME, {})
+
+    def entries(self) -> Iterator[tuple[str, str, GraphEntry]]:
+        """Lowering, graph and entry of every graph."""
+        for lowering, graphs in self.lowerings.items():
+            for graph, entry in graphs.items():
+                yield lowering, graph, entry
 
     def graph_file(self, lowering: str, graph: str) -> str:
         """File name of one graph."""
-        return str(self.lowerings[lowering][graph]["file"])
+        return self.lowerings[lowering][graph].file
+
+    def rebuild_command(self, folder: Path, image_sizes: tuple[tuple[int, ...], ...] = ()) -> str:
+        """The command that builds this engine again, for more image sizes where they are given."""
+        return rebuild_command(self.built, folder.resolve().name, image_sizes)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -103,10 +191,10 @@ def manifest_text(manifest: Manifest) -> str:
     return json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n"
 
 
-def files_table(folder: Path) -> dict[str, dict[str, Any]]:
+def files_table(folder: Path) -> dict[str, FileEntry]:
     """Size and sha256 of every file in a folder."""
     return {
-        path.name: {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
+        path.name: FileEntry(sha256_of_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
     }
 
@@ -120,10 +208,11 @@ def kind_of_folder(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path, kind: str) -> Manifest:
-    """The manifest of a bundle or engine folder, with schema and digest checked, files not.
+    """The manifest of a bundle or engine folder: schema, digest and every field checked, files not.
 
     Raises:
-        FolderError: No such folder, the other kind, unreadable, another schema, or changed.
+        FolderError: No such folder, the other kind, unreadable, another schema, changed, or its
+            content cannot be.
     """
     path = folder / manifest_name(kind)
     if not folder.is_dir():
@@ -134,84 +223,35 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
         found = f"{_article(other)}" if other else f"no {path.name}"
         raise FolderError(f"{folder}: expected {_article(kind)} folder, found {found}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FolderError(f"{path} is not readable JSON ({error}); {_REBUILD[kind]}") from error
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema != SCHEMA:
-        raise FolderError(
-            f"{path} has schema version {schema!r}, this m2kit reads version {SCHEMA}; "
-            f"{_REBUILD[kind]} or install the m2kit that wrote it"
-        )
-    digest = value.pop("digest", None)
-    if digest != sha256_of_json(value):
-        raise FolderError(f"{path} was changed after it was written; {_REBUILD[kind]}")
-    del value["schema"]
-    if set(value) != {item.name for item in fields(Manifest)} or value["kind"] != kind:
-        raise FolderError(f"{path} does not have the fields this m2kit expects; {_REBUILD[kind]}")
-    value["spec"] = ModelSpec.from_json(value["spec"])
-    return Manifest(**value)
+        value = read_json(path)
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if schema != SCHEMA:
+            raise FolderError(
+                f"{path} has schema version {schema!r:.40}, this m2kit reads version {SCHEMA}; "
+                f"{REMAKE[kind]} or install the m2kit that wrote it"
+            )
+        digest = value.pop("digest", None)
+        if digest != sha256_of_json(value):
+            raise FolderError(f"{path} was changed after it was written; {REMAKE[kind]}")
+        del value["schema"]
+        manifest = _manifest(value)
+        if manifest.kind != kind:
+            raise BadRecord(f"kind: expected {kind}, found {manifest.kind}")
+        problem = next(contradictions(manifest), None)
+        if problem is not None:
+            raise BadRecord(problem)
+    except (BadRecord, SpecError) as error:
+        raise FolderError(f"{path}: {error}; {REMAKE[kind]}") from error
+    return manifest
 
 
-def check_files(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -> None:
-    """Compare every file with the manifest: present, size, sha256.
-
-    Args:
-        folder: The bundle or engine folder.
-        manifest: Its manifest.
-        trust_seen_weights: Skip hashing a file of weights or a plan where this very file (size,
-            mtime, inode) was hashed before by this user.
-
-    Raises:
-        FolderError: Names every file that differs and how.
-    """
-    problems = []
-    for name, expected in sorted(manifest.files.items()):
-        path = folder / name
-        if Path(name).name != name:
-            problems.append(f"{name}: not a plain file name")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif path.stat().st_size != expected["bytes"]:
-            found = path.stat().st_size
-            problems.append(f"{name}: expected {expected['bytes']} bytes, found {found}")
-        elif _sha256(path, trust_seen_weights) != expected["sha256"]:
-            problems.append(f"{name}: its bytes have changed (sha256 differs)")
-    if problems:
-        raise FolderError(f"{folder} is damaged: {'; '.join(problems)}; {_REBUILD[manifest.kind]}")
+def _manifest(value: JsonObject) -> Manifest:
+    """The record of what `Manifest.to_json` wrote, without schema and digest."""
+    spec = ModelSpec.from_json(value.pop("spec", None))
+    manifest = read_record(Manifest, value, given={"spec": spec})
+    order = sorted(manifest.lowerings, key=(PORTABLE, ONNXRUNTIME).index)  # JSON is sorted
+    return replace(manifest, lowerings={name: manifest.lowerings[name] for name in order})
 
 
 def _article(kind: str) -> str:
     return f"an {kind}" if kind == ENGINE else f"a {kind}"
-
-
-def _sha256(path: Path, trust_seen: bool) -> str:
-    """sha256 of a file, remembered for weights and plans: hashing runs at about 0.5 GB/s."""
-    if not trust_seen or (path.name != WEIGHTS_FILE and path.suffix != PLAN_SUFFIX):
-        return sha256_of_file(path)
-    try:
-        memory = Path.home() / ".cache" / "m2kit" / "hashed.json"
-    except RuntimeError:  # a user without a home remembers nothing
-        return sha256_of_file(path)
-    status = path.stat()
-    key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-    try:
-        seen = json.loads(memory.read_text(encoding="utf-8"))
-        if isinstance(seen, dict) and isinstance(seen.get(key), str):
-            return str(seen[key])
-    except (OSError, ValueError):
-        seen = {}
-    digest = sha256_of_file(path)
-    _remember(memory, {**(seen if isinstance(seen, dict) else {}), key: digest})
-    return digest
-
-
-def _remember(memory: Path, seen: dict[str, str]) -> None:
-    """Keep the newest 100 entries; a cache folder that cannot be written is only slower."""
-    temporary = memory.with_suffix(f".{os.getpid()}")
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(dict(list(seen.items())[-100:])), encoding="utf-8")
-        temporary.replace(memory)
-    except OSError:
-        return

@@ -18,6 +18,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from m2kit.errors import M2KitError
+
 Record = TypeVar("Record")
 JsonObject = dict[str, Any]  # what json.loads makes of an object, and json.dumps takes
 _SHOWN = 60  # characters of a value that is shown
@@ -66,34 +68,40 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def read_record(record: type[Record], value: Any, path: str = "") -> Record:
+def read_record(
+    record: type[Record], value: Any, path: str = "", *, given: JsonObject | None = None
+) -> Record:
     """A record of what `to_json` wrote.
 
     Args:
         record: A dataclass.
         value: A JSON value; fields that have a default may be missing.
         path: Of the value, for messages.
+        given: Fields that the caller has read already; the value must not have them.
 
     Raises:
         BadRecord: A field is missing, unknown, of another type or out of range, or the record
-            itself refuses (ValueError in __post_init__).
+            itself refuses (an M2KitError in __post_init__).
     """
     if not isinstance(value, dict):
         raise _bad(path, "an object", value)
     kind: Any = record
     hints = _hints(kind)
-    unknown = sorted(set(value) - set(hints))
+    own = dict(given or {})
+    unknown = sorted(set(value) - (set(hints) - set(own)))
     if unknown:
         raise BadRecord(f"{_join(path, unknown[0])}: a field that is not known")
-    read = {}
+    read = own
     for name, hint in hints.items():
+        if name in own:
+            continue
         if name in value:
             read[name] = _read(hint, value[name], _join(path, name))
         elif name not in _with_default(kind):
             raise BadRecord(f"{_join(path, name)}: is missing")
     try:
         return record(**read)
-    except ValueError as error:
+    except M2KitError as error:
         raise BadRecord(f"{path}: {error}" if path else str(error)) from error
 
 
@@ -150,7 +158,10 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise _bad(path, "an object", value)
-        return {name: _read(arguments[1], item, _join(path, name)) for name, item in value.items()}
+        return {
+            _read(arguments[0], name, path): _read(arguments[1], item, _join(path, name))
+            for name, item in value.items()
+        }
     if is_dataclass(hint):
         return read_record(typing.cast("type[Any]", hint), value, path)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

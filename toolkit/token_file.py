@@ -1,22 +1,32 @@
 """Token files: ids with all that is needed to read them rightly, as a plain .npz.
 
-Arrays: ids (B, h, w, K) int64, bits (K) int64, bit_order, spec_sha256 of the tokenizer's
-architecture (all of its spec but the bit order), and image_size (2) int64, (height, width) of the
-images: smaller than the grid covers where they were padded. The grid is the shape of the ids.
+Arrays: ids (B, *grid, K) int64, vocabularies (K) int64, bit_order ("" where sub-tokens are no
+bits), spec_sha256 of what the tokenizer's codes depend on, and image_size, int64 pixels along each
+axis: smaller than the grid covers where images were padded. Files of earlier versions have bits in
+place of vocabularies.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.config import BIT_ORDERS, ModelSpec
-from m2kit.errors import InputError
+from m2kit.config import ModelSpec
+from m2kit.errors import InputError, SpecError
+from m2kit.families.sign_bits import (
+    BIT_ORDERS,
+    MOST_BITS,
+    bits_of,
+    codes_from_tokens,
+    tokens_from_codes,
+)
 from m2kit.folders import DamagedArchive, check_output, new_file, read_npz, sha256_of_json
-from m2kit.tokens import check_tokens, codes_from_tokens, tokens_from_codes
+from m2kit.tokens import check_tokens
+
+_FILE = "a token file made by `m2kit encode` or `generate --tokens`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,35 +34,32 @@ class TokenFile:
     """What a token file holds.
 
     Attributes:
-        ids: (B, h, w, K) int64.
-        bits: Bits of each sub-token.
-        bit_order: "lsb" or "msb".
-        spec_sha256: Of the tokenizer's architecture.
-        image_size: (height, width) of the images in pixels.
+        ids: (B, *grid, K) int64.
+        vocabularies: V_k of each sub-token.
+        bit_order: "lsb" or "msb"; "" where sub-tokens are no bits.
+        spec_sha256: Of what the tokenizer's codes depend on.
+        image_size: Pixels of the images along each axis, such as (height, width).
     """
 
     ids: npt.NDArray[np.int64]
-    bits: tuple[int, ...]
+    vocabularies: tuple[int, ...]
     bit_order: str
     spec_sha256: str
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
 
 
 def token_file_from_ids(
-    ids: npt.NDArray[np.int64], spec: ModelSpec, image_size: tuple[int, int] | None = None
+    ids: npt.NDArray[np.int64], spec: ModelSpec, image_size: tuple[int, ...] | None = None
 ) -> TokenFile:
-    """Ids (B, h, w, K) with what the model says about them.
+    """Ids (B, *grid, K) with what the model says about them.
 
     Args:
         ids: What the model encoded or drew.
         spec: The model's.
-        image_size: (height, width) of the images; None for all that the grid covers.
+        image_size: Pixels of the images along each axis; None for all that the grid covers.
     """
-    factor = spec.tokenizer.downsampling
-    covered = (ids.shape[1] * factor, ids.shape[2] * factor)
-    return TokenFile(
-        ids, spec.bits, spec.tokenizer.bit_order, _architecture(spec), image_size or covered
-    )
+    size = image_size or spec.size_of_grid(ids.shape[1:-1])
+    return TokenFile(ids, spec.vocabularies, spec.tokenizer.bit_order, _architecture(spec), size)
 
 
 def write_tokens(path: Path, tokens: TokenFile) -> None:
@@ -62,7 +69,7 @@ def write_tokens(path: Path, tokens: TokenFile) -> None:
         np.savez_compressed(
             file,
             ids=tokens.ids,
-            bits=np.array(tokens.bits),
+            vocabularies=np.array(tokens.vocabularies),
             bit_order=np.array(tokens.bit_order),
             spec_sha256=np.array(tokens.spec_sha256),
             image_size=np.array(tokens.image_size),
@@ -73,26 +80,34 @@ def read_tokens(path: Path) -> TokenFile:
     """The content of a token file.
 
     Raises:
-        InputError: Not a token file, or its ids do not fit its bits.
+        InputError: Not a token file, or its ids do not fit its sub-vocabularies.
     """
     try:
         arrays = read_npz(path)
-        height, width = _integers(arrays["image_size"])
+        if "bits" in arrays:
+            vocabularies = _vocabularies(_integers(arrays["bits"]), str(path))
+        else:
+            vocabularies = _integers(arrays["vocabularies"])
         tokens = TokenFile(
             ids=arrays["ids"],
-            bits=_integers(arrays["bits"]),
+            vocabularies=vocabularies,
             bit_order=str(arrays["bit_order"]),
             spec_sha256=str(arrays["spec_sha256"]),
-            image_size=(height, width),
+            image_size=_integers(arrays["image_size"]),
         )
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such token file") from error
     except (DamagedArchive, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: expected {_FILE}") from error
+    orders = ("", *BIT_ORDERS)
+    sound = vocabularies and min(vocabularies) >= 1 and tokens.bit_order in orders
+    if not sound or not tokens.image_size or min(tokens.image_size) < 1:
         raise InputError(
-            f"{path}: expected a token file made by `m2kit encode` or `generate --tokens`"
-        ) from error
-    _check_layout(tokens.bits, tokens.bit_order, str(path))
-    return replace(tokens, ids=check_tokens(tokens.ids, tokens.bits))
+            f"{path}: expected {_FILE}; found sub-vocabularies {list(vocabularies)}, bit order "
+            f"{tokens.bit_order!r:.20}, image size {list(tokens.image_size)}"
+        )
+    axes = tuple(f"n{index}" for index in range(len(tokens.image_size)))
+    return replace(tokens, ids=check_tokens(tokens.ids, vocabularies, axes))
 
 
 def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
@@ -104,19 +119,23 @@ def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
     tokens = read_tokens(path)
     if tokens.spec_sha256 != _architecture(spec):
         raise InputError(f"{path} was made by a model with another tokenizer architecture")
-    bits, order = spec.bits, spec.tokenizer.bit_order
-    if (tokens.bits, tokens.bit_order) != (bits, order):
-        raise InputError(
-            f"{path} holds sub-tokens of {list(tokens.bits)} bits, {tokens.bit_order} first; this "
-            f"model has {list(bits)}, {order} first; change it with `m2kit convert-tokens {path} "
-            f"--bits {','.join(map(str, bits))} --bit-order {order}`"
+    order = spec.tokenizer.bit_order
+    if (tokens.vocabularies, tokens.bit_order) != (spec.vocabularies, order):
+        found, own = (
+            _layout(tokens.vocabularies, tokens.bit_order),
+            _layout(spec.vocabularies, order),
         )
-    factor = spec.tokenizer.downsampling
-    covered = [side * factor for side in tokens.ids.shape[1:3]]
-    if not all(0 <= c - s < factor for c, s in zip(covered, tokens.image_size, strict=True)):
+        raise InputError(
+            f"{path} holds sub-tokens of {found}; this model has {own}{_conversion(path, spec)}"
+        )
+    covered, strides = spec.size_of_grid(tokens.ids.shape[1:-1]), spec.tokenizer.strides
+    missing = [c - s for c, s in zip(covered, tokens.image_size, strict=False)]
+    if len(tokens.image_size) != len(covered) or not all(
+        0 <= m < stride for m, stride in zip(missing, strides, strict=True)
+    ):
         raise InputError(
             f"{path} says its images have {list(tokens.image_size)} pixels, its grid covers "
-            f"{covered}; encode the images again"
+            f"{list(covered)}; encode the images again"
         )
     return tokens
 
@@ -125,17 +144,25 @@ def converted_tokens(tokens: TokenFile, bits: tuple[int, ...], bit_order: str) -
     """The same codes in another split and bit order.
 
     Raises:
-        InputError: The bits do not sum to those of the file.
+        InputError: The file's sub-tokens are no bits, or the bits do not sum to theirs.
     """
-    _check_layout(bits, bit_order, "--bits")
-    if sum(bits) != sum(tokens.bits):
+    try:
+        own = bits_of(tokens.vocabularies)
+    except SpecError as error:
+        raise InputError(f"these tokens cannot be split otherwise: {error}") from error
+    if tokens.bit_order not in BIT_ORDERS:
+        raise InputError("these tokens cannot be split otherwise: their sub-tokens are no bits")
+    vocabularies = _vocabularies(bits, "--bits")
+    if bit_order not in BIT_ORDERS:
+        raise InputError(f"--bit-order must be {' or '.join(BIT_ORDERS)}, found {bit_order}")
+    if sum(bits) != sum(own):
         raise InputError(
             f"--bits {','.join(map(str, bits))} make up {sum(bits)} bits, the file's sub-tokens "
-            f"{list(tokens.bits)} make up {sum(tokens.bits)}"
+            f"{list(own)} make up {sum(own)}"
         )
-    codes = codes_from_tokens(tokens.ids, tokens.bits, tokens.bit_order)
+    codes = codes_from_tokens(tokens.ids, own, tokens.bit_order)
     ids = tokens_from_codes(codes, bits, bit_order)
-    return replace(tokens, ids=ids, bits=bits, bit_order=bit_order)
+    return replace(tokens, ids=ids, vocabularies=vocabularies, bit_order=bit_order)
 
 
 def _integers(array: npt.NDArray[np.integer]) -> tuple[int, ...]:
@@ -144,17 +171,28 @@ def _integers(array: npt.NDArray[np.integer]) -> tuple[int, ...]:
     return tuple(array.tolist())
 
 
-def _check_layout(bits: tuple[int, ...], bit_order: str, where: str) -> None:
-    sound = bits and min(bits) >= 1 and sum(bits) <= 62
-    if not sound or bit_order not in BIT_ORDERS:
+def _vocabularies(bits: tuple[int, ...], where: str) -> tuple[int, ...]:
+    if not bits or min(bits) < 1 or sum(bits) > MOST_BITS:
         raise InputError(
-            f"{where}: expected bits per sub-token from 1, 62 in all, and a bit order of "
-            f"{' or '.join(BIT_ORDERS)}; found {list(bits)}, {bit_order}"
+            f"{where}: expected bits per sub-token from 1, {MOST_BITS} in all, found {list(bits)}"
         )
+    return tuple(2**count for count in bits)
+
+
+def _layout(vocabularies: tuple[int, ...], bit_order: str) -> str:
+    """A split in words."""
+    if not bit_order:
+        return f"{list(vocabularies)} ids"
+    return f"{list(bits_of(vocabularies))} bits, {bit_order} first"
+
+
+def _conversion(path: Path, spec: ModelSpec) -> str:
+    order = spec.tokenizer.bit_order
+    if not order:
+        return ""
+    bits = ",".join(map(str, bits_of(spec.vocabularies)))
+    return f"; change it with `m2kit convert-tokens {path} --bits {bits} --bit-order {order}`"
 
 
 def _architecture(spec: ModelSpec) -> str:
-    """sha256 of what the codes depend on; how their bits are counted is recorded apart."""
-    fields = asdict(spec.tokenizer)
-    del fields["bit_order"]
-    return sha256_of_json(fields)
+    return sha256_of_json(spec.tokenizer.architecture())

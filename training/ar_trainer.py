@@ -16,9 +16,9 @@ from torch.nn import functional
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.folders import sha256_of_file
-from m2kit.images import write_grid
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.sampling import Sampling
+from m2kit.runtime.images import write_grid
+from m2kit.sampling import Sampling, SamplingDefaults
 from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoint_writer import write_ar_checkpoint
 from m2kit.training.digits import CLASSES, LabelledImages, digits, warped
@@ -34,7 +34,6 @@ from m2kit.training.loop import (
     shuffled,
     warm_up_then_linear,
 )
-from m2kit.training.models import lfq
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.plots import plot_curves
@@ -82,6 +81,11 @@ class ARSettings:
     tokenizer_sha256: str
     seed: int
 
+    @property
+    def vocabularies(self) -> tuple[int, ...]:
+        """V_k of each sub-token."""
+        return tuple(2**count for count in self.bits)
+
     def spec(self, grid: tuple[int, int]) -> TransformerSpec:
         """The architecture on a latent grid."""
         return TransformerSpec(
@@ -92,7 +96,7 @@ class ARSettings:
             ffn_width=self.ffn_width,
             grid=grid,
             classes=CLASSES,
-            bits=self.bits,
+            vocabularies=self.vocabularies,
             rope_base=10000.0,
         )
 
@@ -196,7 +200,7 @@ def train_ar(
         "chosen_epoch": int(best["epoch"]) + 1,
         "held_out_bits_per_token": _bits(transformer, held_out.labels, held_out_tokens),
         "training_bits_per_token": _bits(transformer, train.labels, plain),
-        "codebook_usage": codebook_usage(plain.numpy(), settings.bits),
+        "codebook_usage": codebook_usage(plain.numpy(), spec.vocabularies),
         **asdict(settings),
     }
     _write_results(folder, TorchModel(spec, tokenizer.tokenizer, transformer), training)
@@ -210,7 +214,8 @@ def _write_results(folder: Path, model: TorchModel, training: dict[str, Any]) ->
     write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
     panels = {"bits per token": ["train_bits", _HELD_OUT_BITS]}
     plot_curves(folder / METRICS_FILE, folder / "curves.png", panels)
-    with Engine(model.spec, TorchBackend(model), defaults=sampling) as engine:
+    own = SamplingDefaults.of(sampling, model.spec.sub_tokens)
+    with Engine(model.spec, TorchBackend(model), defaults=own) as engine:
         classes = np.arange(CLASSES).repeat(_SAMPLES_PER_CLASS)
         images = engine.decode(engine.sample(classes, Sampling(seed=0)))
     write_grid(folder / "samples.png", images, columns=_SAMPLES_PER_CLASS, scale=2)
@@ -240,8 +245,7 @@ def _tokens(model: TorchModel, data: LabelledImages, settings: ARSettings) -> Te
     for version in range(settings.versions):
         images = warped(data.images, generator) if version else data.images
         codes = torch.cat([model.tokenizer.codes(part) for part in images.split(256)])
-        bit_order = model.spec.tokenizer.bit_order
-        versions.append(lfq.tokens_from_codes(codes, settings.bits, bit_order).flatten(1, 2))
+        versions.append(model.tokenizer.tokens(codes, settings.vocabularies).flatten(1, -2))
     return torch.stack(versions, dim=1)
 
 

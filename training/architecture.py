@@ -8,9 +8,8 @@ assumption.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from m2kit.config import (
@@ -18,14 +17,15 @@ from m2kit.config import (
     UNTOLD,
     UNTOLD_OF_TRANSFORMER,
     ModelSpec,
-    TokenizerSpec,
     TransformerSpec,
 )
 from m2kit.errors import CheckpointError, SpecError
+from m2kit.families.family import FAMILIES, Family
+from m2kit.references import resolve
+from m2kit.training.shapes import Shapes, count_of, shape_of
 
-Shapes = Mapping[str, tuple[int, ...]]
 _LISTED = 10  # choices named in an error
-_MOST_LEVELS, _MOST_BLOCKS, _MOST_LAYERS, _MOST_SUB_TOKENS = 16, 64, 512, 62
+_MOST_LAYERS, _MOST_SUB_TOKENS = 512, 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,9 @@ def read_architecture(
         SpecError: A field that shapes do not tell is not known, or contradicts the shapes.
     """
     assumed: dict[str, Any] = {}
-    tokenizer_fields = _tokenizer_fields(shapes)
+    family = _family(shapes)
+    layout = resolve(family.layout)
+    tokenizer_fields = layout.fields(shapes)
     has_transformer = any(name.startswith("transformer.") for name in shapes)
     transformer_fields = _transformer_fields(shapes) if has_transformer else {}
     told = tokenizer_fields | transformer_fields
@@ -75,22 +77,37 @@ def read_architecture(
     published = next((name for name in PRESETS if not _differences(name, told)), None)
     known = _untold(published, told) | _fields_of(stored)
     known |= _untold(_checked_preset(preset, told), told) | dict(overrides)
-    if "bit_order" not in known:  # the V0.1 release had no adaptive GroupNorm, and read MSB first
-        assumed["bit_order"] = "lsb" if tokenizer_fields["adaptive_norm"] else "msb"
-    bit_order = (assumed | known)["bit_order"]
-    tokenizer = TokenizerSpec(**tokenizer_fields, bit_order=bit_order)
+    assumed |= {n: v for n, v in layout.assumed(tokenizer_fields).items() if n not in known}
+    untold = {name: (assumed | known)[name] for name in family.spec.untold}
+    tokenizer = family.spec(**tokenizer_fields, **untold)
     if not has_transformer:
         return _reading(ModelSpec(tokenizer, None), assumed, preset)
     if "heads" not in known:
         raise SpecError(_heads_not_told(told))
     if "grid" not in known:
         # The published models have as many latent rows as pixels per row: 16 x 16 at f16.
-        assumed["grid"] = (tokenizer.downsampling, tokenizer.downsampling)
+        assumed["grid"] = tokenizer.strides
     if "rope_base" not in known:
         assumed["rope_base"] = 10000.0
     untold = {name: (assumed | known)[name] for name in UNTOLD_OF_TRANSFORMER}
-    spec = ModelSpec(tokenizer, TransformerSpec(**transformer_fields, **untold))
+    transformer = TransformerSpec(**transformer_fields, **untold)
+    try:
+        tokenizer.check_split(transformer.vocabularies)
+    except SpecError as error:
+        raise CheckpointError(f"transformer.head.*: {error}") from error
+    spec = ModelSpec(tokenizer, transformer)
     return _reading(spec, assumed, preset)
+
+
+def _family(shapes: Shapes) -> Family:
+    """The family whose parameter names the tensors have."""
+    for family in FAMILIES.values():
+        if resolve(family.layout).recognises(shapes):
+            return family
+    raise CheckpointError(
+        "not a whole Open-MAGVIT2 checkpoint: the tensor encoder.conv_in.weight, of four axes, is "
+        f"missing; families are {', '.join(FAMILIES)}"
+    )
 
 
 def _reading(spec: ModelSpec, assumed: dict[str, Any], preset: str | None) -> Reading:
@@ -133,15 +150,16 @@ def _untold(name: str | None, told: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     spec = PRESETS[name].spec
     fields = _fields_of(spec)
-    tokenizer = asdict(spec.tokenizer)
+    tokenizer = _all_fields(spec.tokenizer)
     if any(tokenizer[field] != told[field] for field in tokenizer if field in told):
-        del fields["bit_order"]
+        for name in spec.tokenizer.untold:
+            del fields[name]
     return fields
 
 
 def _refuse_other_notes(told: Mapping[str, Any], stored: ModelSpec) -> None:
     """A spec in the file that its own tensors contradict tells nothing reliable."""
-    fields = asdict(stored.tokenizer) | (asdict(stored.transformer) if stored.transformer else {})
+    fields = _all_fields(stored.tokenizer) | _all_fields(stored.transformer)
     other = [
         f"{name} is {fields.get(name)}, its tensors say {value}"
         for name, value in told.items()
@@ -160,7 +178,7 @@ def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = (
     if bool(spec.transformer) != ("width" in told):
         kinds = ("a tokenizer", "an AR model")
         return [f"it is {kinds['width' in told]}, the preset {kinds[bool(spec.transformer)]}"]
-    fields = asdict(spec.transformer or spec.tokenizer)
+    fields = _all_fields(spec.transformer or spec.tokenizer)
     return [
         f"{field} is {told[field]}, expected {value}"
         for field, value in fields.items()
@@ -172,10 +190,15 @@ def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
     """The fields of a spec that shapes do not tell."""
     if spec is None:
         return {}
-    fields = {"bit_order": spec.tokenizer.bit_order}
+    fields = {name: getattr(spec.tokenizer, name) for name in spec.tokenizer.untold}
     for name in UNTOLD_OF_TRANSFORMER if spec.transformer else ():
         fields[name] = getattr(spec.transformer, name)
     return fields
+
+
+def _all_fields(record: Any) -> dict[str, Any]:
+    """The fields of a spec's record; none of None."""
+    return {} if record is None else {f.name: getattr(record, f.name) for f in fields(record)}
 
 
 def _refuse_contradictions(
@@ -191,64 +214,19 @@ def _refuse_contradictions(
             raise SpecError(f"--spec gives {name}, but the file holds a tokenizer only")
 
 
-def _count(shapes: Shapes, prefix: str, most: int) -> int:
-    """1 + the largest index that follows a prefix."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
-    indices = [int(match.group(1)) for name in shapes if (match := pattern.match(name))]
-    if not indices:
-        raise CheckpointError(f"not an Open-MAGVIT2 checkpoint: it has no tensors {prefix}.*")
-    if max(indices) >= most:
-        raise CheckpointError(f"the file names {prefix}.{max(indices)}, expected {most} at most")
-    return max(indices) + 1
-
-
-def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    shape = shapes.get(name)
-    if shape is None:
-        raise CheckpointError(f"not a whole Open-MAGVIT2 checkpoint: the tensor {name} is missing")
-    if len(shape) != rank or 0 in shape:
-        raise CheckpointError(f"the tensor {name} has shape {list(shape)}, expected rank {rank}")
-    return shape
-
-
-def _tokenizer_fields(shapes: Shapes) -> dict[str, Any]:
-    base = _shape(shapes, "encoder.conv_in.weight", 4)[0]
-    multipliers = []
-    for level in range(_count(shapes, "encoder.down", _MOST_LEVELS)):
-        name = f"encoder.down.{level}.block.0.conv1.weight"
-        width = _shape(shapes, name, 4)[0]
-        if width % base:
-            raise CheckpointError(
-                f"the tensor {name} has {width} output channels, "
-                f"expected a multiple of {base} (encoder.conv_in)"
-            )
-        multipliers.append(width // base)
-    return {
-        "base_channels": base,
-        "channel_multipliers": tuple(multipliers),
-        "blocks_per_level": _count(shapes, "encoder.mid_block", _MOST_BLOCKS),
-        "code_bits": _shape(shapes, "encoder.conv_out.weight", 4)[0],
-        "adaptive_norm": any(name.startswith("decoder.adaptive.") for name in shapes),
-    }
-
-
 def _transformer_fields(shapes: Shapes) -> dict[str, Any]:
     table = "transformer.class_emb.embedding_table.weight"
-    rows, width = _shape(shapes, table, 2)
-    bits = []
-    for k in range(_count(shapes, "transformer.head", _MOST_SUB_TOKENS)):
-        size = _shape(shapes, f"transformer.head.{k}.weight", 2)[0]
-        if size < 2 or size & (size - 1):
-            raise CheckpointError(
-                f"transformer.head.{k}.weight has {size} rows, expected a power of two"
-            )
-        bits.append(size.bit_length() - 1)
+    rows, width = shape_of(shapes, table, 2)
+    sizes = []
+    for k in range(count_of(shapes, "transformer.head", _MOST_SUB_TOKENS)):
+        size = shape_of(shapes, f"transformer.head.{k}.weight", 2)[0]
+        sizes.append(size)
     first = "transformer.spatial_blocks.0.feed_forward.w1.weight"
     return {
         "width": width,
-        "inter_layers": _count(shapes, "transformer.spatial_blocks", _MOST_LAYERS),
-        "intra_layers": _count(shapes, "transformer.factorized_blocks", _MOST_LAYERS),
-        "ffn_width": _shape(shapes, first, 2)[0],
+        "inter_layers": count_of(shapes, "transformer.spatial_blocks", _MOST_LAYERS),
+        "intra_layers": count_of(shapes, "transformer.factorized_blocks", _MOST_LAYERS),
+        "ffn_width": shape_of(shapes, first, 2)[0],
         "classes": rows - 1,
-        "bits": tuple(bits),
+        "vocabularies": tuple(sizes),
     }

@@ -20,7 +20,8 @@ from torch import Tensor
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.errors import CheckpointError, M2KitError
 from m2kit.folders import sha256_of_file
-from m2kit.runtime.sampling import DEFAULTS, own_sampling
+from m2kit.manifest import Source
+from m2kit.sampling import OFF, SamplingDefaults
 from m2kit.training.architecture import Reading, read_architecture
 from m2kit.training.checkpoint_file import Content, read_file
 from m2kit.training.models.model import (
@@ -50,14 +51,14 @@ class Checkpoint:
             the preset the user named, those that are the same, what was assumed; and which other
             file the tokenizer is from.
         sampling: The model's own guidance, temperature, top_k and top_p, one value per sub-token
-            (empty for a tokenizer).
+            (None for a tokenizer).
         training: What the trainer noted about the run (may be empty).
     """
 
     spec: ModelSpec
     files: tuple[NamedFile, ...]
-    source: dict[str, Any]
-    sampling: dict[str, Any]
+    source: Source
+    sampling: SamplingDefaults | None
     training: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -137,36 +138,36 @@ def read_checkpoint(
     return Checkpoint(
         spec=found.spec,
         files=(NamedFile(path, names, _state(path)), *(other.files if other else ())),
-        source=_source(path, named, taken, found) | _of_tokenizer(other, overrides or {}, found),
+        source=_source(path, named, taken, found, other, overrides or {}),
         sampling=sampling,
         training=notes.training,
     )
 
 
-def _source(path: Path, named: Mapping[str, Tensor], taken: str, found: Reading) -> dict[str, Any]:
-    return {
-        "checkpoint_sha256": sha256_of_file(path),
-        "checkpoint_bytes": path.stat().st_size,
-        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in named.values()}),
-        "weights": taken,
-        "preset": found.preset,
-        "same_as": list(found.same_as),
-        "assumed": found.assumed,
-    }
-
-
-def _of_tokenizer(
-    other: Checkpoint | None, overrides: Mapping[str, Any], found: Reading
-) -> dict[str, Any]:
-    """What `source` says of a replacing tokenizer's file."""
-    if other is None:
-        return {}
-    assumed = {n: v for n, v in other.source["assumed"].items() if n not in overrides}
-    return {
-        "tokenizer_sha256": other.source["checkpoint_sha256"],
-        "tokenizer_weights": other.source["weights"],
-        "assumed": assumed | found.assumed,
-    }
+def _source(
+    path: Path,
+    named: Mapping[str, Tensor],
+    taken: str,
+    found: Reading,
+    other: Checkpoint | None,
+    overrides: Mapping[str, Any],
+) -> Source:
+    """Where a checkpoint came from, a replacing tokenizer's file included."""
+    assumed = dict(found.assumed)
+    if other is not None:
+        own = {n: v for n, v in other.source.assumed.items() if n not in overrides}
+        assumed = own | assumed
+    return Source(
+        checkpoint_sha256=sha256_of_file(path),
+        checkpoint_bytes=path.stat().st_size,
+        dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in named.values()})),
+        weights=taken,
+        same_as=found.same_as,
+        assumed=assumed,
+        preset=found.preset,
+        tokenizer_sha256=other.source.checkpoint_sha256 if other else None,
+        tokenizer_weights=other.source.weights if other else None,
+    )
 
 
 def _tokenizer_of(path: Path, weights: str | None, ar_path: Path, ar: Content) -> Checkpoint:
@@ -188,14 +189,14 @@ def _has_transformer(content: Content) -> bool:
     return any(name.startswith(TRANSFORMER) for name in content.tensors)
 
 
-def _sampling(found: Reading, stored: dict[str, Any]) -> dict[str, Any]:
+def _sampling(found: Reading, stored: dict[str, Any]) -> SamplingDefaults | None:
     """The model's own sampling, one value per sub-token: the file's, else its authors'."""
     if found.spec.transformer is None:
-        return {}
+        return None
     presets = (found.preset, *found.same_as)
-    options = next((PRESETS[name].sampling for name in presets if name), {})
-    options |= {name: stored[name] for name in DEFAULTS if name in stored}
-    return own_sampling(options, len(found.spec.bits))
+    options: dict[str, Any] = next((PRESETS[name].sampling for name in presets if name), {})
+    options |= {name: stored[name] for name in OFF if name in stored}
+    return SamplingDefaults.of(options, found.spec.sub_tokens)
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> TorchModel:

@@ -21,9 +21,11 @@ from torch.nn import functional
 
 from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
-from m2kit.runtime.backend import AnyShape
+from m2kit.families.family import FAMILIES
+from m2kit.records import JsonObject
+from m2kit.references import resolve
+from m2kit.runtime.backend import HostBackend, step_buffers
 from m2kit.training.models.rope import rotary_table
-from m2kit.training.models.tokenizer import Decoder
 from m2kit.training.models.transformer import NORM_EPS
 
 FeedForward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -31,7 +33,7 @@ _TRIALS = 24  # matrices, more than a cache holds
 _OFFICIAL_SLOTS = 8  # the official cache is 1 + N rounded up to a multiple of this
 
 
-class EagerBackend(AnyShape):
+class EagerBackend(HostBackend):
     """Steps and decoder of a spec, in eager PyTorch, float32."""
 
     def __init__(
@@ -41,26 +43,33 @@ class EagerBackend(AnyShape):
         feed-forward parts and norms, whose shapes do not change with the position."""
         assert spec.transformer is not None
         torch.set_num_threads(threads)
+        self._threads = threads
         self._spec, self._official = spec, official
         self._feed_forward = torch.compile(_feed_forward) if compiled else _feed_forward
         if compiled:  # fails here where there is no compiler
             self._feed_forward(torch.ones(2, 8), torch.ones(8), *(torch.ones(8, 8),) * 3)
-        self._decoder: Decoder | None = None
+        self._decoder: torch.nn.Module | None = None
         self._weights = _Weights(spec.transformer, not official and _transposed_is_faster(spec))
+
+    @property
+    def threads(self) -> int:
+        """Of the whole process."""
+        return self._threads
 
     @torch.inference_mode()
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the decoder, the only tokenizer graph it has."""
         assert graph == contract.DECODER
         if self._decoder is None:
-            self._decoder = Decoder(self._spec.tokenizer).eval()
+            tokenizer = resolve(FAMILIES[self._spec.tokenizer.family].model)(self._spec.tokenizer)
+            self._decoder = tokenizer.decoder.eval()
         return {contract.IMAGE: self._decoder(torch.from_numpy(feeds[contract.CODES])).numpy()}
 
     def open_steps(self, rows: int) -> EagerSteps:
         """Both steps with caches for `rows` rows."""
         return EagerSteps(self._weights, rows, self._official, self._feed_forward)
 
-    def active(self) -> dict[str, Any]:
+    def active(self) -> JsonObject:
         """What runs and how."""
         return {"backend": f"torch {torch.__version__}", "threads": torch.get_num_threads()}
 
@@ -136,7 +145,7 @@ class EagerSteps:
         inter.masked = official
         self.inter = _EagerInter(weights, inter)
         intra = _EagerLayers(
-            weights, weights.intra, rows, slots if official else len(spec.bits), feed_forward
+            weights, weights.intra, rows, slots if official else spec.sub_tokens, feed_forward
         )
         intra.masked = official
         self.intra = _EagerIntra(weights, intra, self.inter.outputs[contract.HIDDEN])
@@ -196,11 +205,7 @@ class _EagerInter:
     def __init__(self, weights: _Weights, layers: _EagerLayers) -> None:
         spec, rows = weights.spec, layers.rows
         self._weights, self._layers = weights, layers
-        self.inputs = {
-            contract.CLASS_ID: np.zeros(rows, np.int64),
-            contract.TOKEN: np.zeros((rows, len(spec.bits)), np.int64),
-        }
-        self.outputs = {contract.HIDDEN: np.zeros((rows, spec.width), np.float32)}
+        self.inputs, self.outputs = step_buffers(spec, contract.INTER_STEP, rows)
 
     def reset(self) -> None:
         """Begin a new sequence."""
@@ -226,14 +231,8 @@ class _EagerIntra:
     ) -> None:
         spec, rows = weights.spec, layers.rows
         self._weights, self._layers = weights, layers
-        self.inputs: dict[str, npt.NDArray[Any]] = {
-            contract.HIDDEN: hidden,
-            contract.SUB_TOKEN: np.zeros(rows, np.int64),
-        }
-        self.outputs = {
-            contract.logits(k): np.zeros((rows, size), np.float32)
-            for k, size in enumerate(spec.vocabularies)
-        }
+        self.inputs, self.outputs = step_buffers(spec, contract.INTRA_STEP, rows)
+        self.inputs[contract.HIDDEN] = hidden
 
     def reset(self) -> None:
         """Begin a new position."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from sklearn.svm import SVC
 
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.sampling import Sampling
+from m2kit.sampling import Sampling
 from m2kit.training.digits import CLASSES, digits, features
 
 
@@ -60,7 +61,7 @@ def evaluate_digits(
                 classifier.score(features(held_out.images.numpy()), held_out.labels.numpy())
             ),
             copies=share_of_copies(tokens, training_tokens),
-            codebook_usage=codebook_usage(training_tokens, engine.spec.bits),
+            codebook_usage=codebook_usage(training_tokens, engine.spec.vocabularies),
         ),
         images,
     )
@@ -72,8 +73,8 @@ def share_of_copies(tokens: npt.NDArray[np.int64], training_tokens: npt.NDArray[
     return sum(image.tobytes() in known for image in tokens) / len(tokens)
 
 
-def codebook_usage(tokens: npt.NDArray[np.int64], bits: tuple[int, ...]) -> float:
-    """Share of the 2^Z codes that occur in (n, h, w, K) tokens."""
-    shifts = np.concatenate(([0], np.cumsum(bits)[:-1]))
-    flat = (tokens << shifts).sum(axis=-1)
-    return len(np.unique(flat)) / 2 ** sum(bits)
+def codebook_usage(tokens: npt.NDArray[np.int64], vocabularies: tuple[int, ...]) -> float:
+    """Share of the codes that occur in tokens (n, *grid, K)."""
+    factors = np.concatenate(([1], np.cumprod(vocabularies)[:-1]))
+    flat = (tokens * factors).sum(axis=-1)
+    return len(np.unique(flat)) / math.prod(vocabularies)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2kit.config import ModelSpec, TokenizerSpec
+from m2kit.config import ModelSpec
 from m2kit.errors import InputError
-from m2kit.images import psnr, write_grid
+from m2kit.families.image import ImageTokenizerSpec
+from m2kit.runtime.images import psnr, write_grid
 from m2kit.training.checkpoint_writer import write_tokenizer_checkpoint
 from m2kit.training.digits import digits
 from m2kit.training.evaluation import codebook_usage
@@ -62,9 +63,9 @@ class TokenizerSettings:
     seed: int
 
     @property
-    def spec(self) -> TokenizerSpec:
+    def spec(self) -> ImageTokenizerSpec:
         """The architecture, in the released models' bit order and with adaptive GroupNorm."""
-        return TokenizerSpec(
+        return ImageTokenizerSpec(
             base_channels=self.base_channels,
             channel_multipliers=self.channel_multipliers,
             blocks_per_level=self.blocks_per_level,
@@ -175,7 +176,7 @@ def train_tokenizer(
     return training
 
 
-def _check_grid(spec: TokenizerSpec, images: Tensor) -> None:
+def _check_grid(spec: ImageTokenizerSpec, images: Tensor) -> None:
     height, width = images.shape[2:]
     factor = spec.downsampling
     if height % factor or width % factor or (height // factor) * (width // factor) < 2:
@@ -188,9 +189,9 @@ def _check_grid(spec: TokenizerSpec, images: Tensor) -> None:
 
 @torch.no_grad()
 def _usage(tokenizer: Tokenizer, images: Tensor) -> float:
-    bits = (tokenizer.spec.code_bits,)
-    tokens = lfq.tokens_from_codes(tokenizer.codes(images), bits, "lsb")
-    return codebook_usage(tokens.numpy(), bits)
+    vocabularies = tokenizer.spec.vocabularies
+    tokens = tokenizer.tokens(tokenizer.codes(images), vocabularies)
+    return codebook_usage(tokens.numpy(), vocabularies)
 
 
 @torch.no_grad()

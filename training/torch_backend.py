@@ -12,13 +12,13 @@ import torch
 
 from m2kit import contract
 from m2kit.config import TransformerSpec
-from m2kit.runtime.backend import AnyShape
-from m2kit.training.models import lfq
+from m2kit.records import JsonObject
+from m2kit.runtime.backend import HostBackend, step_buffers
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import KeyValueCache, Transformer
 
 
-class TorchBackend(AnyShape):
+class TorchBackend(HostBackend):
     """PyTorch on the CPU, float32."""
 
     name = "torch"
@@ -34,9 +34,9 @@ class TorchBackend(AnyShape):
         if graph == contract.ENCODER:
             latent = tokenizer.encoder(torch.from_numpy(feeds[contract.IMAGE]))
             return {contract.LATENT: latent.numpy()}
-        if graph == contract.LFQ:
-            codes = lfq.quantize(torch.from_numpy(feeds[contract.LATENT]))
-            tokens = lfq.tokens_from_codes(codes, spec.bits, spec.tokenizer.bit_order)
+        if graph == spec.tokenizer.quantizer:
+            codes = tokenizer.quantize(torch.from_numpy(feeds[contract.LATENT]))
+            tokens = tokenizer.tokens(codes, spec.vocabularies)
             return {contract.CODES: codes.numpy(), contract.TOKENS: tokens.numpy()}
         image = tokenizer.decoder(torch.from_numpy(feeds[contract.CODES]))
         return {contract.IMAGE: image.numpy()}
@@ -46,7 +46,7 @@ class TorchBackend(AnyShape):
         assert self._model.transformer is not None
         return TorchSteps(self._model.transformer, rows)
 
-    def active(self) -> dict[str, Any]:
+    def active(self) -> JsonObject:
         """What runs and how."""
         return {"backend": f"{self.name} {torch.__version__}"}
 
@@ -71,11 +71,7 @@ class InterStep:
         """Allocate buffers and the cache."""
         self._transformer = transformer
         self._cache = KeyValueCache(spec.inter_layers, rows, spec.positions, spec)
-        self.inputs = {
-            contract.CLASS_ID: np.zeros(rows, np.int64),
-            contract.TOKEN: np.zeros((rows, len(spec.bits)), np.int64),
-        }
-        self.outputs = {contract.HIDDEN: np.zeros((rows, spec.width), np.float32)}
+        self.inputs, self.outputs = step_buffers(spec, contract.INTER_STEP, rows)
 
     def reset(self) -> None:
         """Begin a new sequence; later slots are never read."""
@@ -106,15 +102,9 @@ class IntraStep:
     ) -> None:
         """Allocate buffers and the cache."""
         self._transformer = transformer
-        self._cache = KeyValueCache(spec.intra_layers, rows, len(spec.bits), spec)
-        self.inputs: dict[str, npt.NDArray[Any]] = {
-            contract.HIDDEN: hidden,
-            contract.SUB_TOKEN: np.zeros(rows, np.int64),
-        }
-        self.outputs = {
-            contract.logits(k): np.zeros((rows, size), np.float32)
-            for k, size in enumerate(spec.vocabularies)
-        }
+        self._cache = KeyValueCache(spec.intra_layers, rows, spec.sub_tokens, spec)
+        self.inputs, self.outputs = step_buffers(spec, contract.INTRA_STEP, rows)
+        self.inputs[contract.HIDDEN] = hidden
 
     def reset(self) -> None:
         """Begin a new position; later slots are never read."""

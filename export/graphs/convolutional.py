@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from m2kit.config import GROUPS
 from m2kit.export.writer import GraphWriter
+from m2kit.families.image import GROUPS
 from m2kit.training.models.tokenizer import NORM_EPS
 
 

@@ -8,14 +8,16 @@ import onnx_ir as ir
 from m2kit.config import ModelSpec
 from m2kit.contract import CODES, DECODER, IMAGE, graph_io
 from m2kit.export.graphs.convolutional import conv, group_norm, plain_group_norm, res_block, silu
-from m2kit.export.writer import GraphWriter, WeightFile
+from m2kit.export.writer import DeclaredWeights, GraphWriter
+from m2kit.families.image import ImageTokenizerSpec
 from m2kit.training.models.tokenizer import NORM_EPS
 
 
-def decoder(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
+def decoder(spec: ModelSpec, weights: DeclaredWeights) -> GraphWriter:
     """The decoder graph."""
     g = GraphWriter(DECODER, graph_io(spec, DECODER), weights)
     tokenizer = spec.tokenizer
+    assert isinstance(tokenizer, ImageTokenizerSpec)
     channels, code_bits = tokenizer.channels, tokenizer.code_bits
     codes = g.inputs[CODES]
     style = _code_statistics(g, codes) if tokenizer.adaptive_norm else None

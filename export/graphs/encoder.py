@@ -5,13 +5,15 @@ from __future__ import annotations
 from m2kit.config import ModelSpec
 from m2kit.contract import ENCODER, IMAGE, LATENT, graph_io
 from m2kit.export.graphs.convolutional import conv, group_norm, res_block, silu
-from m2kit.export.writer import GraphWriter, WeightFile
+from m2kit.export.writer import DeclaredWeights, GraphWriter
+from m2kit.families.image import ImageTokenizerSpec
 
 
-def encoder(spec: ModelSpec, weights: WeightFile) -> GraphWriter:
+def encoder(spec: ModelSpec, weights: DeclaredWeights) -> GraphWriter:
     """The encoder graph."""
     g = GraphWriter(ENCODER, graph_io(spec, ENCODER), weights)
     tokenizer = spec.tokenizer
+    assert isinstance(tokenizer, ImageTokenizerSpec)
     channels = tokenizer.channels
     x = conv(g, g.inputs[IMAGE], "encoder.conv_in", 3, tokenizer.base_channels, bias=False)
     entering = tokenizer.base_channels

@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from m2kit.config import TransformerSpec
 from m2kit.contract import past_key, past_value, updated
+from m2kit.engines.graph_files import MICROSOFT
 from m2kit.export.graphs.attention import linear, rotary_constants
-from m2kit.export.writer import MICROSOFT, GraphWriter
+from m2kit.export.writer import GraphWriter
 from m2kit.training.models.transformer import NORM_EPS
 
 

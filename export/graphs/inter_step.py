@@ -17,7 +17,7 @@ from m2kit.contract import (
     graph_io,
 )
 from m2kit.export.graphs import attention, fused_attention
-from m2kit.export.writer import GraphWriter, WeightFile
+from m2kit.export.writer import DeclaredWeights, GraphWriter
 
 LOWERINGS = {PORTABLE: attention, ONNXRUNTIME: fused_attention}  # how layers are written
 EMBEDDINGS = "transformer.sub_token_embeddings"  # all K tables, one below the other
@@ -30,10 +30,10 @@ def sub_token_embeddings(g: GraphWriter, spec: TransformerSpec) -> ir.Value:
 
 def sub_token_offsets(spec: TransformerSpec) -> list[int]:
     """First row of each sub-token in the embedding table."""
-    return [sum(spec.vocabularies[:k]) for k in range(len(spec.bits))]
+    return [sum(spec.vocabularies[:k]) for k in range(spec.sub_tokens)]
 
 
-def inter_step(spec: ModelSpec, weights: WeightFile, lowering: str = PORTABLE) -> GraphWriter:
+def inter_step(spec: ModelSpec, weights: DeclaredWeights, lowering: str = PORTABLE) -> GraphWriter:
     """The inter step graph."""
     transformer = spec.transformer
     assert transformer is not None

@@ -16,10 +16,10 @@ from m2kit.contract import (
 )
 from m2kit.export.graphs.attention import linear
 from m2kit.export.graphs.inter_step import LOWERINGS, sub_token_embeddings, sub_token_offsets
-from m2kit.export.writer import GraphWriter, WeightFile
+from m2kit.export.writer import DeclaredWeights, GraphWriter
 
 
-def intra_step(spec: ModelSpec, weights: WeightFile, lowering: str = PORTABLE) -> GraphWriter:
+def intra_step(spec: ModelSpec, weights: DeclaredWeights, lowering: str = PORTABLE) -> GraphWriter:
     """The intra step graph."""
     transformer = spec.transformer
     assert transformer is not None
@@ -39,7 +39,7 @@ def intra_step(spec: ModelSpec, weights: WeightFile, lowering: str = PORTABLE) -
         "transformer.factorized_blocks",
         transformer,
         sub_position,
-        len(transformer.bits),
+        transformer.sub_tokens,
         transformer.intra_layers,
     )
     x = LOWERINGS[lowering].rms_norm(g, x, "transformer.norm", transformer.width)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from conftest import run_m2kit
 
 from m2kit.cli import benching
 from m2kit.errors import BackendError
-from m2kit.runtime import benchmark
+from m2kit.parameters import weights_per_position
+from m2kit.precision import Precision
+from m2kit.runtime.bench import benchmark, memory
 
 KEYS = {
     "bandwidth_gb_s", "stages", "position_ms", "position_share_of_limit", "image_ms",
@@ -72,11 +75,11 @@ def test_a_run_in_which_bandwidth_changed_is_repeated(digits_engine, monkeypatch
     reads = iter([10.0, 20.0, 20.0, 19.0])
     monkeypatch.setattr(benchmark, "bandwidth_gb_s", lambda threads: next(reads))
     with m2kit.open_engine(digits_engine) as engine:
-        value = benchmark.benchmark(engine, m2kit.Sampling(), threads=1, rounds=1)
-    assert value["attempts"] == 2
-    assert (value["bandwidth_before_gb_s"], value["bandwidth_after_gb_s"]) == (20.0, 19.0)
-    assert value["bandwidth_gb_s"] == 20.0
-    assert value["steady"]
+        value = benchmark.benchmark(engine, m2kit.Sampling(), rounds=1)
+    assert value.attempts == 2
+    assert (value.bandwidth_before_gb_s, value.bandwidth_after_gb_s) == (20.0, 19.0)
+    assert value.bandwidth_gb_s == 20.0
+    assert value.steady
 
 
 def test_a_machine_that_is_never_steady_is_reported(digits_engine, monkeypatch):
@@ -85,18 +88,35 @@ def test_a_machine_that_is_never_steady_is_reported(digits_engine, monkeypatch):
     reads = iter([10.0, 20.0] * 3)
     monkeypatch.setattr(benchmark, "bandwidth_gb_s", lambda threads: next(reads))
     with m2kit.open_engine(digits_engine) as engine:
-        value = benchmark.benchmark(engine, m2kit.Sampling(), threads=1, images=2, rounds=1)
-    assert (value["attempts"], value["steady"]) == (3, False)
-    assert value["images_per_second"] == pytest.approx(1e3 / value["image_ms"], rel=0.02)
-    assert value["stages"]["image"]["median_ms"] == pytest.approx(2 * value["image_ms"], rel=0.02)
+        value = benchmark.benchmark(engine, m2kit.Sampling(), images=2, rounds=1)
+    assert (value.attempts, value.steady) == (3, False)
+    assert value.images_per_second == pytest.approx(1e3 / value.image_ms, rel=0.02)
+    assert value.stages["image"].median_ms == pytest.approx(2 * value.image_ms, rel=0.02)
 
 
 def test_unguided_caches_have_a_row_for_each_image(digits_engine):
     import m2kit
 
     with m2kit.open_engine(digits_engine) as engine:
-        found = [benchmark.memory_bytes(engine, rows)["cache_bytes"] for rows in (1, 2)]
+        found = [memory.cache_bytes(engine, rows) for rows in (1, 2)]
     assert found[1] == 2 * found[0]
+
+
+def test_a_half_engines_caches_take_half_the_bytes(digits_engine):
+    import m2kit
+
+    with m2kit.open_engine(digits_engine) as engine:
+        whole = memory.cache_bytes(engine, 2)
+        engine.info = replace(engine.info, precision=Precision.FLOAT16)
+        assert 2 * memory.cache_bytes(engine, 2) == whole
+
+
+def test_describe_and_bench_count_the_same_weights_of_a_position(digits_engine):
+    import m2kit
+
+    with m2kit.open_engine(digits_engine) as engine:
+        stored = memory.PositionWeights.of(engine.info.built.weight_bytes, 2)
+        assert stored.total == 4 * weights_per_position(engine.transformer)
 
 
 @pytest.mark.parametrize(

@@ -60,16 +60,16 @@ def test_what_is_finished_stays_when_the_command_is_killed(digits_engine, tmp_pa
 
 def test_images_are_let_go_as_soon_as_they_are_written(digits_engine, tmp_path, monkeypatch):
     drawn_batches, most_alive = [], 0
-    real = imaging._draw
+    real = imaging.draw_images
 
-    def watched(*arguments):
+    def watched(*arguments, **options):
         nonlocal most_alive
-        for drawn in real(*arguments):
+        for drawn in real(*arguments, **options):
             drawn_batches.append(weakref.ref(drawn.images))
             yield drawn
             most_alive = max(most_alive, sum(batch() is not None for batch in drawn_batches))
 
-    monkeypatch.setattr(imaging, "_draw", watched)
+    monkeypatch.setattr(imaging, "draw_images", watched)
     arguments = ["generate", "--engine", str(digits_engine), "--class", "1", "-n", "12"]
     done = CliRunner().invoke(cli, [*arguments, "--batch", "2", "-o", str(tmp_path / "images")])
     assert done.exit_code == 0, done.output

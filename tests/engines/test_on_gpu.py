@@ -5,8 +5,9 @@ import pytest
 from conftest import DIGITS_CHECKPOINT
 
 import m2kit
-from m2kit.engines.tensorrt_builder import build_tensorrt_engine
-from m2kit.engines.tensorrt_process import PlanOptions
+from m2kit.build import BuildOptions
+from m2kit.engines.building import build_engine
+from m2kit.precision import Precision
 from m2kit.runtime.device import probe
 from m2kit.runtime.quality import draw_quality
 
@@ -14,26 +15,29 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
-def options(request):
-    """A product that is installed, for the GPU that is here."""
+def backend(request):
+    """A backend that is installed, and its options for the GPU that is here."""
     devices, reason = probe()
     if not devices:
         pytest.skip(f"needs an NVIDIA GPU: {reason}")
     pytest.importorskip(request.param.replace("-", "_"))
-    return PlanOptions(request.param, (devices[0].capability,))
+    own = request.param == "tensorrt"  # which builds for the GPU that is here
+    return request.param, {} if own else {"compute_capabilities": (devices[0].capability,)}
 
 
-@pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_an_engine_is_built_passes_its_gate_and_draws(options, precision, exported, tmp_path):
+@pytest.mark.parametrize("precision", [Precision.FLOAT16, Precision.FLOAT32])
+def test_an_engine_is_built_passes_its_gate_and_draws(backend, precision, exported, tmp_path):
     bundle, exact_folder = exported(DIGITS_CHECKPOINT)
     folder = tmp_path / "digits.engine"
-    manifest = build_tensorrt_engine(bundle, folder, options, batch=10, precision=precision)
-    assert manifest.parity["passed"]
+    name, given = backend
+    options = BuildOptions(precision=precision, batch=10, **given)
+    manifest = build_engine(bundle, folder, name, options)
+    assert manifest.parity.passed
     classes = np.arange(10)
     with m2kit.open_engine(folder) as engine, m2kit.open_engine(exact_folder) as exact:
         quality = draw_quality(exact, engine, classes, m2kit.Sampling(seed=1))
         assert quality.cdf_mean < 0.005
-        assert quality.equal_ids >= (0.8 if precision == "float16" else 0.99)
+        assert quality.equal_ids >= (0.8 if precision is Precision.FLOAT16 else 0.99)
         tokens = engine.sample(classes, m2kit.Sampling(seed=1))
         np.testing.assert_array_equal(engine.sample(classes, m2kit.Sampling(seed=1)), tokens)
         short = engine.sample(classes[:3], m2kit.Sampling(seed=1))

@@ -1,12 +1,20 @@
 import json
+import platform
 import shutil
 
+import onnxruntime
 import pytest
 from conftest import GOLDEN
 
-from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
+import m2kit
+from m2kit import contract
+from m2kit.build import BuildOptions
+from m2kit.engines.building import build_engine
 from m2kit.errors import FolderError, ParityError
 from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.manifest import ENGINE, read_manifest
+from m2kit.precision import Precision
+from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 
 
 @pytest.fixture
@@ -20,12 +28,20 @@ def only_bundle_left(path):
 
 
 def test_an_engine_says_what_built_it_and_for_what(exported):
-    value = json.loads((exported(GOLDEN / "ar_tiny.ckpt", heads=4)[1] / "engine.json").read_text())
+    folder = exported(GOLDEN / "ar_tiny.ckpt", heads=4)[1]
+    value = json.loads((folder / "engine.json").read_text())
     build = value["build"]
-    assert build["precision"] == "float32"
+    assert value["precision"] == build["options"]["precision"] == "float32"
     assert build["seconds"] > 0
     assert build["peak_memory_bytes"] > 1e7
-    assert {"backend", "backend_version", "os", "architecture", "rows", "image_sizes"} <= set(build)
+    assert {"backend", "backend_version", "target"} <= set(build)
+    assert {"os", "architecture"} <= set(build["target"])
+    read = read_manifest(folder, ENGINE).built
+    assert (read.backend, read.backend_version) == ("onnxruntime", onnxruntime.__version__)
+    assert (read.target.os, read.target.architecture) == (platform.system(), platform.machine())
+    assert (read.target.gpu, read.target.compute_capabilities) == (None, ())
+    assert (read.rows, read.image_sizes) == (None, None)  # any number of rows, any size
+    assert (read.bundle, read.options) == ("m.bundle", BuildOptions(precision=Precision.FLOAT32))
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "decoder.onnx", "reference.npz", "bundle.json"])
@@ -34,14 +50,14 @@ def test_a_changed_byte_stops_the_build(bundle, tmp_path, name):
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
     with pytest.raises(FolderError, match=name.replace(".", r"\.")):
-        build_onnxruntime_engine(bundle, tmp_path / "a.engine")
+        build_engine(bundle, tmp_path / "a.engine", "onnxruntime")
     assert only_bundle_left(tmp_path)
 
 
 def test_a_missing_file_stops_the_build(bundle, tmp_path):
     (bundle / "encoder.onnx").unlink()
     with pytest.raises(FolderError, match=r"encoder\.onnx: missing"):
-        build_onnxruntime_engine(bundle, tmp_path / "a.engine")
+        build_engine(bundle, tmp_path / "a.engine", "onnxruntime")
     assert only_bundle_left(tmp_path)
 
 
@@ -56,5 +72,41 @@ def test_a_consistent_bundle_that_computes_something_else_stops_the_build(bundle
     text = json.dumps(value | {"digest": sha256_of_json(value)})
     (bundle / "bundle.json").write_text(text)
     with pytest.raises(ParityError, match="encoder"):
-        build_onnxruntime_engine(bundle, tmp_path / "a.engine")
+        build_engine(bundle, tmp_path / "a.engine", "onnxruntime")
     assert only_bundle_left(tmp_path)
+
+
+def test_an_engine_is_compared_when_it_first_runs_on_another_processor(
+    exported, tmp_path, monkeypatch
+):
+    folder = tmp_path / "a.engine"
+    shutil.copytree(exported(GOLDEN / "ar_tiny.ckpt", heads=4)[1], folder)
+    said = []
+
+    def begin(stage, total=None):
+        said.append(stage)
+        return lambda count: None
+
+    m2kit.open_engine(folder, begin=begin).backend.close()
+    assert said == []  # it was compared here when it was built
+    (here,) = read_manifest(folder, ENGINE).parity.devices
+    monkeypatch.setattr("m2kit.runtime.ort.backend.host_name", lambda: "Another CPU")
+    run = OnnxRuntimeBackend.run
+
+    def negated(self, graph, feeds):
+        sign = -1 if graph == contract.DECODER else 1
+        return {name: sign * array for name, array in run(self, graph, feeds).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeBackend, "run", negated)
+        with pytest.raises(ParityError, match=r"a\.engine on Another CPU does not .* decoder \("):
+            m2kit.open_engine(folder)
+    assert read_manifest(folder, ENGINE).parity.devices == (here,)
+    with m2kit.open_engine(folder, begin=begin) as engine:
+        assert engine.info.parity.passed
+    assert said == [
+        "first run on Another CPU", "comparing with PyTorch's reference (Another CPU)"
+    ]  # fmt: skip
+    assert read_manifest(folder, ENGINE).parity.devices == (here, "Another CPU")
+    m2kit.open_engine(folder, begin=begin).backend.close()
+    assert len(said) == 2

@@ -15,11 +15,11 @@ from conftest import DIGITS_CHECKPOINT, GOLDEN, PORTABLE_OPS
 
 from m2kit import Sampling, contract
 from m2kit.engines.emulation import EmulatedBackend, emulated
-from m2kit.engines.precision import HALF_LIMIT, half_graph, write_half
+from m2kit.engines.half_precision import HALF_LIMIT, half_graph, write_half
 from m2kit.export.exporter import export_bundle
 from m2kit.manifest import BUNDLE, files_table, read_manifest
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 from m2kit.runtime.quality import draw_quality, score_quality
 from m2kit.training.checkpoint import read_checkpoint
 from m2kit.training.evaluation import evaluate_digits
@@ -35,7 +35,7 @@ def halved(exported, tmp_path_factory):
     def make(bundle):
         manifest = read_manifest(bundle, BUNDLE)
         folder, typed = tmp_path_factory.mktemp("half"), tmp_path_factory.mktemp("typed")
-        half, _ = write_half(bundle, manifest, folder)
+        half = write_half(bundle, manifest, folder)
         write_half(bundle, manifest, typed)
         engines = [
             Engine(manifest.spec, OnnxRuntimeBackend(bundle, manifest), defaults=manifest.sampling),
@@ -99,8 +99,8 @@ def test_every_node_has_the_precision_of_its_mark_and_weights_that_of_their_read
             assert touched & {HALF, SINGLE} <= {wanted}, node.name
             products += node.op_type in ("MatMul", "Conv") and wanted == HALF
     assert products > 10
-    exact_bytes = sum(entry["bytes"] for entry in files_table(exact.backend._folder).values())
-    assert sum(entry["bytes"] for entry in files_table(folder).values()) < exact_bytes
+    exact_bytes = sum(entry.bytes for entry in files_table(exact.backend._folder).values())
+    assert sum(entry.bytes for entry in files_table(folder).values()) < exact_bytes
 
 
 def test_ids_and_images_stay_near_on_the_golden_model(ar_tiny, golden):
@@ -131,7 +131,7 @@ def test_digits_keep_their_distributions_and_draws(digits):
 
 def test_half_precision_draws_digits_that_are_recognised_as_often(digits):
     exact, half, _ = digits
-    half.defaults.update(exact.defaults)
+    half.defaults = exact.defaults
     right, found = (evaluate_digits(engine, 20, 0)[0] for engine in (exact, half))
     assert right.images == 200
     assert abs(found.recognised - right.recognised) <= 0.01
@@ -214,7 +214,7 @@ def large(tmp_path_factory):
 def test_values_beyond_half_are_moved_to_islands_and_stay_finite(large, halved, tmp_path):
     manifest = read_manifest(large, BUNDLE)
     assert max(manifest.maxima["inter_step"].values()) > 65504
-    _, moved = write_half(large, manifest, tmp_path)
+    moved = write_half(large, manifest, tmp_path).moved_to_float
     assert any("feed_forward" in name or "1/Mul" in name for name in moved["inter_step"])
     assert min(moved["inter_step"].values()) > HALF_LIMIT
     assert not moved["encoder"]
@@ -228,8 +228,8 @@ def test_values_beyond_half_are_moved_to_islands_and_stay_finite(large, halved, 
 def test_without_islands_the_same_model_is_not_finite(large, tmp_path):
     manifest = read_manifest(large, BUNDLE)
     unaware = replace(manifest, maxima={graph: {} for graph in manifest.maxima})
-    half, moved = write_half(large, unaware, tmp_path)
-    assert not any(moved.values())
+    half = write_half(large, unaware, tmp_path)
+    assert not any(half.moved_to_float.values())
     with Engine(manifest.spec, EmulatedBackend(tmp_path, half)) as engine:
         tokens = np.zeros((2, 4, 4, 2), np.int64)
         found = engine.score([1, 2], tokens)

@@ -11,13 +11,22 @@ import pytest
 from conftest import DIGITS_CHECKPOINT, GOLDEN, run_m2kit, tiny_spec
 
 import m2kit
-from m2kit.engines import onnxruntime_builder, quantization
-from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
-from m2kit.engines.quantization import SCHEMES, quantize_blocks, quantize_graph
-from m2kit.engines.shared_weights import SharedWeights
+from m2kit.build import BuildOptions, Trial
+from m2kit.engines.building import build_engine
+from m2kit.engines.graph_files import WeightsFile
+from m2kit.engines.ort import builder, quantization
+from m2kit.engines.ort.quantization import SCHEMES, quantize_blocks, quantize_graph
 from m2kit.errors import BackendError, InputError, ParityError
-from m2kit.manifest import BUNDLE, read_manifest, write_manifest
+from m2kit.manifest import BUNDLE, ENGINE, read_manifest, write_manifest
+from m2kit.precision import AUTO, Precision
+from m2kit.records import to_json
 from m2kit.training.evaluation import evaluate_digits
+
+FLOAT32, INT8, INT4 = Precision.FLOAT32, Precision.INT8, Precision.INT4
+
+
+def build(bundle, folder, precision, **options):
+    return build_engine(bundle, folder, "onnxruntime", BuildOptions(precision=precision, **options))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -76,15 +85,15 @@ def engines(exported, tmp_path_factory):
     """Builds an engine of a model and precision once: (folder, manifest)."""
     made = {}
 
-    def build(checkpoint, precision, **overrides):
+    def make(checkpoint, precision, **overrides):
         key = (checkpoint, precision)
         if key not in made:
-            folder = tmp_path_factory.mktemp(precision) / f"{checkpoint.stem}.engine"
+            folder = tmp_path_factory.mktemp(precision.value) / f"{checkpoint.stem}.engine"
             bundle = exported(checkpoint, **overrides)[0]
-            made[key] = folder, build_onnxruntime_engine(bundle, folder, precision=precision)
+            made[key] = folder, build(bundle, folder, precision)
         return made[key]
 
-    return build
+    return make
 
 
 TINY = GOLDEN / "ar_tiny.ckpt"
@@ -93,9 +102,9 @@ TINY = GOLDEN / "ar_tiny.ckpt"
 @pytest.mark.parametrize(
     ("checkpoint", "precision", "overrides"),
     [
-        (DIGITS_CHECKPOINT, "int8", {}),
-        (DIGITS_CHECKPOINT, "int4", {}),
-        (TINY, "int8", {"heads": 4}),
+        (DIGITS_CHECKPOINT, INT8, {}),
+        (DIGITS_CHECKPOINT, INT4, {}),
+        (TINY, INT8, {"heads": 4}),
     ],
     ids=["digits-int8", "digits-int4", "tiny-int8"],
 )
@@ -103,24 +112,29 @@ def test_engines_with_integer_weights_pass_the_gate_and_say_what_they_are(
     engines, checkpoint, precision, overrides
 ):
     folder, manifest = engines(checkpoint, precision, **overrides)
-    spec, build = manifest.spec.transformer, manifest.build
-    layers = spec.inter_layers + spec.intra_layers
-    assert build["quantized_matmuls"] == 5 * layers + len(spec.bits)
-    assert (build["precision"], build["bits"]) == (precision, SCHEMES[precision].bits)
-    assert manifest.parity["passed"]
-    assert set(manifest.parity["quality"]) == {"psnr_db", "first_divergence", "psnr_greedy_db"}
+    spec, record = manifest.spec.transformer, manifest.built.quantization
+    layers, scheme = spec.inter_layers + spec.intra_layers, SCHEMES[precision]
+    assert record.matmuls == 5 * layers + spec.sub_tokens
+    assert (manifest.precision, record.bits) == (precision, scheme.bits)
+    assert record == scheme.record(record.matmuls)
+    assert manifest.built.options == BuildOptions(precision=precision)
+    assert manifest.parity.passed
+    assert set(to_json(manifest.parity.quality)) == {
+        "psnr_db", "first_divergence", "psnr_greedy_db"
+    }  # fmt: skip
+    assert read_manifest(folder, ENGINE) == manifest
     for graph in ("inter_step", "intra_step"):
-        ops = manifest.lowerings["onnxruntime"][graph]["ops"]
+        ops = manifest.lowerings["onnxruntime"][graph].ops
         assert "MatMul" not in ops and ops["MatMulNBits"] and ops["GroupQueryAttention"]
     with m2kit.open_engine(folder) as engine:
-        assert engine.info.precision == precision
+        assert engine.info.precision is precision
         first = engine.sample([1, 2], m2kit.Sampling(seed=1))
         np.testing.assert_array_equal(first, engine.sample([1, 2], m2kit.Sampling(seed=1)))
-        assert engine.backend.active()["precision"] == precision
+        assert engine.backend.active()["precision"] == precision.value
 
 
 def test_no_float_copy_of_a_quantized_weight_is_left(engines):
-    folder, manifest = engines(DIGITS_CHECKPOINT, "int8")
+    folder, manifest = engines(DIGITS_CHECKPOINT, INT8)
     spec = manifest.spec.transformer
     model = onnx.load(folder / "inter_step.onnxruntime.onnx", load_external_data=False)
     stored = {t.name: t.data_type for t in model.graph.initializer if t.external_data}
@@ -141,21 +155,23 @@ def test_shuffled_scales_do_not_pass_the_gate(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(quantization, "quantize_blocks", broken)
     bundle = exported(DIGITS_CHECKPOINT)[0]
     with pytest.raises(ParityError, match=r"KL divergence.*--accept-quality"):
-        build_onnxruntime_engine(bundle, tmp_path / "a.engine", precision="int8")
+        build(bundle, tmp_path / "a.engine", INT8)
     assert not list(tmp_path.iterdir())
-    manifest = build_onnxruntime_engine(
-        bundle, tmp_path / "a.engine", precision="int8", accept_quality=True
-    )
-    assert manifest.parity["passed"] is False
+    manifest = build(bundle, tmp_path / "a.engine", INT8, accept_quality=True)
+    assert manifest.parity.passed is False
     with m2kit.open_engine(tmp_path / "a.engine") as engine:
-        assert engine.info.parity["passed"] is False
+        assert engine.info.parity.passed is False
+    monkeypatch.setattr("m2kit.runtime.ort.backend.host_name", lambda: "Another CPU")
+    with m2kit.open_engine(tmp_path / "a.engine") as engine:  # its first run there
+        assert engine.info.parity.passed is False
+        assert engine.info.parity.devices == (*manifest.parity.devices, "Another CPU")
 
 
 def test_accepting_the_quality_accepts_no_broken_tokenizer(exported, tmp_path, monkeypatch):
-    optimised = onnxruntime_builder._optimised
+    optimised = builder._optimised
 
-    def negated(job, graph, folder):
-        model = optimised(job, graph, folder)
+    def negated(job, graph):
+        model = optimised(job, graph)
         if graph == "decoder":
             output = model.graph.outputs[0]
             node = ir.node("Neg", [output], outputs=[ir.Value(name="negated")])
@@ -166,18 +182,14 @@ def test_accepting_the_quality_accepts_no_broken_tokenizer(exported, tmp_path, m
             model.graph.outputs[0] = node.outputs[0]
         return model
 
-    monkeypatch.setattr(onnxruntime_builder, "_optimised", negated)
+    monkeypatch.setattr(builder, "_optimised", negated)
     with pytest.raises(ParityError, match=r"decoder \(difference.*please report"):
-        build_onnxruntime_engine(
-            exported(DIGITS_CHECKPOINT)[0],
-            tmp_path / "a.engine",
-            precision="int8",
-            accept_quality=True,
-        )
+        bundle = exported(DIGITS_CHECKPOINT)[0]
+        build(bundle, tmp_path / "a.engine", INT8, accept_quality=True)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", [INT8, INT4])
 def test_the_bytes_a_position_needs_are_those_of_integers_scales_and_norms(engines, precision):
     _, manifest = engines(DIGITS_CHECKPOINT, precision)
     spec, scheme = manifest.spec.transformer, SCHEMES[precision]
@@ -197,18 +209,20 @@ def test_the_bytes_a_position_needs_are_those_of_integers_scales_and_norms(engin
         "row": width * 4,
         "tables": (sum(spec.vocabularies) + spec.classes + 1) * width * 4,
     }
-    found = manifest.build["weight_bytes"]
+    record = manifest.built.weight_bytes
+    found = record.graphs | {name: getattr(record, name) for name in ("heads", "row", "tables")}
     assert {name: found[name] for name in expected} == expected
+    assert record.total == sum(found.values()) - found["row"]
 
 
 def test_digits_drawn_with_integer_weights_are_as_often_recognised(engines):
     accuracy = {}
-    for precision in ("float32", "int8", "int4"):
+    for precision in (FLOAT32, INT8, INT4):
         with m2kit.open_engine(engines(DIGITS_CHECKPOINT, precision)[0]) as engine:
             accuracy[precision] = evaluate_digits(engine, 20, 0)[0].recognised
     # Of 200 images: one point is two of them, and a seed moves it by as much.
-    assert accuracy["int8"] >= accuracy["float32"] - 0.02
-    assert accuracy["int4"] >= accuracy["float32"] - 0.03
+    assert accuracy[INT8] >= accuracy[FLOAT32] - 0.02
+    assert accuracy[INT4] >= accuracy[FLOAT32] - 0.03
 
 
 def test_only_a_quality_gate_can_be_accepted(exported, tmp_path):
@@ -234,35 +248,33 @@ def test_a_bundle_without_fused_steps_says_so_and_its_integers_stay_off_a_gpu(
         "--precision", "int8", cwd=tmp_path,
     )  # fmt: skip
     assert "taking the portable steps: this bundle has no fused ones" in done.stderr
-    monkeypatch.setattr("m2kit.runtime.onnxruntime_backend._provider", lambda ort, name: name)
+    monkeypatch.setattr("m2kit.runtime.ort.backend._provider", lambda ort, name: name)
     with pytest.raises(BackendError, match="is for a CPU alone"):
         m2kit.open_engine(tmp_path / "old.engine", provider="cuda")
 
 
 def test_a_graph_with_nothing_to_quantize_is_an_error(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxruntime_builder, "quantize_graph", lambda *_: 0)
+    monkeypatch.setattr(builder, "quantize_graph", lambda *_: 0)
     with pytest.raises(BackendError, match="no matmul to quantize"):
-        build_onnxruntime_engine(
-            exported(DIGITS_CHECKPOINT)[0], tmp_path / "a.engine", precision="int4"
-        )
+        build(exported(DIGITS_CHECKPOINT)[0], tmp_path / "a.engine", INT4)
 
 
 def test_auto_keeps_the_fastest_that_passes(exported, tmp_path, monkeypatch):
-    speeds = {"float32": 3.0, "int8": 2.0, "int4": 1.0}
-    monkeypatch.setattr(
-        onnxruntime_builder, "position_seconds", lambda engine: speeds[engine.info.precision]
-    )
+    speeds = {FLOAT32: 3.0, INT8: 2.0, INT4: 1.0}
+    monkeypatch.setattr(builder, "position_seconds", lambda engine: speeds[engine.info.precision])
     bundle = exported(TINY, heads=4)[0]  # int4 does not pass here
-    manifest = build_onnxruntime_engine(bundle, tmp_path / "a.engine", precision="auto")
-    assert manifest.precision == "int8"
-    assert manifest.build["tried"] == {
-        "float32": {"passed": True, "position_ms": 3000.0},
-        "int8": {"passed": True, "position_ms": 2000.0},
-        "int4": {"passed": False},
+    manifest = build(bundle, tmp_path / "a.engine", AUTO)
+    assert manifest.precision is INT8
+    assert manifest.built.tried == {
+        "float32": Trial(passed=True, position_ms=3000.0),
+        "int8": Trial(passed=True, position_ms=2000.0),
+        "int4": Trial(passed=False),
     }
-    speeds["int8"] = 4.0
-    manifest = build_onnxruntime_engine(bundle, tmp_path / "b.engine", precision="auto")
-    assert manifest.precision == "float32"
+    assert manifest.built.options == BuildOptions(precision=AUTO)
+    assert read_manifest(tmp_path / "a.engine", ENGINE) == manifest
+    speeds[INT8] = 4.0
+    manifest = build(bundle, tmp_path / "b.engine", AUTO)
+    assert manifest.precision is FLOAT32
     for name in ("a", "b"):
         with m2kit.open_engine(tmp_path / f"{name}.engine") as engine:
             engine.sample([0])
@@ -272,14 +284,14 @@ def test_auto_keeps_the_fastest_that_passes(exported, tmp_path, monkeypatch):
 def test_a_tokenizer_alone_has_nothing_to_quantize(exported, tmp_path):
     bundle = exported(GOLDEN / "tokenizer_tiny.ckpt")[0]
     with pytest.raises(InputError, match="tokenizer only"):
-        build_onnxruntime_engine(bundle, tmp_path / "a.engine", precision="int8")
+        build(bundle, tmp_path / "a.engine", INT8)
 
 
 def test_heads_keep_eight_bits(exported, tmp_path):
     bundle = exported(DIGITS_CHECKPOINT)[0]
     model = ir.load(bundle / "intra_step.onnxruntime.onnx")
-    with SharedWeights(tmp_path) as weights:
-        found = quantize_graph(model, SCHEMES["int4"], weights)
+    with WeightsFile(tmp_path) as weights:
+        found = quantize_graph(model, SCHEMES[INT4], weights)
     nodes = [node for node in model.graph if node.op_type == "MatMulNBits"]
     assert len(nodes) == found
     bits = {str(n.outputs[0].name): n.attributes["bits"].as_int() for n in nodes}
@@ -297,11 +309,9 @@ def test_models_without_fused_steps_are_quantized_too(tmp_path):
     overrides = {"heads": 2, "grid": (2, 3)}
     checkpoint = read_checkpoint(tmp_path / "a.pt", overrides=overrides)
     export_bundle(checkpoint, tmp_path / "a.bundle", "a")
-    manifest = build_onnxruntime_engine(
-        tmp_path / "a.bundle", tmp_path / "a.engine", precision="int8", accept_quality=True
-    )
+    manifest = build(tmp_path / "a.bundle", tmp_path / "a.engine", INT8, accept_quality=True)
     assert set(manifest.lowerings) == {"portable"}
-    assert manifest.lowerings["portable"]["inter_step"]["ops"]["MatMulNBits"] == 10
+    assert manifest.lowerings["portable"]["inter_step"].ops["MatMulNBits"] == 10
     with m2kit.open_engine(tmp_path / "a.engine") as engine:
         assert engine.sample([0, 1]).shape == (2, 2, 3, 2)
 

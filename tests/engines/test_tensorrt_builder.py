@@ -15,18 +15,28 @@ from click.testing import CliRunner
 from conftest import DIGITS_CHECKPOINT, GOLDEN, run_m2kit
 
 from m2kit import contract
+from m2kit.build import BuildOptions
 from m2kit.cli import cli
 from m2kit.config import PRESETS
-from m2kit.engines.precision import write_half
-from m2kit.engines.tensorrt_builder import build_tensorrt_engine, needed_bytes
-from m2kit.engines.tensorrt_process import PlanOptions, build_plan
+from m2kit.engines.building import build_engine
+from m2kit.engines.half_precision import write_half
+from m2kit.engines.trt.estimate import needed_bytes
+from m2kit.engines.trt.process import PlanOptions, build_plan
 from m2kit.errors import BackendError, InputError
-from m2kit.manifest import BUNDLE, ENGINE, check_files, read_manifest
+from m2kit.folder_check import check_folder
+from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.parity_report import ParityReport
+from m2kit.precision import Precision
 
 pytest.importorskip("tensorrt_rtx")
-TARGETS = ("8.6", "8.9")
-RTX = PlanOptions("tensorrt-rtx", TARGETS)
-ONE = PlanOptions("tensorrt-rtx", ("8.6",))
+TARGETS = ("8.6", "8.9")  # what it builds for by default
+ONE = ("8.6",)
+PLAN = PlanOptions("tensorrt-rtx", ONE)
+
+
+def build(bundle, folder, capabilities=TARGETS, **options):
+    given = BuildOptions(compute_capabilities=capabilities, **options)
+    return build_engine(bundle, folder, "tensorrt-rtx", given)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +50,8 @@ def bundles(exported):
 
 def static_sizes(spec):
     """Every symbolic dimension of one image."""
-    height, width = spec.image_size
-    factor = spec.tokenizer.downsampling
-    return {"R": 2, "B": 1, "H": height, "W": width, "h": height // factor, "w": width // factor}
+    (height, width), (down, right) = spec.image_size, spec.tokenizer.strides
+    return {"R": 2, "B": 1, "H": height, "W": width, "h": height // down, "w": width // right}
 
 
 @pytest.mark.parametrize("name", ["ar_tiny", "digits"])
@@ -50,19 +59,21 @@ def test_all_five_graphs_become_plans_and_twice_the_same_bytes(bundles, tmp_path
     files = []
     for attempt in ("a.engine", "b.engine"):
         path = tmp_path / attempt
-        build_tensorrt_engine(bundles[name], path, RTX, batch=2)
+        build(bundles[name], path, batch=2)
         manifest = read_manifest(path, ENGINE)
-        check_files(path, manifest, trust_seen_weights=False)
+        check_folder(path, manifest, trust_seen_weights=False)
         files.append(manifest.files)
     assert files[0] == files[1]
-    size = manifest.spec.image_size
+    spec, size = manifest.spec, manifest.spec.image_size
     assert set(files[0]) == {"reference.npz", *map(contract.plan_file, contract.STEP_GRAPHS)} | {
-        contract.plan_file(graph, size) for graph in contract.TOKENIZER_GRAPHS
+        contract.plan_file(graph, size) for graph in contract.tokenizer_graphs(spec)
     }
-    build = manifest.build
-    assert (build["rows"], build["compute_capabilities"]) == (4, list(TARGETS))
-    assert build["image_sizes"] == [list(manifest.spec.image_size)]
-    assert manifest.parity == {"passed": None, "checks": {}, "state": "built, not run"}
+    built = manifest.built
+    assert (built.rows, built.target.gpu) == (4, None)
+    assert built.target.compute_capabilities == built.options.compute_capabilities == TARGETS
+    assert built.image_sizes == (spec.image_size,)
+    assert manifest.parity == ParityReport()
+    assert (manifest.parity.passed, manifest.parity.summary) == (None, "built, not run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.engine", "b.engine"]
 
 
@@ -74,9 +85,9 @@ def test_the_parsed_network_has_the_precision_of_every_mark(bundles, tmp_path, n
     for graph in contract.graph_names(manifest.spec):
         path = tmp_path / f"{graph}.onnx"
         io = contract.graph_io(manifest.spec, graph)
-        built = build_plan(path, tmp_path / "x.plan", io, sizes, ONE)
-        assert "TF32" not in built["flags"]
-        layers = built["layers"]
+        built = build_plan(path, tmp_path / "x.plan", io, sizes, PLAN)
+        assert "TF32" not in built.flags
+        layers = built.layers
         marks = {"FLOAT": [], "HALF": []}
         for node in onnx.load(path, load_external_data=False).graph.node:
             mark = {entry.key: entry.value for entry in node.metadata_props}[contract.PRECISION]
@@ -101,13 +112,12 @@ def test_the_parsed_network_has_the_precision_of_every_mark(bundles, tmp_path, n
 
 
 def test_a_float32_engine_is_float32_throughout_and_has_no_tf32(bundles, tmp_path):
-    manifest = build_tensorrt_engine(
-        bundles["ar_tiny"], tmp_path / "a.engine", ONE, precision="float32"
-    )
-    assert manifest.precision == "float32"
-    for details in manifest.build["graphs"].values():
-        assert details["flags"] == ["REQUIRE_USER_ALLOCATION"]  # TF32 is on by default
-        assert not [kind for kind in details["layers"] if not kind.endswith(" FLOAT")]
+    manifest = build(bundles["ar_tiny"], tmp_path / "a.engine", ONE, precision=Precision.FLOAT32)
+    assert manifest.precision is Precision.FLOAT32
+    assert set(manifest.built.plans) == set(contract.graph_names(manifest.spec))
+    for plan in manifest.built.plans.values():
+        assert plan.flags == ("REQUIRE_USER_ALLOCATION",)  # TF32 is on by default
+        assert not [kind for kind in plan.layers if not kind.endswith(" FLOAT")]
 
 
 def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
@@ -125,19 +135,18 @@ def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
     io = contract.graph_io(manifest.spec, "inter_step")
     sizes = static_sizes(manifest.spec)
     graph = tmp_path / "half" / "inter_step.onnx"
-    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, ONE)["layers"]
+    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, PLAN).layers
     assert layers["UNARY HALF"] == 2 * manifest.spec.transformer.inter_layers
 
 
 def test_a_tokenizer_builds_at_a_size_that_is_given(bundles, tmp_path):
     with pytest.raises(InputError, match="give --image-size"):
-        build_tensorrt_engine(bundles["tokenizer"], tmp_path / "t", RTX)
-    with pytest.raises(InputError, match="must be multiples of 2"):
-        build_tensorrt_engine(bundles["tokenizer"], tmp_path / "t", RTX, image_sizes=[(16, 17)])
-    manifest = build_tensorrt_engine(
-        bundles["tokenizer"], tmp_path / "t", ONE, image_sizes=[(16, 24), (8, 8)]
-    )
-    assert manifest.build["image_sizes"] == [[16, 24], [8, 8]]
+        build(bundles["tokenizer"], tmp_path / "t")
+    with pytest.raises(InputError, match="--image-size 16,17: expected multiples of 2,2"):
+        build(bundles["tokenizer"], tmp_path / "t", image_sizes=((16, 17),))
+    given = ((16, 24), (8, 8))
+    manifest = build(bundles["tokenizer"], tmp_path / "t", ONE, image_sizes=given)
+    assert manifest.built.image_sizes == given
     sizes, graphs = ("16x24", "8x8"), ("encoder", "lfq", "decoder")
     plans = {f"{graph}.{size}.plan" for graph in graphs for size in sizes}
     assert set(manifest.files) == {"reference.npz", *plans}
@@ -145,8 +154,7 @@ def test_a_tokenizer_builds_at_a_size_that_is_given(bundles, tmp_path):
 
 def test_a_compute_capability_it_has_not_is_refused_with_those_it_has(bundles, tmp_path):
     with pytest.raises(InputError, match=r"no compute capability 8\.7; it builds for 7\.5, 8\.0"):
-        options = PlanOptions("tensorrt-rtx", ("8.6", "8.7"))
-        build_tensorrt_engine(bundles["ar_tiny"], tmp_path / "x", options)
+        build(bundles["ar_tiny"], tmp_path / "x", ("8.6", "8.7"))
     assert not list(tmp_path.iterdir())
 
 
@@ -158,14 +166,14 @@ def test_a_graph_that_tensorrt_does_not_take_is_one_error_with_its_reason(bundle
     (tmp_path / "lfq.onnx").write_bytes(model.SerializeToString())
     sizes = static_sizes(manifest.spec)
     with pytest.raises(BackendError, match=r"TensorRT-RTX .* does not take lfq: .*Bernoulli"):
-        build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", io, sizes, ONE)
+        build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", io, sizes, PLAN)
     assert not (tmp_path / "lfq.plan").exists()
 
 
 def test_too_little_memory_is_told_before_anything_is_built(bundles, tmp_path, monkeypatch):
-    monkeypatch.setattr("m2kit.engines.tensorrt_builder.available_bytes", lambda: 400_000_000)
+    monkeypatch.setattr("m2kit.engines.trt.estimate.available_bytes", lambda: 400_000_000)
     with pytest.raises(BackendError, match=r"needs about 0\.5 GB .* 0\.4 GB are available; close"):
-        build_tensorrt_engine(bundles["ar_tiny"], tmp_path / "a.engine", RTX)
+        build(bundles["ar_tiny"], tmp_path / "a.engine")
     assert not list(tmp_path.iterdir())
     assert (
         needed_bytes(PRESETS["ar-b"].spec, "tensorrt-rtx") > 2_226_252 * 1024
@@ -178,9 +186,9 @@ def test_a_build_that_is_killed_is_one_error(bundles, tmp_path, monkeypatch):
     def kill():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("m2kit.engines.tensorrt_process._settle", kill)
+    monkeypatch.setattr("m2kit.engines.trt.process._settle", kill)
     with pytest.raises(BackendError, match=r"encoder was killed by signal 9: .*, add swap, or"):
-        build_tensorrt_engine(bundles["ar_tiny"], tmp_path / "a.engine", RTX)
+        build(bundles["ar_tiny"], tmp_path / "a.engine")
     assert not list(tmp_path.iterdir())
 
 
@@ -197,7 +205,9 @@ def test_the_command_line_builds_and_says_that_it_was_not_run(bundles, tmp_path,
         "--compute-capability", "8.6", "--batch", "3", "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert json.loads(out)["parity"]["state"] == "built, not run"
+    parity = json.loads(out)["parity"]
+    assert (parity["passed"], parity["checks"], parity["precision"]) == (None, {}, "")
+    assert read_manifest(engine, ENGINE).parity.summary == "built, not run"
     assert "CONVOLUTION HALF" in invoke("inspect", engine)[1]
     for command in (["generate", "--engine", engine], ["verify", engine]):
         code, _, err = invoke(*command)
@@ -213,7 +223,8 @@ def test_the_command_line_builds_and_says_that_it_was_not_run(bundles, tmp_path,
         "--backend",
         "onnxruntime",
     )
-    assert (code, "takes any batch and image size" in err) == (1, True)
+    words = "--batch: onnxruntime has no such option; choose --backend tensorrt or tensorrt-rtx"
+    assert (code, words in err) == (1, True)
     code, _, err = invoke(
         "build-engine", bundles["ar_tiny"], "--backend", "tensorrt-rtx", "--image-size", "16"
     )
@@ -237,10 +248,10 @@ def test_it_needs_no_torch(bundles, tmp_path):
     script = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from m2kit.engines.tensorrt_builder import build_tensorrt_engine\n"
-        "from m2kit.engines.tensorrt_process import PlanOptions\n"
-        f"build_tensorrt_engine(Path({str(bundles['ar_tiny'])!r}), Path('x.engine'),"
-        " PlanOptions('tensorrt-rtx', ('8.6',)))"
+        "from m2kit.build import BuildOptions\n"
+        "from m2kit.engines.building import build_engine\n"
+        f"build_engine(Path({str(bundles['ar_tiny'])!r}), Path('x.engine'), 'tensorrt-rtx',"
+        " BuildOptions(compute_capabilities=('8.6',)))"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "x.engine" / "engine.json").is_file()

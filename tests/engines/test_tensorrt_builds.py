@@ -16,11 +16,14 @@ from conftest import GOLDEN
 
 import m2kit
 from m2kit import contract
+from m2kit.build import BuildOptions
 from m2kit.cli import cli
-from m2kit.engines.tensorrt_builder import build_tensorrt_engine
-from m2kit.engines.tensorrt_process import PlanOptions, _environment
+from m2kit.engines.building import build_engine
+from m2kit.engines.trt.process import _environment
 from m2kit.errors import BackendError, FolderError, InputError, ParityError
 from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.parity_report import ParityReport
+from m2kit.precision import Precision
 
 pytest.importorskip("torch")
 VERSIONS = ["10.3.0", "10.9.0.34", "10.16.0.72", "11.4.0.106"]
@@ -29,6 +32,10 @@ VERSIONS = ["10.3.0", "10.9.0.34", "10.16.0.72", "11.4.0.106"]
 @pytest.fixture
 def bundle(exported):
     return exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
+
+
+def build(bundle, folder, **options):
+    return build_engine(bundle, folder, "tensorrt", BuildOptions(**options))
 
 
 def asked(engine, plan="inter_step.plan"):
@@ -42,14 +49,17 @@ def asked(engine, plan="inter_step.plan"):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_version_builds_and_passes_the_gate(bundle, tmp_path, gpu, version):
     gpu(version)
-    manifest = build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
-    assert manifest.parity["passed"]
-    assert manifest.parity["devices"] == ["Test GPU (8.6)"]
-    assert manifest.build["backend_version"] == manifest.versions["tensorrt"] == version
+    manifest = build(bundle, tmp_path / "a.engine")
+    assert manifest.parity.passed
+    assert manifest.parity.devices == ("Test GPU (8.6)",)
+    assert manifest.built.backend_version == manifest.versions["tensorrt"] == version
+    target = manifest.built.target
+    assert (target.gpu, target.compute_capabilities) == ("Test GPU", ("8.6",))
+    assert read_manifest(tmp_path / "a.engine", ENGINE) == manifest
     found = asked(tmp_path / "a.engine")
     assert found["flags"] == []  # TF32, which is on by default, is off
     assert (found["streams"], found["level"], found["hardware"]) == (0, 3, "NONE")
-    layers = manifest.build["graphs"]["inter_step"]["layers"]
+    layers = manifest.built.plans["inter_step"].layers
     assert layers["MATRIX_MULTIPLY HALF"] > 0
     assert not [kind for kind in layers if kind.startswith(("SOFTMAX H", "UNARY H", "REDUCE H"))]
     with m2kit.open_engine(tmp_path / "a.engine") as engine:
@@ -58,16 +68,15 @@ def test_every_version_builds_and_passes_the_gate(bundle, tmp_path, gpu, version
 
 def test_options_reach_the_builder(bundle, tmp_path, gpu):
     gpu("11.4.0.106")
-    options = PlanOptions(
-        "tensorrt", version_compatible=True, hardware_compatible="same-capability",
-        optimization_level=0, workspace_bytes=64 << 20,
+    build(
+        bundle, tmp_path / "a.engine", version_compatible=True,
+        hardware_compatible="same-capability", opt_level=0, workspace=64,
     )  # fmt: skip
-    build_tensorrt_engine(bundle, tmp_path / "a.engine", options)
     found = asked(tmp_path / "a.engine")
     assert found["flags"] == ["VERSION_COMPATIBLE"]
     assert found["hardware"] == "SAME_COMPUTE_CAPABILITY"
     assert (found["level"], found["limits"]) == (0, {"WORKSPACE": 64 << 20})
-    build_tensorrt_engine(bundle, tmp_path / "b.engine", PlanOptions("tensorrt", low_memory=True))
+    build(bundle, tmp_path / "b.engine", low_memory=True)
     found = asked(tmp_path / "b.engine")
     assert found["limits"] == {"WORKSPACE": 256 << 20, "TACTIC_DRAM": 1 << 30}
     assert found["level"] == 2
@@ -75,40 +84,41 @@ def test_options_reach_the_builder(bundle, tmp_path, gpu):
 
 def test_an_option_that_a_version_lacks_is_refused(bundle, tmp_path, gpu):
     gpu("10.3.0")
-    options = PlanOptions("tensorrt", hardware_compatible="same-capability")
     with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 has no --hardware-compatible same"):
-        build_tensorrt_engine(bundle, tmp_path / "a.engine", options)
+        build(bundle, tmp_path / "a.engine", hardware_compatible="same-capability")
     assert not list(tmp_path.iterdir())
 
 
 def test_timings_are_kept_for_a_gpu_and_a_version(bundle, tmp_path, gpu, home):
-    def build(name, **options):
-        build_tensorrt_engine(bundle, tmp_path / name, PlanOptions("tensorrt"), **options)
+    def cache(name, **options):
+        build(bundle, tmp_path / name, **options)
         return asked(tmp_path / name, "encoder.16x16.plan")["timing_cache"]
 
     gpu()
     folder = home / ".cache" / "m2kit" / "timing"
-    assert build("off", keep_timings=False) == ""
+    assert cache("off", no_timing_cache=True) == ""
     assert not folder.exists()
-    assert build("first") == ""
-    assert build("second").startswith("timed;")
+    assert cache("first") == ""
+    assert cache("second").startswith("timed;")
     assert [path.name for path in folder.iterdir()] == ["tensorrt-10.3.0-Test-GPU-8-6.cache"]
     gpu(name="Orin", capability="8.7")
-    assert build("other") == ""
+    assert cache("other") == ""
     folder.chmod(0o500)
     if os.geteuid() == 0:
         pytest.skip("root writes everywhere")
-    assert build("read-only") == ""
+    assert cache("read-only") == ""
 
 
 def test_a_float32_engine_needs_a_float32_bundle(bundle, tmp_path, gpu):
     gpu()
     half = export_half(tmp_path)
     with pytest.raises(InputError, match="is half precision already"):
-        build_tensorrt_engine(half, tmp_path / "x", PlanOptions("tensorrt"), precision="float32")
-    manifest = build_tensorrt_engine(half, tmp_path / "h.engine", PlanOptions("tensorrt"))
-    same = build_tensorrt_engine(bundle, tmp_path / "f.engine", PlanOptions("tensorrt"))
-    assert manifest.build["graphs"] == same.build["graphs"]
+        build(half, tmp_path / "x", precision=Precision.FLOAT32)
+    manifest = build(half, tmp_path / "h.engine")
+    same = build(bundle, tmp_path / "f.engine")
+    assert set(manifest.built.plans) == set(contract.graph_names(manifest.spec))
+    assert manifest.built.plans == same.built.plans
+    assert manifest.moved_to_float == same.moved_to_float
     assert manifest.parity == same.parity
 
 
@@ -130,7 +140,7 @@ def test_a_half_bundle_is_for_tensorrt_and_holds_only_what_it_needs(tmp_path, bu
     fused = {contract.onnx_file(graph, contract.ONNXRUNTIME) for graph in contract.STEP_GRAPHS}
     names = {path.name for path in bundle.iterdir()}
     assert {path.name for path in half.iterdir()} == names - fused and fused < names
-    assert read_manifest(half, BUNDLE).precision == "float16"
+    assert read_manifest(half, BUNDLE).precision is Precision.FLOAT16
     assert (half / "weights.bin").stat().st_size < (bundle / "weights.bin").stat().st_size
     result = CliRunner().invoke(cli, ["build-engine", str(half), "--backend", "onnxruntime"])
     assert (result.exit_code, "is in half precision, which is for TensorRT" in result.stderr) == (
@@ -151,16 +161,16 @@ def test_a_device_with_a_half_bundle_needs_no_onnx(tmp_path):
         (absent / f"{name}.py").write_text("raise ImportError('absent')")
     script = (
         "from pathlib import Path\n"
-        "from m2kit.engines.tensorrt_builder import build_tensorrt_engine\n"
-        "from m2kit.engines.tensorrt_process import PlanOptions\n"
-        f"build_tensorrt_engine(Path({str(half)!r}), Path('x.engine'),"
-        " PlanOptions('tensorrt-rtx', ('8.6',)))"
+        "from m2kit.build import BuildOptions\n"
+        "from m2kit.engines.building import build_engine\n"
+        f"build_engine(Path({str(half)!r}), Path('x.engine'), 'tensorrt-rtx',"
+        " BuildOptions(compute_capabilities=('8.6',)))"
     )
     subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120,
         env=os.environ | {"PYTHONPATH": "absent"},
     )  # fmt: skip
-    assert read_manifest(tmp_path / "x.engine", ENGINE).precision == "float16"
+    assert read_manifest(tmp_path / "x.engine", ENGINE).precision is Precision.FLOAT16
 
 
 def test_a_bundle_behind_a_link_is_built_in_place(bundle, tmp_path, gpu):
@@ -168,10 +178,8 @@ def test_a_bundle_behind_a_link_is_built_in_place(bundle, tmp_path, gpu):
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     (tmp_path / "home").symlink_to(tmp_path / "disk" / "deep")
     shutil.copytree(bundle, tmp_path / "home" / "m.bundle")
-    build_tensorrt_engine(
-        tmp_path / "home" / "m.bundle", tmp_path / "home" / "m.engine",
-        PlanOptions("tensorrt"), precision="float32",
-    )  # fmt: skip
+    home = tmp_path / "home"
+    build(home / "m.bundle", home / "m.engine", precision=Precision.FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +192,9 @@ def test_a_bundle_behind_a_link_is_built_in_place(bundle, tmp_path, gpu):
 )  # fmt: skip
 def test_how_a_build_died_is_told(bundle, tmp_path, gpu, monkeypatch, number, words):
     gpu()
-    monkeypatch.setattr(
-        "m2kit.engines.tensorrt_process._settle", lambda: os.kill(os.getpid(), number)
-    )
+    monkeypatch.setattr("m2kit.engines.trt.process._settle", lambda: os.kill(os.getpid(), number))
     with pytest.raises(BackendError, match=words):
-        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+        build(bundle, tmp_path / "a.engine")
     assert not list(tmp_path.iterdir())
 
 
@@ -206,10 +212,10 @@ def test_memory_that_the_builder_finds_short_is_told_as_such(bundle, tmp_path, g
     gpu()
     monkeypatch.setenv("TENSORRT_DOUBLE_FAILS", "OutOfMemory (no further information)")
     with pytest.raises(BackendError, match=r"not enough memory to build encoder .*--low-memory"):
-        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+        build(bundle, tmp_path / "a.engine")
     monkeypatch.setenv("TENSORRT_DOUBLE_FAILS", "no kernel")
     with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 does not take encoder: no kernel"):
-        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+        build(bundle, tmp_path / "a.engine")
 
 
 def test_libraries_that_cannot_be_loaded_are_told_from_a_missing_package(
@@ -220,7 +226,7 @@ def test_libraries_that_cannot_be_loaded_are_told_from_a_missing_package(
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(BackendError, match=r"installed and cannot load .*libnvinfer\.so\.10"):
-        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+        build(bundle, tmp_path / "a.engine")
 
 
 def test_the_gate_refuses_plans_that_do_not_agree(bundle, tmp_path, gpu, monkeypatch):
@@ -235,17 +241,20 @@ def test_the_gate_refuses_plans_that_do_not_agree(bundle, tmp_path, gpu, monkeyp
 
     monkeypatch.setattr(trt.IExecutionContext, "_compute", wrong)
     with pytest.raises(ParityError, match=r"the engine does not agree .* logits of sub-token 0"):
-        build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+        build(bundle, tmp_path / "a.engine")
     assert not list(tmp_path.iterdir())
+
+
+RTX = BuildOptions(compute_capabilities=("8.6", "8.9"))
 
 
 def test_an_engine_built_elsewhere_is_checked_when_it_first_runs(bundle, tmp_path, gpu):
     pytest.importorskip("tensorrt_rtx")
     gpu("1.7.1.116", "tensorrt_rtx", driver=0)
-    options = PlanOptions("tensorrt-rtx", ("8.6", "8.9"))
     folder = tmp_path / "a.engine"
-    manifest = build_tensorrt_engine(bundle, folder, options)
-    assert manifest.parity == {"passed": None, "checks": {}, "state": "built, not run"}
+    manifest = build_engine(bundle, folder, "tensorrt-rtx", RTX)
+    assert manifest.parity == ParityReport()
+    assert (manifest.parity.passed, manifest.parity.summary) == (None, "built, not run")
     gpu("1.7.1.116", "tensorrt_rtx")
     said = []
 
@@ -254,28 +263,33 @@ def test_an_engine_built_elsewhere_is_checked_when_it_first_runs(bundle, tmp_pat
         return lambda count: None
 
     m2kit.open_engine(folder, begin=begin).backend.close()
-    assert said == ["first run on Test GPU (8.6): comparing with PyTorch's reference"]
+    assert said == [
+        "first run on Test GPU (8.6)", "comparing with PyTorch's reference (Test GPU (8.6))"
+    ]  # fmt: skip
     with m2kit.open_engine(folder) as engine:
-        assert engine.info.parity["passed"]
-    assert read_manifest(folder, ENGINE).parity["devices"] == ["Test GPU (8.6)"]
+        assert engine.info.parity.passed
+    assert read_manifest(folder, ENGINE).parity.devices == ("Test GPU (8.6)",)
     m2kit.open_engine(folder, begin=begin).backend.close()
-    assert len(said) == 1
+    assert len(said) == 2
     gpu("1.7.1.116", "tensorrt_rtx", name="RTX 4090", capability="8.9")
     m2kit.open_engine(folder, begin=begin).backend.close()
-    assert said[1] == "first run on RTX 4090 (8.9): comparing with PyTorch's reference"
+    assert said[2:] == [
+        "first run on RTX 4090 (8.9)", "comparing with PyTorch's reference (RTX 4090 (8.9))"
+    ]  # fmt: skip
+    devices = read_manifest(folder, ENGINE).parity.devices
+    assert devices == ("Test GPU (8.6)", "RTX 4090 (8.9)")
     gpu("1.7.1.116", "tensorrt_rtx", name="H100", capability="9.0")
     with pytest.raises(FolderError, match=r"built for compute capability 8\.6, 8\.9, here H100"):
         m2kit.open_engine(folder)
 
 
 def test_tensorrt_rtx_is_tried_at_once_where_a_target_is_here(bundle, tmp_path, gpu, monkeypatch):
-    options = PlanOptions("tensorrt-rtx", ("8.6", "8.9"))
     gpu("1.7.1.116", "tensorrt_rtx", name="H100", capability="9.0")
-    manifest = build_tensorrt_engine(bundle, tmp_path / "a.engine", options)
-    assert manifest.parity["passed"] is None
+    manifest = build_engine(bundle, tmp_path / "a.engine", "tensorrt-rtx", RTX)
+    assert manifest.parity.passed is None
     _, trt = gpu("1.7.1.116", "tensorrt_rtx")
-    manifest = build_tensorrt_engine(bundle, tmp_path / "b.engine", options)
-    assert manifest.parity["devices"] == ["Test GPU (8.6)"]
+    manifest = build_engine(bundle, tmp_path / "b.engine", "tensorrt-rtx", RTX)
+    assert manifest.parity.devices == ("Test GPU (8.6)",)
     assert asked(tmp_path / "b.engine")["flags"] == ["REQUIRE_USER_ALLOCATION"]
     monkeypatch.setattr(trt.IExecutionContext, "is_stream_capturable", lambda self, stream: False)
     with m2kit.open_engine(tmp_path / "b.engine") as engine:
@@ -288,10 +302,10 @@ def test_a_killed_build_leaves_nothing_that_opens_and_the_next_succeeds(bundle, 
     gpu()
     script = (
         "from pathlib import Path\n"
-        "from m2kit.engines import tensorrt_builder as b\n"
-        "from m2kit.engines.tensorrt_process import PlanOptions\n"
+        "from m2kit.engines.building import build_engine\n"
+        "from m2kit.engines.trt import builder as b\n"
         "b.find_device = lambda what: b.Device('Test GPU', '8.6')\n"
-        f"b.build_tensorrt_engine(Path({str(bundle)!r}), Path('a.engine'), PlanOptions('tensorrt'))"
+        f"build_engine(Path({str(bundle)!r}), Path('a.engine'), 'tensorrt')"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     deadline = time.monotonic() + 60
@@ -303,7 +317,7 @@ def test_a_killed_build_leaves_nothing_that_opens_and_the_next_succeeds(bundle, 
     assert left.name.startswith(".a.engine.tmp-")
     with pytest.raises(FolderError, match="expected an engine folder"):
         m2kit.open_engine(left)
-    build_tensorrt_engine(bundle, tmp_path / "a.engine", PlanOptions("tensorrt"))
+    build(bundle, tmp_path / "a.engine")
     assert [path.name for path in tmp_path.iterdir()] == ["a.engine"]
     m2kit.open_engine(tmp_path / "a.engine").backend.close()
 
@@ -326,9 +340,18 @@ def test_the_three_commands_on_a_gpu(bundle, tmp_path, gpu, monkeypatch):
     code, out, err = invoke("generate", "--class", 1, "-n", 3, "--guidance", 2, "--json")
     assert code == 0, err
     assert json.loads(out)["active"]["cuda_graphs"] == {"inter_step": "yes", "intra_step": "yes"}
-    assert Path("samples.png").is_file()
-    code, _, err = invoke("generate", "--class", 1, "-n", 3, "--guidance", 2, "--batch", 4)
-    assert (code, "asked for 6: use --batch 2" in err) == (1, True)
+    samples = Path("samples.png").read_bytes()
+    # --batch is an upper limit: the engine takes two guided images at once
+    code, _, err = invoke(
+        "generate", "--class", 1, "-n", 3, "--guidance", 2, "--batch", 4, "-o", "more.png"
+    )
+    assert code == 0, err
+    assert Path("more.png").read_bytes() == samples
+    with (
+        m2kit.open_engine("m.engine") as engine,
+        pytest.raises(InputError, match="asked for 6: use --batch 2"),
+    ):
+        next(engine.generate([1, 1, 1], m2kit.Sampling(guidance=2.0)))
     code, _, err = invoke("generate", "--class", 1, "-n", 3, "--provider", "cuda")
     assert (code, "--provider: of the onnxruntime backend" in err) == (1, True)
     code, out, err = invoke("verify", "m.engine")
@@ -356,7 +379,8 @@ def test_the_three_commands_on_a_gpu(bundle, tmp_path, gpu, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--backend", "onnxruntime", "--opt-level", "0"], "--opt-level: an onnxruntime engine"),
+        (["--backend", "onnxruntime", "--opt-level", "0"], "--opt-level: onnxruntime has no such "
+         "option; choose --backend tensorrt"),
         (["--backend", "tensorrt-rtx", "--low-memory"], "tensorrt-rtx has no such option; choose "
          "--backend tensorrt"),
         (["--backend", "tensorrt", "--compute-capability", "8.6"], "choose --backend tensorrt-rtx"),

@@ -2,7 +2,6 @@
 that a GPU would punish."""
 
 import gc
-import json
 import shutil
 
 import numpy as np
@@ -12,19 +11,19 @@ from doubles.cuda_double import Misuse
 
 import m2kit
 from m2kit import contract
-from m2kit.engines.precision import write_half
-from m2kit.engines.tensorrt_builder import build_tensorrt_engine
-from m2kit.engines.tensorrt_process import PlanOptions
+from m2kit.build import BuildOptions
+from m2kit.engines.building import build_engine
+from m2kit.engines.half_precision import write_half
 from m2kit.errors import BackendError, InputError
-from m2kit.manifest import BUNDLE, read_manifest
+from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.precision import Precision
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from m2kit.runtime.sampling import Sampling
-from m2kit.runtime.tensorrt_library import error_log
+from m2kit.runtime.ort.backend import OnnxRuntimeBackend
+from m2kit.runtime.trt.library import error_log
+from m2kit.sampling import Sampling
 
 pytest.importorskip("torch")
 MODELS = {"ar_tiny": (GOLDEN / "ar_tiny.ckpt", {"heads": 4}), "digits": (DIGITS_CHECKPOINT, {})}
-TENSORRT = PlanOptions("tensorrt")
 BATCH = 3
 
 
@@ -39,8 +38,8 @@ def built(exported, tmp_path_factory):
             path, overrides = MODELS[model]
             folder = tmp_path_factory.mktemp("trt") / f"{model}.engine"
             bundle = exported(path, **overrides)[0]
-            options = {"batch": BATCH} | options
-            build_tensorrt_engine(bundle, folder, TENSORRT, precision=precision, **options)
+            given = {"batch": BATCH, "precision": Precision(precision)} | options
+            build_engine(bundle, folder, "tensorrt", BuildOptions(**given))
             made[key] = folder
         return made[key]
 
@@ -57,7 +56,7 @@ def reference(exported, tmp_path):
         if precision == "float32":
             return m2kit.open_engine(folder)
         manifest = read_manifest(bundle, BUNDLE)
-        half, _ = write_half(bundle, manifest, tmp_path)
+        half = write_half(bundle, manifest, tmp_path)
         return Engine(manifest.spec, OnnxRuntimeBackend(tmp_path, half), defaults=manifest.sampling)
 
     return engine
@@ -96,7 +95,7 @@ def test_a_position_is_one_launch_a_graph_and_nothing_is_allocated_in_the_loop(b
         next(steps)
         before, launches, executions = len(cuda.calls), cuda.launches, cuda.executions
         positions = sum(1 for _ in steps)
-        sub_tokens = len(engine.spec.bits)
+        sub_tokens = engine.spec.sub_tokens
         assert cuda.launches - launches == positions * (1 + sub_tokens)
         assert cuda.executions == executions  # nothing runs outside the recorded graphs
         assert set(cuda.calls[before:]) == {
@@ -200,18 +199,53 @@ def test_memory_that_is_short_at_opening_is_told_as_such(built, gpu, monkeypatch
         engine.sample([1])
 
 
+def test_more_images_than_it_takes_at_once_are_computed_in_parts(
+    built, reference, gpu, monkeypatch
+):
+    gpu()
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 3, 16, 16)).astype(np.float32)
+    classes, guided = np.arange(4) % 3, Sampling(seed=1, guidance=2.0)
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        sizes, run = [], engine.backend.run
+
+        def counted(graph, feeds):
+            sizes.extend(len(feed) for feed in feeds.values())
+            return run(graph, feeds)
+
+        monkeypatch.setattr(engine.backend, "run", counted)
+        tokens = engine.encode(images)
+        decoded = engine.decode(tokens)
+        assert sorted(sizes) == [1, 1, 1, 3, 3, 3]
+        drawn = engine.sample(classes, guided)
+        latents = engine.latents(images)
+        codes, again = engine.quantize(latents)
+        scored = engine.score(np.arange(8) % 3, np.concatenate([tokens, tokens]))
+        assert [engine.largest_draw(Sampling(guidance=scale)) for scale in (1.0, 2.0)] == [6, 3]
+    with reference("ar_tiny", "float32") as exact:
+        np.testing.assert_array_equal(tokens, exact.encode(images))
+        np.testing.assert_array_equal(again, tokens)
+        np.testing.assert_array_equal(codes, exact.quantize(latents)[0])
+        np.testing.assert_allclose(latents, exact.latents(images), atol=1e-4)
+        np.testing.assert_allclose(decoded, exact.decode(tokens), atol=1e-4)
+        np.testing.assert_array_equal(drawn, exact.sample(classes, guided))
+        expected = exact.score(np.arange(8) % 3, np.concatenate([tokens, tokens]))
+        for part, right in zip(scored, expected, strict=True):
+            np.testing.assert_allclose(part, right, atol=1e-4)
+
+
 def test_images_of_another_number_or_size_name_the_option(built, gpu):
     gpu()
-    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+    folder = built("ar_tiny", "float32")
+    command = read_manifest(folder, ENGINE).rebuild_command(folder, ((16, 24),))
+    assert command.endswith("--precision fp32 --batch 3 --image-size 16,24")
+    with m2kit.open_engine(folder) as engine:
         with pytest.raises(InputError, match=r"takes 3 images at once, asked for 4: use --batch 3"):
-            engine.encode(np.zeros((4, 3, 16, 16), np.float32))
+            engine.backend.run("encoder", {"image": np.zeros((4, 3, 16, 16), np.float32)})
         with pytest.raises(InputError, match=r"6 rows .* asked for 8: use --batch 3"):
-            engine.sample([0, 1, 2, 3], Sampling(guidance=2.0))
-        with pytest.raises(
-            InputError, match=r"takes images of 16 x 16 .*found 16 x 24; .*--image-size 16,24"
-        ):
+            next(engine.generate([0, 1, 2, 3], Sampling(guidance=2.0)))
+        with pytest.raises(InputError, match=r"takes images of 16 x 16 .*found 16 x 24; ") as error:
             engine.encode(np.zeros((1, 3, 16, 24), np.float32))
-        assert [engine.largest_draw(Sampling(guidance=scale)) for scale in (1.0, 2.0)] == [6, 3]
+        assert str(error.value).endswith(f"build it with `{command}`")
 
 
 def test_a_second_image_size_has_plans_of_its_own(built, reference, gpu):
@@ -222,8 +256,9 @@ def test_a_second_image_size_has_plans_of_its_own(built, reference, gpu):
         tokens = engine.encode(images)
         np.testing.assert_array_equal(tokens, exact.encode(images))
         np.testing.assert_allclose(engine.decode(tokens), exact.decode(tokens), atol=1e-4)
-        checks = engine.info.parity["checks"]
-        assert checks["tokenizer at 16 x 24"]["found"] == {"values not finite": 0}
+        checks = engine.info.parity.checks
+        assert checks["tokenizer at 16 x 24"].found == {"values not finite": 0}
+        assert checks["tokenizer at 16 x 24"].passed
         assert "encoder" in checks
         square = images[..., :16]
         np.testing.assert_array_equal(engine.encode(square), exact.encode(square))
@@ -285,11 +320,11 @@ def test_the_gate_goes_in_as_many_rows_as_the_engine_has(built, gpu):
     """A reference of two guided images is four rows; an engine for one image takes two."""
     gpu()
     folder = built("digits", "float16", batch=1)
-    value = json.loads((folder / "engine.json").read_text())
-    assert value["build"]["rows"] == 2
-    assert value["parity"]["passed"]
-    assert value["parity"]["precision"] == "float16 against float32"
-    assert value["parity"]["devices"] == ["Test GPU (8.6)"]
+    manifest = read_manifest(folder, ENGINE)
+    assert manifest.built.rows == 2
+    assert manifest.parity.passed
+    assert manifest.parity.precision == "float16 against float32"
+    assert manifest.parity.devices == ("Test GPU (8.6)",)
 
 
 def test_the_double_notices_memory_used_after_it_was_freed(gpu):

@@ -3,19 +3,20 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
 
 import m2kit
-from m2kit.engines.tensorrt_builder import build_tensorrt_engine
-from m2kit.engines.tensorrt_process import PlanOptions
+from m2kit.build import BuildOptions
+from m2kit.engines.building import build_engine
 from m2kit.errors import BackendError, FolderError
 from m2kit.folders import sha256_of_json
 from m2kit.manifest import ENGINE, read_manifest
 from m2kit.runtime.device import Device
-from m2kit.runtime.target import check_machine, rebuild_command
+from m2kit.runtime.target import check_machine
 
 pytest.importorskip("torch")
 
@@ -30,21 +31,24 @@ def engine(bundle, tmp_path, gpu):
     """An engine folder built on the test GPU, with its bundle beside it."""
     gpu()
     shutil.copytree(bundle, tmp_path / "m.bundle")
-    build_tensorrt_engine(
-        tmp_path / "m.bundle", tmp_path / "m.engine", PlanOptions("tensorrt"), batch=2,
-        flags=["--opt-level", "4"],
-    )  # fmt: skip
+    options = BuildOptions(batch=2, opt_level=4)
+    build_engine(tmp_path / "m.bundle", tmp_path / "m.engine", "tensorrt", options)
     return tmp_path / "m.engine"
 
 
-REBUILD = "`m2kit build-engine m.bundle -o m.engine --backend tensorrt --batch 2 --opt-level 4`"
+REBUILD = (
+    "`m2kit build-engine m.bundle -o m.engine --backend tensorrt --precision fp16 --batch 2 "
+    "--opt-level 4`"
+)
 
 
-def change(folder, **build):
+def change(folder, options=None, target=None, **build):
     """Rewrite fields of engine.json's build as if it had been made so."""
     path = folder / "engine.json"
     value = json.loads(path.read_text())
     value["build"].update(build)
+    value["build"]["options"].update(options or {})
+    value["build"]["target"].update(target or {})
     del value["digest"]
     path.write_text(json.dumps(value | {"digest": sha256_of_json(value)}))
 
@@ -55,8 +59,8 @@ def change(folder, **build):
         ({"version": "10.4.0"}, {}, "(TensorRT: built with 10.3.0, here 10.4.0)"),
         ({"name": "Orin"}, {}, "(GPU: built for Test GPU (8.6), here Orin (8.6))"),
         ({"capability": "8.7"}, {}, "(GPU: built for Test GPU (8.6), here Test GPU (8.7))"),
-        ({}, {"architecture": "aarch64"}, "(architecture: built for aarch64, here "),
-        ({}, {"os": "Plan 9"}, "(operating system: built for Plan 9, here Linux)"),
+        ({}, {"target": {"architecture": "aarch64"}}, "(architecture: built for aarch64, here "),
+        ({}, {"target": {"os": "Plan 9"}}, "(operating system: built for Plan 9, here Linux)"),
         (
             {"version": "11.4.0.106", "name": "Orin", "capability": "8.7"},
             {},
@@ -76,17 +80,23 @@ def test_an_engine_of_another_machine_names_each_field_and_the_command(
     assert str(error.value).endswith(f"build it here with {REBUILD}")
 
 
+VERSIONS = {"options": {"version_compatible": True}}
+AMPERE, SAME = (
+    {"options": {"hardware_compatible": name}} for name in ("ampere", "same-capability")
+)
+
+
 @pytest.mark.parametrize(
     ("built", "here", "fits"),
     [
-        ({"version_compatible": True}, {"version": "10.4.0"}, True),
-        ({"version_compatible": True}, {"version": "11.0.0"}, True),
-        ({"version_compatible": True}, {"version": "12.0.0"}, False),
-        ({"version_compatible": True, "backend_version": "10.9.0"}, {}, False),
-        ({"hardware_compatible": "ampere"}, {"name": "X", "capability": "9.0"}, True),
-        ({"hardware_compatible": "ampere"}, {"name": "X", "capability": "7.5"}, False),
-        ({"hardware_compatible": "same-capability"}, {"name": "X"}, True),
-        ({"hardware_compatible": "same-capability"}, {"capability": "8.9"}, False),
+        (VERSIONS, {"version": "10.4.0"}, True),
+        (VERSIONS, {"version": "11.0.0"}, True),
+        (VERSIONS, {"version": "12.0.0"}, False),
+        (VERSIONS | {"backend_version": "10.9.0"}, {}, False),
+        (AMPERE, {"name": "X", "capability": "9.0"}, True),
+        (AMPERE, {"name": "X", "capability": "7.5"}, False),
+        (SAME, {"name": "X"}, True),
+        (SAME, {"capability": "8.9"}, False),
     ],
 )
 def test_compatible_engines_are_refused_only_where_nvidia_says_so(engine, gpu, built, here, fits):
@@ -127,9 +137,9 @@ def test_a_bundle_beside_it_that_cannot_be_read_does_not_stop_an_engine(engine, 
 def test_the_command_that_rebuilds_is_whole_wherever_one_stands(engine, monkeypatch):
     monkeypatch.chdir(engine)
     manifest = read_manifest(Path("."), ENGINE)
-    assert f"`{rebuild_command(Path('.'), manifest)}`" == REBUILD
-    manifest.build["bundle"] = "my model.bundle"
-    assert "build-engine 'my model.bundle' -o" in rebuild_command(engine, manifest)
+    assert f"`{manifest.rebuild_command(Path('.'))}`" == REBUILD
+    spaced = replace(manifest, build=replace(manifest.built, bundle="my model.bundle"))
+    assert "build-engine 'my model.bundle' -o" in spaced.rebuild_command(engine)
 
 
 def test_without_tensorrt_or_with_one_that_is_too_old_or_broken(engine, gpu, monkeypatch):

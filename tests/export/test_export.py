@@ -8,14 +8,14 @@ import torch
 from conftest import DIGITS_CHECKPOINT, GOLDEN, tiny_spec
 
 import m2kit
-from m2kit.config import TokenizerSpec
-from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
+from m2kit.engines.building import build_engine
 from m2kit.errors import ParityError
 from m2kit.export.exporter import export_bundle
+from m2kit.families.image import ImageTokenizerSpec
+from m2kit.families.sign_bits import bits_of
 from m2kit.folders import sha256_of_file
 from m2kit.manifest import BUNDLE, read_manifest
 from m2kit.runtime.engine import Engine
-from m2kit.tokens import codes_from_tokens
 from m2kit.tolerances import difference
 from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
 from m2kit.training.models.model import expected_shapes
@@ -62,7 +62,7 @@ def test_the_golden_tokenizer_reproduces(exported, golden, weights):
         tokens = engine.encode(data["image"])
         indices = data[f"{weights}_indices"].reshape(tokens.shape[:3])
         np.testing.assert_array_equal(tokens[..., 0], indices)
-        codes = codes_from_tokens(tokens, engine.spec.bits, "lsb")
+        codes = engine.spec.tokenizer.codes_from_tokens(tokens, engine.spec.vocabularies)
         np.testing.assert_array_equal(codes, data[f"{weights}_codes"])
         np.testing.assert_allclose(
             engine.decode(tokens), data[f"{weights}_reconstruction"], atol=1e-4
@@ -86,8 +86,10 @@ def spec_of(tokenizer, **transformer):
     """A tiny spec with another tokenizer: base channels, multipliers, blocks, adaptive, order."""
     base, multipliers, blocks, adaptive, order = tokenizer
     spec = tiny_spec(**transformer)
-    bits = sum(spec.transformer.bits)
-    return replace(spec, tokenizer=TokenizerSpec(base, multipliers, blocks, bits, adaptive, order))
+    bits = sum(bits_of(spec.vocabularies))
+    return replace(
+        spec, tokenizer=ImageTokenizerSpec(base, multipliers, blocks, bits, adaptive, order)
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def spec_of(tokenizer, **transformer):
         spec_of((64, (1, 2, 1, 3), 2, False, "msb"), width=40, heads=2, ffn_width=52, bits=(6, 3)),
         spec_of((32, (2,), 3, True, "lsb"), width=24, heads=6, classes=77, grid=(5, 2)),
     ],
-    ids=lambda spec: f"{spec.bits} {spec.tokenizer.channel_multipliers}",
+    ids=lambda spec: f"{spec.vocabularies} {spec.tokenizer.channel_multipliers}",
 )
 def test_any_architecture_exports_from_the_official_layout(tmp_path, spec):
     """The file holds tensors alone; batch 3, and every mix of guidance scales."""
@@ -110,11 +112,11 @@ def test_any_architecture_exports_from_the_official_layout(tmp_path, spec):
     assert checkpoint.spec == spec
     assert set(checkpoint.tensors()) == set(expected_shapes(spec))
     export_bundle(checkpoint, tmp_path / "x.bundle", "x")
-    manifest = build_onnxruntime_engine(tmp_path / "x.bundle", tmp_path / "x.engine")
-    assert manifest.parity["passed"]
+    manifest = build_engine(tmp_path / "x.bundle", tmp_path / "x.engine", "onnxruntime")
+    assert manifest.parity.passed
     in_torch = Engine(spec, TorchBackend(model_from_checkpoint(checkpoint)))
     with m2kit.open_engine(tmp_path / "x.engine") as engine:
-        classes, count = [0, spec.transformer.classes - 1, 0], len(spec.bits)
+        classes, count = [0, spec.transformer.classes - 1, 0], spec.sub_tokens
         for scales in (1.0, 1.7, (1.0,) + (3.0,) * (count - 1), (3.0,) + (1.0,) * (count - 1)):
             sampling = m2kit.Sampling(seed=2, guidance=scales)
             tokens = engine.sample(classes, sampling)
@@ -145,7 +147,7 @@ def test_half_precision_checkpoints_export(tmp_path, dtype):
     torch.save(content, tmp_path / "half.pt")
     checkpoint = read_checkpoint(tmp_path / "half.pt", overrides={"heads": 4})
     export_bundle(checkpoint, tmp_path / "x.bundle", "x")
-    build_onnxruntime_engine(tmp_path / "x.bundle", tmp_path / "x.engine")
+    build_engine(tmp_path / "x.bundle", tmp_path / "x.engine", "onnxruntime")
     in_torch = Engine(checkpoint.spec, TorchBackend(model_from_checkpoint(checkpoint)))
     with m2kit.open_engine(tmp_path / "x.engine") as engine:
         tokens = engine.sample([1, 2, 3], m2kit.Sampling(seed=3, guidance=2.0))
@@ -161,7 +163,7 @@ def test_the_golden_first_release_reproduces(exported, golden):
         np.testing.assert_allclose(engine.latents(data["image"]), data["ema_z"], atol=1e-4)
         tokens = engine.encode(data["image"])
         np.testing.assert_array_equal(tokens[..., 0], data["ema_indices"].reshape(tokens.shape[:3]))
-        codes = codes_from_tokens(tokens, engine.spec.bits, "msb")
+        codes = engine.spec.tokenizer.codes_from_tokens(tokens, engine.spec.vocabularies)
         np.testing.assert_array_equal(codes, data["ema_codes"])
         np.testing.assert_allclose(engine.decode(tokens), data["ema_reconstruction"], atol=1e-4)
 
@@ -174,9 +176,9 @@ def test_the_bundle_says_which_weights_were_taken(tmp_path):
     manifest = export_bundle(checkpoint, tmp_path / "x.bundle", "x")
     source = read_manifest(tmp_path / "x.bundle", BUNDLE).source
     assert source == manifest.source
-    assert source["weights"] == "stored"
-    assert source["tokenizer_weights"] == "ema"
-    assert source["tokenizer_sha256"] == sha256_of_file(tokenizer)
+    assert source.weights == "stored"
+    assert source.tokenizer_weights == "ema"
+    assert source.tokenizer_sha256 == sha256_of_file(tokenizer)
 
 
 @pytest.mark.parametrize(

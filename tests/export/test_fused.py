@@ -6,19 +6,21 @@ import pytest
 from conftest import GOLDEN, tiny_spec
 
 from m2kit import contract
-from m2kit.export.exporter import write_graphs
-from m2kit.manifest import BUNDLE, Manifest, read_manifest
+from m2kit.export.exporter import _entries, write_graphs
+from m2kit.manifest import BUNDLE, Manifest, Source, read_manifest
+from m2kit.parity_report import ParityReport
+from m2kit.precision import Precision
+from m2kit.runtime.backend import Opening
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 from m2kit.training.models.model import expected_shapes
 
 
-def manifest_of(spec):
-    entries = {
-        lowering: {g: {"file": contract.onnx_file(g, lowering), "compute": "float32"} for g in own}
-        for lowering, own in contract.lowerings(spec).items()
-    }
-    return Manifest("bundle", "m", spec, {}, entries, {}, {}, {}, {})
+def manifest_of(spec, writers):
+    entries = {lowering: _entries(spec, lowering, own) for lowering, own in writers.items()}
+    source = Source("0" * 64, 0, (), "stored", (), {})
+    precision, parity = Precision.FLOAT32, ParityReport()
+    return Manifest(BUNDLE, "m", spec, precision, None, entries, {}, source, {}, parity)
 
 
 @pytest.fixture
@@ -34,11 +36,10 @@ def both(tmp_path):
         def load(name):
             return rng.standard_normal(shapes[name]).astype(np.float32) * 0.2
 
-        write_graphs(spec, tmp_path, load)
-        manifest = manifest_of(spec)
+        manifest = manifest_of(spec, write_graphs(spec, tmp_path, load))
         return [
-            Engine(spec, OnnxRuntimeBackend(tmp_path, manifest, fused=fused))
-            for fused in (False, True)
+            Engine(spec, OnnxRuntimeBackend(tmp_path, manifest, Opening(lowering=lowering)))
+            for lowering in (contract.PORTABLE, contract.ONNXRUNTIME)
         ]
 
     return make

@@ -9,14 +9,15 @@ from conftest import GOLDEN, PORTABLE_OPS, tiny_spec
 
 from m2kit import contract
 from m2kit.config import PRESETS, ModelSpec
+from m2kit.contract import WEIGHTS_FILE
+from m2kit.engines.graph_files import ALIGNMENT_BYTES
 from m2kit.export.exporter import export_bundle, write_graphs
-from m2kit.manifest import BUNDLE, WEIGHTS_FILE, read_manifest
-from m2kit.runtime.verification import read_reference
+from m2kit.manifest import BUNDLE, read_manifest
+from m2kit.runtime.reference import read_reference
 from m2kit.training.checkpoint import read_checkpoint
 from m2kit.training.models.model import expected_shapes
-from m2kit.weights_file import ALIGNMENT_BYTES
 
-GRAPHS = {*contract.TOKENIZER_GRAPHS, *contract.STEP_GRAPHS}
+GRAPHS = contract.graph_names(tiny_spec())
 FLOAT_ONLY = {"InstanceNormalization", "Softmax", "ReduceMean", "Sqrt", "Greater", "Less"}
 
 
@@ -177,17 +178,20 @@ def test_the_recorded_maxima_are_those_of_pytorch(exported):
     """Where a value inside the graph is also an output, PyTorch knows its maximum."""
     bundle = exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
     maxima = read_manifest(bundle, BUNDLE).maxima
-    reference = read_reference(bundle / "reference.npz")
+    reference = read_reference(bundle, read_manifest(bundle, BUNDLE).spec)
     assert set(maxima) == set(GRAPHS)
     for graph, name, array in (
-        ("encoder", "latent", reference["latents"]),
-        ("decoder", "image", reference["decoded"]),
+        ("encoder", "latent", reference.latents),
+        ("decoder", "image", reference.decoded),
         ("lfq", "codes", np.ones(1)),
     ):
         assert maxima[graph][name] == pytest.approx(np.abs(array).max(), rel=1e-3)
     for k in range(2):
         # Every sub-position runs every head, so the graph may see more than the logits used.
-        assert maxima["intra_step"][f"logits.{k}"] >= np.abs(reference[f"logits_{k}"]).max() * 0.999
+        assert (
+            maxima["intra_step"][f"logits.{k}"]
+            >= np.abs(reference.trajectory.logits[k]).max() * 0.999
+        )
     assert not [path.name for path in bundle.iterdir() if path.name.startswith("probe")]
 
 

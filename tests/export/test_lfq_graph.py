@@ -10,8 +10,8 @@ from conftest import tiny_spec
 
 from m2kit import contract
 from m2kit.export.graphs.lfq import lfq as lfq_graph
-from m2kit.export.writer import WeightFile
-from m2kit.tokens import codes_from_tokens, tokens_from_codes
+from m2kit.export.writer import DeclaredWeights
+from m2kit.families.sign_bits import codes_from_tokens, tokens_from_codes
 from m2kit.training.models import lfq
 
 CODES = 2**18
@@ -34,7 +34,7 @@ def test_every_id_of_the_published_codebook_survives(tmp_path, bits, order):
     np.testing.assert_array_equal(quantized, codes)
     np.testing.assert_array_equal(lfq.tokens_from_codes(quantized, bits, order), tokens)
 
-    weights = WeightFile()
+    weights = DeclaredWeights()
     graph = lfq_graph(spec, weights)
     weights.write(tmp_path, lambda name: pytest.fail("LFQ has no weights"))
     graph.save(tmp_path / "lfq.onnx")

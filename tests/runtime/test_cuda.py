@@ -11,7 +11,7 @@ from m2kit.contract import _inter_io
 from m2kit.errors import BackendError
 from m2kit.runtime.cuda import Gpu, Memory
 from m2kit.runtime.device import Device, find_device, probe
-from m2kit.runtime.tensorrt_steps import _Cache
+from m2kit.runtime.trt.steps import _Cache
 
 pytest.importorskip("cuda.bindings.runtime")
 

@@ -17,7 +17,7 @@ def engine(spec=SPECS[0]):
     return Engine(spec, FakeBackend(spec))
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"K{len(spec.bits)}")
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"K{spec.sub_tokens}")
 def test_an_image_does_not_depend_on_batch_order_or_neighbours(spec):
     sampling = Sampling(seed=3, guidance=2.0)
     together = engine(spec).sample([0, 1, 2, 3], sampling)
@@ -35,12 +35,12 @@ def test_seed_image_number_and_class_each_change_the_image():
     assert (engine().sample([1], Sampling(seed=3), image_numbers=[1]) != base).any()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"K{len(spec.bits)}")
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"K{spec.sub_tokens}")
 def test_scoring_greedy_tokens_finds_them_likeliest(spec):
     tokens = engine(spec).sample([0, 3], Sampling(greedy=True))
     logits = engine(spec).score([0, 3], tokens)
     for k, part in enumerate(logits):
-        assert part.shape == (2, 2, 3, 2 ** spec.bits[k])
+        assert part.shape == (2, 2, 3, spec.vocabularies[k])
         np.testing.assert_array_equal(part.argmax(-1), tokens[..., k])
 
 

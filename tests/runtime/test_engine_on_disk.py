@@ -4,13 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import m2kit
 from m2kit.errors import BackendError, FolderError, ParityError
-from m2kit.runtime.verification import compare, read_reference, require_parity
+from m2kit.runtime.comparison import compare
+from m2kit.runtime.reference import read_reference
 
 pytest.importorskip("onnxruntime")
 
@@ -40,26 +42,27 @@ def test_images_do_not_depend_on_batch_order_or_neighbours(digits_engine):
 def test_an_engine_carries_what_it_is_and_its_defaults(digits_engine):
     with m2kit.open_engine(digits_engine) as engine:
         assert engine.info.kind == "engine"
-        assert engine.info.build["backend"] == "onnxruntime"
-        assert engine.info.parity["passed"]
+        assert engine.info.built.backend == "onnxruntime"
+        assert engine.info.parity.passed
         assert engine.spec.transformer.grid == (4, 4)
         default = engine.sample([3], m2kit.Sampling(seed=1))
-        stated = engine.sample([3], m2kit.Sampling(seed=1, guidance=engine.defaults["guidance"]))
+        stated = engine.sample([3], m2kit.Sampling(seed=1, guidance=engine.defaults.guidance))
         np.testing.assert_array_equal(default, stated)
 
 
 def test_the_reference_notices_a_wrong_graph(digits_engine):
     with m2kit.open_engine(digits_engine) as engine:
-        reference = read_reference(digits_engine / "reference.npz")
-        assert compare(engine, reference)["passed"]
-        reference["logits_1"] = reference["logits_1"] + np.float32(0.01)
-        reference["tokens"] = reference["tokens"].copy()
-        reference["tokens"][0, 0, 0, 0] ^= 1
-        report = compare(engine, reference)
-        failed = {name for name, check in report["checks"].items() if not check["passed"]}
+        reference = read_reference(digits_engine, engine.spec)
+        assert compare(engine, reference).passed
+        first, second = reference.trajectory.logits
+        tokens = reference.tokens.copy()
+        tokens[0, 0, 0, 0] ^= 1
+        wrong = replace(reference.trajectory, logits=(first, second + np.float32(0.01)))
+        report = compare(engine, replace(reference, tokens=tokens, trajectory=wrong))
+        failed = {name for name, check in report.checks.items() if not check.passed}
         assert {"decoder", "logits of sub-token 1", "greedy trajectory"} <= failed
         with pytest.raises(ParityError, match="greedy trajectory"):
-            require_parity(report, "the engine")
+            report.require("the engine")
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "inter_step.onnx", "engine.json", "reference.npz"])
@@ -86,7 +89,7 @@ def test_an_engine_of_another_backend_is_refused(copied):
     del value["digest"]
     path.write_text(json.dumps(value | {"digest": sha256_of_json(value)}))
     with pytest.raises(
-        BackendError, match="for the backend 'abacus', this m2kit runs onnxruntime, tensorrt"
+        BackendError, match="for the backend 'abacus', this m2kit runs tensorrt, onnxruntime"
     ):
         m2kit.open_engine(copied)
 

@@ -14,6 +14,7 @@ from m2kit.runtime.sampling import (
     probabilities,
     uniforms,
 )
+from m2kit.sampling import SamplingDefaults
 
 
 @pytest.mark.parametrize(
@@ -91,14 +92,15 @@ def test_guidance_mixes_conditional_and_unconditional_rows():
 
 
 def test_defaults_come_from_the_model_and_then_from_m2kit():
-    found = Sampling(temperature=0.5).resolve(2, {"guidance": [1.9, 2.0], "temperature": [3, 3]})
+    own = SamplingDefaults.of({"guidance": [1.9, 2.0], "temperature": [3, 3]}, 2)
+    found = Sampling(temperature=0.5).resolve(2, own)
     assert found.guidance == (1.9, 2.0)
     assert found.temperature == (0.5, 0.5)
     assert found.top_k == (0, 0)
     assert found.top_p == (1.0, 1.0)
     assert found.guided
-    assert not Sampling(guidance=1).resolve(2, {}).guided
-    assert Sampling(guidance=(1, 3)).resolve(2, {}).guided
+    assert not Sampling(guidance=1).resolve(2, None).guided
+    assert Sampling(guidance=(1, 3)).resolve(2, None).guided
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_defaults_come_from_the_model_and_then_from_m2kit():
 )
 def test_options_out_of_range_are_refused(options, words):
     with pytest.raises(InputError, match=words):
-        Sampling(**options).resolve(2, {})
+        Sampling(**options).resolve(2, None)
 
 
 def test_image_numbers_are_checked():
@@ -134,7 +136,7 @@ def test_image_numbers_are_checked():
 
 
 def test_greedy_takes_the_arg_max_of_guided_logits():
-    sampling = Sampling(greedy=True, guidance=2.0).resolve(1, {})
+    sampling = Sampling(greedy=True, guidance=2.0).resolve(1, None)
     sampler = Sampler(sampling, np.array([0], np.uint64), positions=1)
     logits = np.array([[1.0, 1.5], [0.0, 1.2]], np.float32)  # conditional alone would take 1
     assert sampler.draw(0, 0, logits).tolist() == [0]

@@ -58,7 +58,7 @@ def test_every_module_of_the_five_folders_is_in_the_wheel(wheel):
     }
     found = {name for name in wheel.namelist() if name.endswith(".py")}
     assert found == expected
-    assert "m2kit/imagenet_classes.txt" in wheel.namelist()
+    assert "m2kit/cli/imagenet_classes.txt" in wheel.namelist()
 
 
 def test_site_packages_gets_one_name(wheel):

@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 from conftest import tiny_spec
 
-from m2kit.config import PRESETS, ModelSpec, TokenizerSpec, overrides_from_text
+from m2kit.config import PRESETS, ModelSpec, overrides_from_text
 from m2kit.errors import SpecError
+from m2kit.families.image import ImageTokenizerSpec
 from m2kit.parameters import parameter_counts
 
 
@@ -20,7 +21,7 @@ def test_a_spec_survives_json():
         ({"heads": 3}, "width 16 and heads 3"),
         ({"heads": 8}, "multiple of 4"),
         ({"bits": ()}, "at least one number"),
-        ({"bits": (0, 5)}, "found 0"),
+        ({"bits": (25, 5)}, "vocabularies must be a whole number .* found 33554432"),
         ({"grid": (1, 1), "bits": (1, 1, 3)}, "has 2 rows"),
         ({"classes": 0}, "classes"),
         ({"grid": 4}, "grid must be a list"),
@@ -39,20 +40,20 @@ def test_an_impossible_transformer_is_refused_with_its_numbers(change, words):
 def test_bits_must_sum_to_the_code_bits():
     spec = tiny_spec()
     with pytest.raises(SpecError, match=r"sum to the tokenizer's 5 code bits, found 6"):
-        ModelSpec(spec.tokenizer, replace(spec.transformer, bits=(3, 3)))
+        ModelSpec(spec.tokenizer, replace(spec.transformer, vocabularies=(8, 8)))
 
 
 def test_an_impossible_tokenizer_is_refused():
     with pytest.raises(SpecError, match="multiple of 32"):
-        TokenizerSpec(33, (1,), 1, 4, True, "lsb")
+        ImageTokenizerSpec(33, (1,), 1, 4, True, "lsb")
     with pytest.raises(SpecError, match="bit_order"):
-        TokenizerSpec(32, (1,), 1, 4, True, "big")
+        ImageTokenizerSpec(32, (1,), 1, 4, True, "big")
 
 
 def test_json_with_a_missing_or_unknown_field_is_refused():
     value = tiny_spec().to_json()
     del value["transformer"]["heads"]
-    with pytest.raises(SpecError, match="must have the fields"):
+    with pytest.raises(SpecError, match=r"transformer\.heads: is missing"):
         ModelSpec.from_json(value)
 
 

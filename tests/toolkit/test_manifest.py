@@ -1,65 +1,66 @@
+"""Manifests: intact ones read back, and nothing that was changed, forged or moved passes."""
+
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import tiny_spec
 
+from m2kit.contract import WEIGHTS_FILE
 from m2kit.errors import FolderError
-from m2kit.manifest import (
-    BUNDLE,
-    ENGINE,
-    WEIGHTS_FILE,
-    Manifest,
-    check_files,
-    files_table,
-    read_manifest,
-    write_manifest,
-)
+from m2kit.folder_check import check_folder
+from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.manifest import BUNDLE, ENGINE, FileEntry, read_manifest, write_manifest
 
 
 @pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "x.bundle"
-    path.mkdir()
-    (path / WEIGHTS_FILE).write_bytes(bytes(1000))
-    (path / "encoder.onnx").write_bytes(b"graph")
-    empty = {"sampling": {}, "lowerings": {}, "source": {}, "versions": {}, "parity": {}}
-    manifest = Manifest(BUNDLE, "x", tiny_spec(), files=files_table(path), **empty)
-    write_manifest(path, manifest)
-    return path
+def folder(digits_engine, tmp_path):
+    return shutil.copytree(digits_engine, tmp_path / "x.engine")
+
+
+def forged(folder, change):
+    """Change the manifest, and make its digest right again as whoever forges it would."""
+    path = folder / "engine.json"
+    value = json.loads(path.read_text())
+    del value["digest"]
+    change(value)
+    value["digest"] = sha256_of_json(value)
+    path.write_text(json.dumps(value))
 
 
 def test_an_intact_folder_reads_back(folder):
-    manifest = read_manifest(folder, BUNDLE)
-    assert manifest.spec == tiny_spec()
-    check_files(folder, manifest, trust_seen_weights=False)
+    manifest = read_manifest(folder, ENGINE)
+    check_folder(folder, manifest, trust_seen_weights=False)
+    write_manifest(folder, manifest)
+    assert read_manifest(folder, ENGINE) == manifest
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 2}, "schema version 2, this m2kit reads version 1"),
+        ({"schema": 1}, "schema version 1, this m2kit reads version 2; build it again with"),
         ({"schema": None}, "schema version None"),
         ({"name": "y"}, "was changed after it was written"),
     ],
 )
 def test_another_schema_or_any_change_is_refused(folder, change, words):
-    path = folder / "bundle.json"
+    path = folder / "engine.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(FolderError, match=words):
-        read_manifest(folder, BUNDLE)
+        read_manifest(folder, ENGINE)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
 def test_a_broken_manifest_is_one_error(folder, text):
-    (folder / "bundle.json").write_text(text)
-    with pytest.raises(FolderError, match="m2kit export"):
-        read_manifest(folder, BUNDLE)
+    (folder / "engine.json").write_text(text)
+    with pytest.raises(FolderError, match="m2kit build-engine"):
+        read_manifest(folder, ENGINE)
 
 
 def test_the_wrong_kind_of_folder_is_named(folder, tmp_path):
-    with pytest.raises(FolderError, match="expected an engine folder, found a bundle"):
-        read_manifest(folder, ENGINE)
+    with pytest.raises(FolderError, match="expected a bundle folder, found an engine"):
+        read_manifest(folder, BUNDLE)
     with pytest.raises(FolderError, match="found nothing"):
         read_manifest(tmp_path / "none", BUNDLE)
     with pytest.raises(FolderError, match=r"found no bundle\.json"):
@@ -68,37 +69,122 @@ def test_the_wrong_kind_of_folder_is_named(folder, tmp_path):
         read_manifest(folder / "encoder.onnx", BUNDLE)
 
 
+def entry(value, graph="encoder"):
+    return value["lowerings"]["portable"][graph]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.pop("source"), "source: is missing"),
+        (lambda v: v.update(extra=1), "extra: a field that is not known"),
+        (lambda v: v.update(kind="bundle"), "kind: expected engine, found bundle"),
+        (lambda v: v["spec"]["transformer"].update(inter_layers=2**40), "inter_layers must be"),
+        (lambda v: v["spec"]["tokenizer"].update(family="x"), "family must be one of image"),
+        (lambda v: v["build"].update(rows=3.5), "build.rows: expected a whole number"),
+        (lambda v: v["build"].update(rows=7), "build.rows: expected an even number"),
+        (lambda v: v["build"].update(image_sizes=[[33, 32]]), "image_sizes: .33, 32. are no"),
+        (lambda v: v["build"]["options"].update(batch=0), "batch must be a whole number in 1"),
+        (lambda v: v["build"].update(bundle="../x"), "build.bundle: expected a folder's name"),
+        (lambda v: v.pop("build"), "build: expected for an engine"),
+        (lambda v: v.update(sampling=None), "sampling: expected for a model with a transformer"),
+        (lambda v: v["sampling"].update(top_p=[2.0, 1.0]), "top_p must be a number above 0"),
+        (lambda v: v.update(files={}), "is not listed in files"),
+        (lambda v: entry(v).update(file="../home/victim.onnx"), "file: expected a plain file name"),
+        (lambda v: entry(v).update(file="/etc/passwd"), "file: expected a plain file name"),
+        (lambda v: entry(v).update(file=".."), "is not listed in files"),
+        (lambda v: entry(v).update(file="lfq.onnx"), "two graphs share a file"),
+        (lambda v: entry(v).update(compute="float16"), "compute: expected float32"),
+        (lambda v: entry(v)["inputs"].pop(), "inputs and outputs are not those of the spec"),
+        (lambda v: v["lowerings"]["portable"].pop("lfq"), "expected the graphs encoder, lfq"),
+        (lambda v: v["lowerings"].update(other={}), "lowerings: expected portable or onnxruntime"),
+        (lambda v: v["files"].pop("reference.npz"), "reference.npz is missing"),
+        (lambda v: v["files"].update({"a/b": v["files"]["lfq.onnx"]}), "not a plain file name"),
+        (lambda v: v["parity"]["checks"]["decoder"].update(found=[]), "found: expected an object"),
+        (lambda v: v["source"].update(checkpoint_sha256="x"), "expected a sha256"),
+    ],
+)
+def test_a_forged_manifest_is_one_error_that_names_the_field(folder, change, words):
+    forged(folder, change)
+    with pytest.raises(FolderError, match=words) as caught:
+        read_manifest(folder, ENGINE)
+    assert "build it again" in str(caught.value)
+
+
 def test_every_damaged_file_is_named(folder):
-    manifest = read_manifest(folder, BUNDLE)
-    (folder / WEIGHTS_FILE).write_bytes(bytes(999) + b"\1")
+    manifest = read_manifest(folder, ENGINE)
+    size = manifest.files[WEIGHTS_FILE].bytes
+    weights = folder / WEIGHTS_FILE
+    weights.write_bytes(bytes(size - 1) + b"\1")
     (folder / "encoder.onnx").unlink()
     with pytest.raises(FolderError, match=r"encoder\.onnx: missing; weights\.bin: its bytes"):
-        check_files(folder, manifest, trust_seen_weights=True)
-    (folder / WEIGHTS_FILE).write_bytes(b"")
-    with pytest.raises(FolderError, match="expected 1000 bytes, found 0"):
-        check_files(folder, manifest, trust_seen_weights=True)
+        check_folder(folder, manifest, trust_seen_weights=True)
+    weights.write_bytes(b"")
+    with pytest.raises(FolderError, match=f"expected {size} bytes, found 0"):
+        check_folder(folder, manifest, trust_seen_weights=True)
 
 
-def test_a_manifest_cannot_reach_outside_its_folder(folder):
-    (folder.parent / "secret").write_bytes(b"graph")
-    manifest = read_manifest(folder, BUNDLE)
-    escaped = replace(manifest, files={"../secret": manifest.files["encoder.onnx"]})
-    with pytest.raises(FolderError, match="not a plain file name"):
-        check_files(folder, escaped, trust_seen_weights=True)
+def outside(folder):
+    (folder.parent / "outside").write_bytes((folder / "lfq.onnx").read_bytes())
+    (folder / "lfq.onnx").unlink()
+    (folder / "lfq.onnx").symlink_to(folder.parent / "outside")
+
+
+def pipe(folder):
+    (folder / "lfq.onnx").unlink()
+    os.mkfifo(folder / "lfq.onnx")
+
+
+def device(folder):
+    (folder / "lfq.onnx").unlink()
+    (folder / "lfq.onnx").symlink_to("/dev/zero")
+
+
+def circle(folder):
+    (folder / "lfq.onnx").unlink()
+    (folder / "lfq.onnx").symlink_to("lfq.onnx")
+
+
+@pytest.mark.parametrize("change", [outside, pipe, device, circle])
+def test_what_is_no_regular_file_of_the_folder_is_never_opened(folder, change):
+    manifest = read_manifest(folder, ENGINE)
+    change(folder)
+    with pytest.raises(FolderError, match=r"lfq\.onnx: (not a regular file|missing)"):
+        check_folder(folder, manifest, trust_seen_weights=True)
+
+
+@pytest.mark.parametrize("other", ["encoder.onnx", None])
+@pytest.mark.parametrize("name", ["lfq.onnx", "inter_step.onnx", "intra_step.onnxruntime.onnx"])
+def test_a_graph_in_the_place_of_another_is_noticed_in_every_lowering(folder, name, other):
+    data = (folder / other).read_bytes() if other else b""
+    (folder / name).write_bytes(data)
+    manifest = read_manifest(folder, ENGINE)
+    files = manifest.files | {name: FileEntry(sha256_of_file(folder / name), len(data))}
+    with pytest.raises(FolderError, match=name):
+        check_folder(folder, replace(manifest, files=files), trust_seen_weights=True)
+
+
+def test_weights_beyond_their_file_are_refused(folder):
+    (folder / WEIGHTS_FILE).write_bytes(bytes(100))
+    manifest = read_manifest(folder, ENGINE)
+    entry = FileEntry(sha256_of_file(folder / WEIGHTS_FILE), 100)
+    short = replace(manifest, files=manifest.files | {WEIGHTS_FILE: entry})
+    with pytest.raises(FolderError, match=r"expected weights inside weights\.bin of 100 bytes"):
+        check_folder(folder, short, trust_seen_weights=True)
 
 
 def test_weights_are_hashed_once_per_file_unless_asked(folder, monkeypatch, home):
-    manifest = read_manifest(folder, BUNDLE)
+    manifest = read_manifest(folder, ENGINE)
     hashed = []
-    real = __import__("m2kit.folders", fromlist=["x"]).sha256_of_file
     monkeypatch.setattr(
-        "m2kit.manifest.sha256_of_file", lambda path: (hashed.append(path.name), real(path))[1]
+        "m2kit.folder_check.sha256_of_file",
+        lambda path: (hashed.append(path.name), sha256_of_file(path))[1],
     )
     for _ in range(2):
-        check_files(folder, manifest, trust_seen_weights=True)
+        check_folder(folder, manifest, trust_seen_weights=True)
     assert hashed.count(WEIGHTS_FILE) == 1
-    check_files(folder, manifest, trust_seen_weights=False)
+    check_folder(folder, manifest, trust_seen_weights=False)
     assert hashed.count(WEIGHTS_FILE) == 2
     (home / ".cache" / "m2kit" / "hashed.json").write_text("not json")
-    check_files(folder, manifest, trust_seen_weights=True)
+    check_folder(folder, manifest, trust_seen_weights=True)
     assert hashed.count(WEIGHTS_FILE) == 3

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from m2kit.errors import InputError
 from m2kit.records import BadRecord, Pattern, Range, read_json, read_record, to_json
 
 
@@ -21,7 +22,7 @@ class Inner:
 
     def __post_init__(self):
         if self.size == 7:
-            raise ValueError("7 is not to be had")
+            raise InputError("7 is not to be had")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def test_what_is_wrong_is_named_by_its_path(value, message):
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": NaN}', '{"a": Infinity}', "\x00", '"\\ud800"'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"a": NaN}', '{"a": Infinity}', "\x00", '"\\ud800"']
+)
 def test_what_is_no_json_is_one_error(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(BadRecord, match="not readable JSON"):

@@ -6,6 +6,7 @@ from conftest import tiny_spec
 
 from m2kit.config import ModelSpec
 from m2kit.errors import FolderError, InputError
+from m2kit.families.sign_bits import codes_from_tokens
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
@@ -13,7 +14,6 @@ from m2kit.token_file import (
     token_file_from_ids,
     write_tokens,
 )
-from m2kit.tokens import codes_from_tokens
 
 SPEC = tiny_spec()  # bits (2, 3), lsb, downsampling 2
 IDS = np.arange(12).reshape(1, 2, 3, 2) % 4
@@ -28,7 +28,8 @@ def path(tmp_path):
 def test_token_files_read_back_with_all_that_they_say(path):
     tokens = read_tokens_of(path, SPEC)
     np.testing.assert_array_equal(tokens.ids, IDS)
-    assert (tokens.bits, tokens.bit_order, tokens.image_size) == ((2, 3), "lsb", (4, 6))
+    assert (tokens.vocabularies, tokens.bit_order) == ((4, 8), "lsb")
+    assert tokens.image_size == (4, 6)
 
 
 def test_another_model_is_refused_with_the_command_that_converts(path):
@@ -44,7 +45,7 @@ def test_another_model_is_refused_with_the_command_that_converts(path):
 
 
 def test_an_image_size_that_the_grid_does_not_cover_is_refused(tmp_path):
-    for size in ((5, 6), (2, 6), (4, -1)):
+    for size in ((5, 6), (2, 6)):
         write_tokens(tmp_path / "a.npz", replace(token_file_from_ids(IDS, SPEC), image_size=size))
         with pytest.raises(InputError, match=r"its grid covers \[4, 6\]"):
             read_tokens_of(tmp_path / "a.npz", SPEC)
@@ -54,10 +55,10 @@ def test_what_is_no_token_file_is_one_error(tmp_path, path):
     (tmp_path / "b.npz").write_text("no")
     np.save(tmp_path / "c.npy", IDS)
     right = dict(np.load(path))
-    np.savez(tmp_path / "d.npz", **right | {"bits": [[2], [3]]})
-    np.savez(tmp_path / "e.npz", **right | {"bits": [2.9, 3.0]})
+    np.savez(tmp_path / "d.npz", **right | {"vocabularies": [[4], [8]]})
+    np.savez(tmp_path / "e.npz", **right | {"vocabularies": [4.9, 8.0]})
     np.savez(tmp_path / "f.npz", **right | {"image_size": [np.inf, 6.0]})
-    np.savez(tmp_path / "g.npz", **right | {"image_size": [4]})
+    np.savez(tmp_path / "g.npz", **right | {"image_size": np.int64(4)})
     for name in ("b.npz", "c.npy", "d.npz", "e.npz", "f.npz", "g.npz"):
         with pytest.raises(InputError, match="expected a token file"):
             read_tokens(tmp_path / name)
@@ -70,11 +71,11 @@ def test_what_is_no_token_file_is_one_error(tmp_path, path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bits": (2, 0)}, r"found \[2, 0\]"),
-        ({"bits": (60, 60)}, "62 in all"),
-        ({"bit_order": "big"}, "lsb or msb"),
-        ({"bits": (1, 3)}, "sub-token 0 has 1 bits"),
-        ({"bits": (2, 3, 1)}, r"shape \(B, h, w, 3\)"),
+        ({"vocabularies": (4, 0)}, r"found sub-vocabularies \[4, 0\]"),
+        ({"bit_order": "big"}, "bit order 'big'"),
+        ({"image_size": (4, -1)}, r"image size \[4, -1\]"),
+        ({"vocabularies": (2, 8)}, r"ids of sub-token 0 lie in 0\.\.1"),
+        ({"vocabularies": (4, 8, 2)}, r"shape \(B, n0, n1, 3\)"),
     ],
 )
 def test_a_layout_that_cannot_be_is_one_error(tmp_path, change, words):
@@ -87,7 +88,9 @@ def test_a_layout_that_cannot_be_is_one_error(tmp_path, change, words):
 @pytest.mark.parametrize("order", ["lsb", "msb"])
 def test_conversion_keeps_every_code_of_the_published_codebook(bits, order):
     flat = np.arange(2**18).reshape(1, 512, 512, 1)
-    tokens = replace(token_file_from_ids(IDS, SPEC), ids=flat, bits=(18,), bit_order="msb")
+    tokens = replace(
+        token_file_from_ids(IDS, SPEC), ids=flat, vocabularies=(2**18,), bit_order="msb"
+    )
     found = converted_tokens(tokens, bits, order)
     np.testing.assert_array_equal(
         codes_from_tokens(found.ids, bits, order), codes_from_tokens(flat, (18,), "msb")
@@ -102,6 +105,20 @@ def test_conversion_by_hand():
     for bits in ((2, 2), (6,), (5, 0), ()):
         with pytest.raises(InputError, match="--bits"):
             converted_tokens(tokens, bits, "lsb")
+
+
+@pytest.mark.parametrize(
+    ("bits", "words"), [((2, 3), None), ((2, 0), r"found \[2, 0\]"), ((60, 60), "62 in all")]
+)
+def test_files_of_earlier_versions_name_bits(tmp_path, path, bits, words):
+    arrays = dict(np.load(path))
+    del arrays["vocabularies"]
+    np.savez(tmp_path / "old.npz", **arrays, bits=np.array(bits))
+    if words is None:
+        np.testing.assert_array_equal(read_tokens_of(tmp_path / "old.npz", SPEC).ids, IDS)
+        return
+    with pytest.raises(InputError, match=words):
+        read_tokens(tmp_path / "old.npz")
 
 
 def test_token_files_keep_the_name_they_were_given(tmp_path):

@@ -8,6 +8,7 @@ from conftest import GOLDEN
 
 from m2kit.config import PRESETS, Preset
 from m2kit.errors import CheckpointError, SpecError
+from m2kit.sampling import SamplingDefaults
 from m2kit.training.checkpoint import read_checkpoint
 from m2kit.training.models.model import expected_shapes
 
@@ -22,8 +23,9 @@ def test_the_spec_is_read_off_names_and_shapes():
     assert spec.tokenizer.code_bits == 8
     transformer = spec.transformer
     assert (transformer.width, transformer.inter_layers, transformer.intra_layers) == (64, 3, 2)
-    assert (transformer.classes, transformer.bits, transformer.ffn_width) == (10, (3, 5), 256)
-    assert checkpoint.source["assumed"] == {
+    assert (transformer.classes, transformer.ffn_width) == (10, 256)
+    assert transformer.vocabularies == (8, 32)
+    assert checkpoint.source.assumed == {
         "grid": (4, 4),
         "rope_base": 10000.0,
         "bit_order": "lsb",
@@ -53,13 +55,8 @@ def test_a_file_of_a_published_architecture_gets_its_authors_sampling(monkeypatc
     monkeypatch.setitem(PRESETS, "ar-tiny", preset)
     checkpoint = read_checkpoint(AR)  # the preset tells the heads
     assert checkpoint.spec == spec
-    assert checkpoint.source["assumed"] == {}
-    assert checkpoint.sampling == {
-        "guidance": [1.9, 2.0],
-        "temperature": [1.1, 1.0],
-        "top_k": [0, 0],
-        "top_p": [1.0, 1.0],
-    }
+    assert checkpoint.source.assumed == {}
+    assert checkpoint.sampling == SamplingDefaults((1.9, 2.0), (1.1, 1.0), (0, 0), (1.0, 1.0))
 
 
 def test_another_tokenizer_replaces_that_of_an_ar_file(tmp_path):
@@ -72,12 +69,12 @@ def test_another_tokenizer_replaces_that_of_an_ar_file(tmp_path):
         found = read_checkpoint(source, overrides={"heads": 4}, tokenizer=TOKENIZER)
         assert found.spec.tokenizer == read_checkpoint(TOKENIZER).spec.tokenizer
         assert found.spec.transformer.width == own.spec.transformer.width
-        assert (found.source["weights"], found.source["tokenizer_weights"]) == ("stored", "ema")
+        assert (found.source.weights, found.source.tokenizer_weights) == ("stored", "ema")
         for name, tensor in (own.tensors() | read_checkpoint(TOKENIZER).tensors()).items():
             if name in found.tensors():
                 assert torch.equal(found.tensors()[name], tensor), name
     live = read_checkpoint(AR, overrides={"heads": 4}, tokenizer=TOKENIZER, weights="live")
-    assert live.source["tokenizer_weights"] == "live"
+    assert live.source.tokenizer_weights == "live"
     with pytest.raises(CheckpointError, match="holds no tokenizer; give one with --tokenizer"):
         read_checkpoint(tmp_path / "alone.pt", overrides={"heads": 4})
     with pytest.raises(CheckpointError, match="--tokenizer takes a tokenizer file"):
@@ -93,7 +90,7 @@ def test_the_transformer_alone_tells_the_preset(tmp_path, monkeypatch):
     found = read_checkpoint(AR, tokenizer=TOKENIZER)
     assert found.spec.transformer == spec.transformer
     assert found.spec.tokenizer != spec.tokenizer
-    assert found.source["same_as"] == []
+    assert found.source.same_as == ()
 
 
 def test_a_preset_of_another_tokenizer_does_not_tell_the_bit_order(monkeypatch):
@@ -102,7 +99,7 @@ def test_a_preset_of_another_tokenizer_does_not_tell_the_bit_order(monkeypatch):
     monkeypatch.setitem(PRESETS, "ar-tiny", Preset(replace(spec, tokenizer=other), ()))
     found = read_checkpoint(AR)
     assert found.spec == spec
-    assert found.source["assumed"] == {"bit_order": "lsb"}
+    assert found.source.assumed == {"bit_order": "lsb"}
 
 
 def test_the_replacing_tokenizer_brings_its_bit_order(tmp_path):
@@ -110,14 +107,14 @@ def test_the_replacing_tokenizer_brings_its_bit_order(tmp_path):
         AR, overrides={"heads": 4}, tokenizer=GOLDEN / "tokenizer_v01_tiny.ckpt"
     )
     assert found.spec.tokenizer.bit_order == "msb"
-    assert found.source["assumed"]["bit_order"] == "msb"
+    assert found.source.assumed["bit_order"] == "msb"
     given = read_checkpoint(
         AR,
         overrides={"heads": 4, "bit_order": "lsb"},
         tokenizer=GOLDEN / "tokenizer_v01_tiny.ckpt",
     )
     assert given.spec.tokenizer.bit_order == "lsb"
-    assert "bit_order" not in given.source["assumed"]
+    assert "bit_order" not in given.source.assumed
 
 
 def test_a_named_preset_tells_what_shapes_do_not(monkeypatch):
@@ -128,8 +125,8 @@ def test_a_named_preset_tells_what_shapes_do_not(monkeypatch):
         read_checkpoint(AR)  # another number of classes
     found = read_checkpoint(AR, preset="ar-tiny")
     assert found.spec == replace(more, transformer=replace(more.transformer, classes=10))
-    assert (found.source["preset"], found.source["assumed"]) == ("ar-tiny", {})
-    assert found.sampling["guidance"] == [1.5, 2.0]
+    assert (found.source.preset, found.source.assumed) == ("ar-tiny", {})
+    assert found.sampling.guidance == (1.5, 2.0)
     given = read_checkpoint(AR, preset="ar-tiny", overrides={"heads": 2})
     assert (given.spec.transformer.heads, given.spec.transformer.rope_base) == (2, 500.0)
 
@@ -154,7 +151,7 @@ def test_the_first_release_is_recognised_by_what_it_lacks():
     checkpoint = read_checkpoint(GOLDEN / "tokenizer_v01_tiny.ckpt")
     assert not checkpoint.spec.tokenizer.adaptive_norm
     assert checkpoint.spec.tokenizer.bit_order == "msb"
-    assert checkpoint.source["assumed"] == {"bit_order": "msb"}
-    assert checkpoint.source["weights"] == "ema"
+    assert checkpoint.source.assumed == {"bit_order": "msb"}
+    assert checkpoint.source.weights == "ema"
     given = read_checkpoint(GOLDEN / "tokenizer_v01_tiny.ckpt", overrides={"bit_order": "lsb"})
     assert given.spec.tokenizer.bit_order == "lsb"

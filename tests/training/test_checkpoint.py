@@ -31,7 +31,7 @@ def changed(tmp_path):
 
 def test_a_tokenizer_file_gives_ema_weights_unless_live_ones_are_asked_for():
     ema, live = read_checkpoint(TOKENIZER), read_checkpoint(TOKENIZER, weights="live")
-    assert (ema.source["weights"], live.source["weights"]) == ("ema", "live")
+    assert (ema.source.weights, live.source.weights) == ("ema", "live")
     name = "encoder.conv_in.weight"
     assert not torch.equal(ema.tensors()[name], live.tensors()[name])
     assert set(ema.tensors()) == set(live.tensors()) == set(expected_shapes(ema.spec))
@@ -208,7 +208,7 @@ def test_parameters_and_float64_are_read(changed):
 
     expected = read_checkpoint(AR, overrides={"heads": 4}).tensors()
     found = read_checkpoint(changed(change), overrides={"heads": 4})
-    assert found.source["dtypes"] == ["float64"]
+    assert found.source.dtypes == ("float64",)
     for name, tensor in found.tensors().items():
         assert not tensor.requires_grad
         assert torch.equal(tensor.float(), expected[name])
@@ -227,7 +227,7 @@ def test_an_unexpected_tensor_is_called_so_where_there_is_ema(changed):
     with pytest.raises(CheckpointError, match=r"without EMA .*: encoder\.conv_out\.bias$"):
         read_checkpoint(changed(drop, TOKENIZER))
     live = read_checkpoint(changed(drop, TOKENIZER), weights="live")
-    assert live.source["weights"] == "live"
+    assert live.source.weights == "live"
 
 
 def test_a_video_tokenizer_is_called_so(changed):
@@ -248,7 +248,7 @@ def test_safetensors_and_plain_state_dicts_are_the_same_model(tmp_path, source):
     torch.save(state, tmp_path / "c.pt", _use_new_zipfile_serialization=False)
     for name in ("a.bin", "b.safetensors", "c.pt"):
         found = read_checkpoint(tmp_path / name, overrides=overrides)
-        assert (found.spec, found.source["weights"]) == (whole.spec, whole.source["weights"])
+        assert (found.spec, found.source.weights) == (whole.spec, whole.source.weights)
         for key, tensor in whole.tensors().items():
             assert torch.equal(found.tensors()[key], tensor)
 

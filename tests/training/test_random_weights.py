@@ -35,6 +35,6 @@ def test_a_tokenizer_file_has_ema_weights_near_its_live_ones(tmp_path):
     write_random_checkpoint(tmp_path / "a.pt", ModelSpec(SPEC.tokenizer, None), 0)
     ema = read_checkpoint(tmp_path / "a.pt")
     live = read_checkpoint(tmp_path / "a.pt", weights="live").tensors()
-    assert ema.source["weights"] == "ema"
+    assert ema.source.weights == "ema"
     for name, tensor in ema.tensors().items():
         assert 0 < (tensor - live[name]).abs().max() < 0.02, name

@@ -88,7 +88,7 @@ def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(tmp_path, tok
     checkpoint = read_checkpoint(tmp_path / "ar.pt")
     assert set(checkpoint.tensors()) == set(expected_shapes(checkpoint.spec))
     assert checkpoint.spec.transformer.grid == (4, 4)
-    assert checkpoint.sampling["guidance"] == [2.0, 2.0]
+    assert checkpoint.sampling.guidance == (2.0, 2.0)
     original = read_checkpoint(tokenizer_file).tensors()
     for name in original:
         assert torch.equal(checkpoint.tensors()[name], original[name]), name
@@ -230,7 +230,7 @@ def test_copies_and_codebook_usage_are_counted():
     training[1, 0, 0] = (1, 1)
     tokens = np.stack([training[1], training[1] + 1])
     assert share_of_copies(tokens, training) == 0.5
-    assert codebook_usage(training, (1, 1)) == 0.5  # codes 0 and 3 of four
+    assert codebook_usage(training, (2, 2)) == 0.5  # codes 0 and 3 of four
 
 
 def test_the_shipped_example_draws_digits_that_are_not_copies(digits_engine):
@@ -296,8 +296,8 @@ def test_an_ar_model_of_any_number_of_sub_tokens_trains_and_samples(tmp_path, to
     settings = settings_for(tokenizer_file, **AR_SETTINGS | values)
     train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
     checkpoint = read_checkpoint(tmp_path / "ar.pt")
-    assert checkpoint.spec.bits == bits
-    assert checkpoint.sampling["guidance"] == [2.0] * len(bits)
+    assert checkpoint.spec.vocabularies == tuple(2**b for b in bits)
+    assert checkpoint.sampling.guidance == (2.0,) * len(bits)
     assert picture(tmp_path / "samples.png").std() > 1
 
 

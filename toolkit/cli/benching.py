@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,9 +28,16 @@ from m2kit.cli.options import (
 from m2kit.cli.output import note, print_result, size_text, stages
 from m2kit.errors import BackendError, require
 from m2kit.folders import check_output
+from m2kit.host import available_cores, model_name
 from m2kit.manifest import ENGINE
-from m2kit.processor import available_cores, model_name
 from m2kit.progress import Begin
+from m2kit.records import JsonObject, to_json
+
+if TYPE_CHECKING:
+    from m2kit.runtime.bench.benchmark import Baseline
+    from m2kit.runtime.bench.figures import Benchmark
+    from m2kit.runtime.bench.memory import MemoryUse
+    from m2kit.runtime.engine import Engine
 
 _OFFICIAL_POSITIONS = 32  # timed with the official sampler's habits
 
@@ -79,7 +88,7 @@ def bench(
     note("drawing in a process of its own, for its memory ...")
     peak = _peak_memory(path, threads, batch, options)
     with stages() as begin:
-        value = _measure(
+        measured = _measure(
             path,
             m2kit.Sampling(**options),
             begin,
@@ -88,18 +97,30 @@ def bench(
             rounds=rounds,
             compiled=None if no_baseline else compiled,
         )
-    if not value["steady"]:
+    found = measured.benchmark
+    if not found.steady:
         note(
-            f"WARNING: bandwidth was {value['bandwidth_before_gb_s']} GB/s before and "
-            f"{value['bandwidth_after_gb_s']} after, {value['attempts']} times over: the machine "
+            f"WARNING: bandwidth was {found.bandwidth_before_gb_s} GB/s before and "
+            f"{found.bandwidth_after_gb_s} after, {found.attempts} times over: the machine "
             "is busy, and the share of the limit means little"
         )
-    value |= {"peak_memory_bytes": peak} | _machine(value["active"])
     if plot:
         from m2kit.training.benchmark_plot import benchmark_bars
 
-        benchmark_bars(plot, value)
-    print_result(_rows(value), as_json, value)
+        benchmark_bars(plot, found, f"{path.name}, {measured.precision}, {measured.machine}")
+    print_result(_rows(path, measured, peak), as_json, _value(path, measured, peak))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A benchmark, and what it was of."""
+
+    benchmark: Benchmark
+    memory: MemoryUse
+    precision: str | None
+    open_seconds: float
+    machine: str
+    active: JsonObject
 
 
 def _measure(
@@ -111,44 +132,46 @@ def _measure(
     batch: int,
     rounds: int,
     compiled: bool | None,
-) -> dict[str, Any]:
+) -> _Run:
     """Open and measure; `compiled` is None to leave PyTorch out."""
-    from m2kit.runtime.benchmark import benchmark, memory_bytes
+    from m2kit.runtime.bench.benchmark import benchmark
+    from m2kit.runtime.bench.memory import memory_use
 
-    cores = threads or available_cores()
     began = time.perf_counter()
     with m2kit.open_engine(path, threads=threads) as engine:
         warn_of_quality(path, engine)
-        resolved = sampling.resolve(len(engine.transformer.bits), engine.defaults)
+        _, resolved = engine.check_draw([0], sampling)
         rows = 2 * batch if resolved.guided else batch
-        memory = memory_bytes(engine, rows)
+        memory, decoding = memory_use(engine, rows)
         engine.backend.open_steps(rows)
-        opened = time.perf_counter() - began - memory.pop("decode_seconds")
-        result = benchmark(
+        opened = time.perf_counter() - began - decoding
+        cores = engine.backend.threads or threads or available_cores()
+        found = benchmark(
             engine,
             sampling,
-            threads=cores if _computes_here(engine.backend.active()) else None,
             images=batch,
             rounds=rounds,
             baselines={} if compiled is None else _baselines(engine, cores, compiled),
             begin=begin,
         )
-        about = {"engine": str(path), "precision": engine.info.precision if engine.info else None}
-        active = engine.backend.active()
-    return about | {"open_seconds": round(opened, 2)} | result | memory | {"active": active}
+        host = engine.backend.threads
+        where = f"{host} threads" if host else engine.backend.device
+        return _Run(
+            benchmark=found,
+            memory=memory,
+            precision=engine.info.precision.value if engine.info else None,
+            open_seconds=round(opened, 2),
+            machine=f"{model_name()}, {where}, {platform.system()}",
+            active=engine.backend.active(),
+        )
 
 
-def _computes_here(active: dict[str, Any]) -> bool:
-    """Whether a backend runs on this processor, whose memory can be measured."""
-    return "threads" in active
-
-
-def _baselines(engine: Any, threads: int, compiled: bool) -> dict[str, Any]:
+def _baselines(engine: Engine, threads: int, compiled: bool) -> dict[str, Baseline]:
     """Eager PyTorch, its best and with the official sampler's habits, where torch is."""
     if find_spec("torch") is None:
         note("torch is not installed: no baseline")
         return {}
-    from m2kit.runtime.benchmark import Baseline
+    from m2kit.runtime.bench.benchmark import Baseline
     from m2kit.runtime.engine import Engine
     from m2kit.training.eager import EagerBackend
 
@@ -169,7 +192,7 @@ def _baselines(engine: Any, threads: int, compiled: bool) -> dict[str, Any]:
 
 
 def _peak_memory(
-    path: Path, threads: int | None, batch: int, options: dict[str, Any]
+    path: Path, threads: int | None, batch: int, options: Mapping[str, Any]
 ) -> int | None:
     """Peak resident memory of `m2kit generate` drawing one batch, in a process of its own."""
     given = []
@@ -197,49 +220,58 @@ def _peak_memory(
     return peak
 
 
-def _machine(active: dict[str, Any]) -> dict[str, Any]:
-    """Processor and threads, or the GPU, and versions."""
+def _versions() -> dict[str, str]:
+    """Of what a figure depends on."""
     versions = {"m2kit": m2kit.__version__, "python": platform.python_version()}
     for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    where = f"{active['threads']} threads" if _computes_here(active) else active["gpu"]
-    return {"machine": f"{model_name()}, {where}, {platform.system()}", "versions": versions}
+    return versions
 
 
-def _rows(value: dict[str, Any]) -> dict[str, Any]:
-    """The table: stages, then the figures that matter."""
-    rows: dict[str, Any] = {"engine": value["engine"], "precision": value["precision"]}
-    rows["machine"] = value["machine"]
-    if value["bandwidth_gb_s"]:
-        rows["bandwidth"] = f"{value['bandwidth_gb_s']} GB/s"
-    for name, stage in value["stages"].items():
-        speed = f", {stage['gb_s']} GB/s" if stage["gb_s"] else ""
-        rows[name] = f"{stage['median_ms']:.2f} ms, p95 {stage['p95_ms']:.2f}{speed}"
-    if "position_limit_ms" in value:
-        share = f"{value['position_share_of_limit']:.0%}"
-        rows["limit"] = (
-            f"{value['position_limit_ms']:.2f} ms a position for "
-            f"{size_text(value['position_weight_bytes'])} of weights; {share} reached"
-        )
-    rows["outside the backend"] = f"{value['overhead_share']:.1%} of a position"
-    rows["images"] = (
-        f"{value['images_per_second']:.3f} a second, {value['image_ms'] / 1e3:.2f} s each, "
-        f"{value['batch']} at once"
+def _value(path: Path, run: _Run, peak: int | None) -> JsonObject:
+    """What --json prints."""
+    about = {"engine": str(path), "precision": run.precision, "open_seconds": run.open_seconds}
+    return (
+        about
+        | run.benchmark.flat()
+        | to_json(run.memory)
+        | {"active": run.active, "peak_memory_bytes": peak, "machine": run.machine}
+        | {"versions": _versions()}
     )
-    for name in ("eager", "official", "compiled"):
-        if f"{name}_image_ms" in value:
-            rows[f"{name} PyTorch"] = (
-                f"{value[f'{name}_image_ms'] / 1e3:.2f} s, "
-                f"{value[f'image_speedup_vs_{name}']} times as long"
-            )
-    if value["peak_memory_bytes"] and value.get("expected_memory_bytes"):
-        ratio = value["peak_memory_bytes"] / value["expected_memory_bytes"]
-        rows["peak memory"] = (
-            f"{size_text(value['peak_memory_bytes'])}, {ratio:.2f} of weights, caches and the "
-            "decoder's activations"
+
+
+def _rows(path: Path, run: _Run, peak: int | None) -> dict[str, str]:
+    """The table: stages, then the figures that matter."""
+    found = run.benchmark
+    rows = {"engine": str(path), "precision": str(run.precision), "machine": run.machine}
+    if found.bandwidth_gb_s:
+        rows["bandwidth"] = f"{found.bandwidth_gb_s} GB/s"
+    for name, stage in found.stages.items():
+        speed = f", {stage.gb_s} GB/s" if stage.gb_s else ""
+        rows[name] = f"{stage.median_ms:.2f} ms, p95 {stage.p95_ms:.2f}{speed}"
+    if found.limit is not None:
+        rows["limit"] = (
+            f"{found.limit.milliseconds:.2f} ms a position for "
+            f"{size_text(found.limit.weight_bytes)} of weights; {found.limit.share_reached:.0%} "
+            "reached"
         )
-    rows["opens in"] = f"{value['open_seconds']} s"
+    rows["outside the backend"] = f"{found.overhead_share:.1%} of a position"
+    rows["images"] = (
+        f"{found.images_per_second:.3f} a second, {found.image_ms / 1e3:.2f} s each, "
+        f"{found.batch} at once"
+    )
+    for name, other in found.baselines.items():
+        rows[f"{name} PyTorch"] = (
+            f"{other.image_ms / 1e3:.2f} s, {other.image_speedup} times as long"
+        )
+    expected = run.memory.expected_memory_bytes
+    if peak and expected:
+        rows["peak memory"] = (
+            f"{size_text(peak)}, {peak / expected:.2f} of weights, caches and the decoder's "
+            "activations"
+        )
+    rows["opens in"] = f"{run.open_seconds} s"
     return rows

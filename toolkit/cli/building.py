@@ -2,57 +2,47 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import click
 
 from m2kit import contract
+from m2kit.build import BuildOptions, Trial
 from m2kit.cli.options import checkpoint_options, json_option, only_folder
 from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS
-from m2kit.errors import FolderError, InputError, require
+from m2kit.errors import FolderError, require
 from m2kit.manifest import BUNDLE, Manifest, read_manifest
-from m2kit.progress import Begin
-from m2kit.tolerances import QUANTIZED_TOLERANCES
+from m2kit.precision import AUTO, Precision
+from m2kit.records import JsonObject, plain, to_json
+from m2kit.runtime.backends import BACKENDS, backend_named, default_backend
+from m2kit.runtime.machine import read_machine
 
-_CAPABILITIES = ("8.6", "8.9")
-_PRECISIONS = {"fp16": "float16", "fp32": "float32"}
-_ENGINE_PRECISIONS = {  # of each backend, its default first
-    "onnxruntime": {"fp32": "float32", "int8": "int8", "int4": "int4", "auto": "auto"},
-    "tensorrt": _PRECISIONS,
-    "tensorrt-rtx": _PRECISIONS,
-}
-_STATIC = {"precision", "batch", "image_size"}
-_OPTIONS: dict[str, set[str]] = {  # what each backend's engines take
-    "onnxruntime": {"precision", "accept_quality"},
-    "tensorrt": _STATIC
-    | {
-        "version_compatible",
-        "hardware_compatible",
-        "opt_level",
-        "workspace",
-        "low_memory",
-        "no_timing_cache",
-    },
-    "tensorrt-rtx": _STATIC | {"compute_capability"},
-}
+_BUNDLE_PRECISIONS = (Precision.FLOAT32.flag, Precision.FLOAT16.flag)
 
 
 def _image_sizes(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[int, int], ...]:
+) -> tuple[tuple[int, ...], ...]:
     """Reads "256,256" as (256, 256)."""
     try:
-        sizes = [tuple(map(int, value.split(","))) for value in values]
+        sizes = tuple(tuple(map(int, value.split(","))) for value in values)
     except ValueError:
-        sizes = [()]
-    if any(len(size) != 2 for size in sizes):
+        sizes = ((),)
+    if any(len(size) < 2 for size in sizes):
         raise click.BadParameter(
             f"expected height and width such as 256,256, found {' '.join(values)}"
         )
-    return tuple((size[0], size[1]) for size in sizes)
+    return sizes
+
+
+def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """One of the table of backends, as it is when the command runs."""
+    if value not in (AUTO, *BACKENDS):
+        choices = ", ".join(map(repr, (AUTO, *BACKENDS)))
+        raise click.BadParameter(f"{value!r} is not one of {choices}.")
+    return value
 
 
 @click.command("init-checkpoint")
@@ -107,7 +97,7 @@ def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) 
 )
 @click.option(
     "--precision",
-    type=click.Choice(list(_PRECISIONS)),
+    type=click.Choice(_BUNDLE_PRECISIONS),
     default="fp32",
     show_default=True,
     help="fp32 is exact. fp16 is for TensorRT alone, to build on a device without onnx packages.",
@@ -123,7 +113,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 
     note(f"reading {ckpt} ...")
     checkpoint = read_checkpoint(ckpt, **reading)
-    for name, value in checkpoint.source["assumed"].items():
+    for name, value in checkpoint.source.assumed.items():
         note(f"assuming {name} {value}: the file does not tell (set it with --spec)")
     destination = output or Path(f"{ckpt.stem}.bundle")
     with stages() as begin:
@@ -131,7 +121,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
         def exact(folder: Path) -> Manifest:
             return export_bundle(checkpoint, folder, ckpt.stem, begin)
 
-        if precision == "fp32":
+        if precision == Precision.FLOAT32.flag:
             manifest = exact(destination)
         else:
             from m2kit.engines.half_bundle import write_half_bundle
@@ -151,7 +141,8 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", *_OPTIONS]),
+    callback=_backend,
+    metavar=f"[{'|'.join((AUTO, *BACKENDS))}]",
     default="auto",
     show_default=True,
     help="What will run the engine. auto takes tensorrt where it and a GPU are, onnxruntime "
@@ -159,7 +150,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8", "int4", "auto"]),
+    type=click.Choice([*(precision.flag for precision in Precision), AUTO]),
     help="onnxruntime: fp32; int8 or int4 of the transformer's weights, if a quality gate passes; "
     "auto, the fastest of these that passes. TensorRT: fp16 of weights, matmuls and convolutions "
     "(norms, softmax, RoPE and logits are fp32 always), or fp32.  "
@@ -177,6 +168,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 )
 @click.option(
     "--image-size",
+    "image_sizes",
     multiple=True,
     callback=_image_sizes,
     metavar="HEIGHT,WIDTH",
@@ -184,6 +176,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 )
 @click.option(
     "--compute-capability",
+    "compute_capabilities",
     multiple=True,
     metavar="X.Y",
     help="tensorrt-rtx: of a target GPU; may be repeated.  [default: 8.6 and 8.9]",
@@ -227,166 +220,76 @@ def build_engine(
     bundle = only_folder(BUNDLE, bundle)
     name = bundle.resolve().name.removesuffix(".bundle")
     destination = output or Path(f"{name}.engine")
-    given = {n: v for n, v in given.items() if v is not None and v is not False and v != ()}
-    if backend == "auto":
+    flag = given.pop("precision")
+    precision = flag if flag in (None, AUTO) else Precision.of_flag(flag)
+    options = BuildOptions(**given, precision=precision)
+    if backend == AUTO:
         backend = _backend_here()
-    _refuse_foreign(backend, given)
+    backend_named(backend).complete(options)  # refuses before anything is read
+    from m2kit.engines.building import build_engine as build
+
+    if backend == contract.ONNXRUNTIME:
+        _note_of_steps(read_manifest(bundle, BUNDLE))
     with stages() as begin:
-        if backend == "onnxruntime":
-            manifest = _build_onnxruntime(bundle, destination, given, begin)
-        else:
-            manifest = _build_tensorrt(bundle, destination, backend, given, begin)
+        manifest = build(bundle, destination, backend, options, begin)
+    if manifest.parity.passed is False:
+        note(f"WARNING: {destination} did not pass the quality gate and was kept all the same")
     _print_folder(destination, manifest, as_json, {"backend": backend} | _told(manifest))
 
 
-def _told(manifest: Manifest) -> dict[str, Any]:
+def _told(manifest: Manifest) -> JsonObject:
     """What a table says of an engine beside its size and parity."""
-    build = manifest.build
-    rows: dict[str, Any] = {"precision": manifest.precision}
-    rows |= {n: build[n] for n in ("quantized_matmuls", "tried") if n in build}
-    return {**rows, **manifest.parity.get("quality", {})}
+    build, quality = manifest.built, manifest.parity.quality
+    told: JsonObject = {"precision": manifest.precision.value}
+    if build.quantization is not None:
+        told["quantized_matmuls"] = build.quantization.matmuls
+    if build.tried:
+        told["tried"] = plain(build.tried)
+    return told | (to_json(quality) if quality else {})
 
 
 def _backend_here() -> str:
-    """tensorrt where its package and a GPU are, onnxruntime elsewhere; says which and why."""
-    from m2kit.runtime.device import probe
-
-    devices, reason = probe()
-    if not devices:
-        note(f"building for onnxruntime: {reason}")
-    elif importlib.util.find_spec("tensorrt") is None:
-        note(f"building for onnxruntime: {devices[0]} is here, the package tensorrt is not")
-    else:
-        note(f"building for tensorrt on {devices[0]}")
-        return "tensorrt"
-    return "onnxruntime"
+    """What engines are built for here; says which and why."""
+    machine = read_machine()
+    backend, reasons = default_backend(machine)
+    on = f" on {machine.gpus[0]}" if machine.gpus and not reasons else ""
+    note(f"building for {backend}{on}" + (f": {reasons}" if reasons else ""))
+    return backend
 
 
-def _build_onnxruntime(
-    bundle: Path, destination: Path, given: dict[str, Any], begin: Begin
-) -> Manifest:
-    from m2kit.engines.onnxruntime_builder import build_onnxruntime_engine
-
-    source = read_manifest(bundle, BUNDLE)
+def _note_of_steps(source: Manifest) -> None:
+    """Say why the faster, fused steps are not taken, where they are not."""
     spec = source.spec
-    if spec.transformer and contract.ONNXRUNTIME not in source.lowerings:
-        why = (
-            f"heads of {spec.transformer.head_size} channels are no multiple of "
-            f"{contract.FUSED_HEAD_SIZES}, which ONNX Runtime's fused attention needs"
-        )
-        if contract.ONNXRUNTIME in contract.lowerings(spec):
-            why = "this bundle has no fused ones, which are faster; `m2kit export` writes them"
-        note(f"taking the portable steps: {why}")
-    precisions = _ENGINE_PRECISIONS["onnxruntime"]
-    if "accept_quality" in given and given.get("precision") not in QUANTIZED_TOLERANCES:
-        raise InputError(
-            "--accept-quality is for --precision int8 or int4: auto keeps what passes, and fp32 "
-            "has no quality gate"
-        )
-    manifest = build_onnxruntime_engine(
-        bundle,
-        destination,
-        begin,
-        precision=precisions[given.get("precision", "fp32")],
-        accept_quality="accept_quality" in given,
+    if spec.transformer is None or source.fused:
+        return
+    why = (
+        f"heads of {spec.transformer.head_size} channels are no multiple of "
+        f"{contract.FUSED_HEAD_SIZES}, which ONNX Runtime's fused attention needs"
     )
-    if not manifest.parity["passed"]:
-        note(f"WARNING: {destination} did not pass the quality gate and was kept all the same")
-    return manifest
+    if contract.ONNXRUNTIME in contract.lowerings(spec):
+        why = "this bundle has no fused ones, which are faster; `m2kit export` writes them"
+    note(f"taking the portable steps: {why}")
 
 
-def _build_tensorrt(
-    bundle: Path, destination: Path, backend: str, given: dict[str, Any], begin: Begin
-) -> Manifest:
-    from m2kit.engines.tensorrt_builder import build_tensorrt_engine
-    from m2kit.engines.tensorrt_process import PlanOptions
-
-    workspace = given.get("workspace")
-    capabilities = given.get("compute_capability", _CAPABILITIES)
-    options = PlanOptions(
-        product=backend,
-        capabilities=capabilities if backend == "tensorrt-rtx" else (),
-        version_compatible=given.get("version_compatible", False),
-        hardware_compatible=given.get("hardware_compatible"),
-        optimization_level=given.get("opt_level"),
-        workspace_bytes=workspace << 20 if workspace else None,
-        low_memory=given.get("low_memory", False),
-    )
-    return build_tensorrt_engine(
-        bundle,
-        destination,
-        options,
-        batch=given.get("batch", 1),
-        image_sizes=given.get("image_size", ()),
-        precision=_PRECISIONS[given.get("precision", "fp16")],
-        keep_timings="no_timing_cache" not in given,
-        flags=_flags(given),
-        begin=begin,
-    )
-
-
-def _flags(given: dict[str, Any]) -> list[str]:
-    """The options that engine.json's own fields do not tell, as they were given."""
-    words = []
-    for name, value in given.items():
-        if name in ("batch", "image_size"):
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        else:
-            for item in value if isinstance(value, tuple) else [value]:
-                words += [flag, str(item)]
-    return words
-
-
-def _refuse_foreign(backend: str, given: dict[str, Any]) -> None:
-    foreign = [f"--{n.replace('_', '-')}" for n in given if n not in _OPTIONS[backend]]
-    precision = given.get("precision")
-    if precision is not None and precision not in _ENGINE_PRECISIONS[backend]:
-        owners = " or ".join(b for b, own in _ENGINE_PRECISIONS.items() if precision in own)
-        raise InputError(
-            f"--precision {precision}: {backend} takes "
-            f"{', '.join(_ENGINE_PRECISIONS[backend])}; choose one of these or --backend {owners}"
-        )
-    if foreign:
-        owners = " or ".join(b for b, own in _OPTIONS.items() if set(given) <= own) or "TensorRT"
-        what = "an onnxruntime engine takes any batch and image size"
-        if backend != "onnxruntime":
-            what = f"{backend} has no such option"
-        raise InputError(f"{', '.join(foreign)}: {what}; choose --backend {owners}")
-
-
-def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]) -> None:
-    size = sum(entry["bytes"] for entry in manifest.files.values())
+def _print_folder(path: Path, manifest: Manifest, as_json: bool, more: JsonObject) -> None:
+    size = sum(entry.bytes for entry in manifest.files.values())
+    trials = manifest.build.tried if manifest.build else {}
     rows = {
         manifest.kind: str(path),
         **{label(name): value for name, value in more.items()},
-        **({"tried": _trials(more["tried"])} if "tried" in more else {}),
+        **({"tried": _trials(trials)} if trials else {}),
         "size": size_text(size),
-        "parity": _outcome(manifest.parity),
+        "parity": manifest.parity.summary,
     }
-    value = {manifest.kind: str(path), **more, "bytes": size, "parity": manifest.parity}
+    parity = manifest.parity.with_result()
+    value = {manifest.kind: str(path), **more, "bytes": size, "parity": parity}
     print_result(rows, as_json, value)
 
 
-def _trials(tried: dict[str, dict[str, Any]]) -> str:
+def _trials(tried: dict[str, Trial]) -> str:
     return ", ".join(
-        f"{name} {trial['position_ms']:.2f} ms a position"
-        if trial["passed"]
-        else f"{name} did not pass"
+        f"{name} did not pass"
+        if trial.position_ms is None
+        else f"{name} {trial.position_ms:.2f} ms a position"
         for name, trial in tried.items()
     )
-
-
-def _outcome(parity: dict[str, Any]) -> str:
-    checks = list(parity["checks"].values())
-    if not checks:
-        return str(parity["state"])
-    differences = [check["difference"] for check in checks if "difference" in check]
-    worst = f", largest difference {max(differences):.1e}" if differences else ""
-    failed = [name for name, check in parity["checks"].items() if not check["passed"]]
-    passed = f"{len(checks) - len(failed)} of {len(checks)} checks passed"
-    if failed:
-        worst += f"; failed: {', '.join(failed)}"
-    return f"{passed}, {parity['precision']}{worst}"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 import m2kit
-from m2kit.classes import class_ids
+from m2kit.cli.class_names import class_ids
 from m2kit.cli.options import (
     NUMBERS,
     OpenEngine,
@@ -24,12 +21,12 @@ from m2kit.cli.options import (
     output_option,
     sampling_options,
 )
-from m2kit.cli.output import print_result, progress_bar
-from m2kit.config import BIT_ORDERS
-from m2kit.errors import InputError
+from m2kit.cli.output import print_result, stages
+from m2kit.families.sign_bits import BIT_ORDERS, bits_of
 from m2kit.folders import check_output
-from m2kit.images import cropped, padded, psnr, read_images, write_grid
-from m2kit.memory import peak_bytes
+from m2kit.host import peak_bytes
+from m2kit.runtime.drawing import DrawnImages, draw_images
+from m2kit.runtime.images import cropped, padded, psnr, read_images, write_grid
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
@@ -39,8 +36,6 @@ from m2kit.token_file import (
 )
 
 _ROWS_WITHOUT_CLASS = 10
-_BATCH = 16  # images at once where the engine does not say
-Array = npt.NDArray[Any]
 
 
 @click.command()
@@ -106,17 +101,26 @@ def generate(
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
         images, ids = [], []
-        if in_folder:
-            output.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        for drawn in _draw(engine, chosen, count, sampling, first_image, batch):
+        with stages("tokens") as begin:
+            batches = draw_images(
+                engine,
+                chosen,
+                count,
+                sampling,
+                first_image=first_image,
+                batch=batch,
+                begin=begin,
+            )
             if in_folder:
-                for number, class_id, _, image in zip(*drawn, strict=True):
-                    write_grid(output / f"{number:06d}_{class_id}.png", image[None], columns=1)
-            else:
-                images.append(drawn.images)
-            if tokens:
-                ids.append(drawn.ids)
+                output.mkdir(parents=True, exist_ok=True)
+            for drawn in batches:
+                if in_folder:
+                    _write_each(output, drawn)
+                else:
+                    images.append(drawn.images)
+                if tokens:
+                    ids.append(drawn.tokens)
         seconds = time.perf_counter() - began
         active = engine.backend.active()
         if images:
@@ -134,6 +138,13 @@ def generate(
     }
     details = {"active": active, "peak_memory_bytes": peak_bytes()}
     print_result(result, as_json, result | details)
+
+
+def _write_each(folder: Path, drawn: DrawnImages) -> None:
+    """An image file each, named by number and class."""
+    rows = zip(drawn.numbers, drawn.class_ids, drawn.images, strict=True)
+    for number, class_id, image in rows:
+        write_grid(folder / f"{number:06d}_{class_id}.png", image[None], columns=1)
 
 
 _pad_option = click.option(
@@ -162,7 +173,9 @@ def encode(
     check_output(output, ".npz")
     with open_engine() as engine:
         pixels = read_images(images)
-        ids = _encode(engine, pixels, pad, batch)
+        whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
+        with stages("images") as begin:
+            ids = engine.encode(whole, batch=batch, begin=begin)
         write_tokens(output, token_file_from_ids(ids, engine.spec, pixels.shape[2:]))
     print_result({"images": len(ids), "grid": list(ids.shape[1:3]), "output": str(output)}, as_json)
 
@@ -188,7 +201,8 @@ def decode(
     check_output(output, ".png")
     with open_engine() as engine:
         content = read_tokens_of(tokens, engine.spec)
-        images = _in_batches("decoding", engine.decode, content.ids, _at_once(engine, batch))
+        with stages("images") as begin:
+            images = engine.decode(content.ids, batch=batch, begin=begin)
         write_grid(output, cropped(images, content.image_size), columns=columns)
     print_result({"images": len(images), "output": str(output)}, as_json)
 
@@ -212,8 +226,10 @@ def reconstruct(
     check_output(output, ".png")
     with open_engine() as engine:
         pixels = read_images(images)
-        ids = _encode(engine, pixels, pad, batch)
-        decoded = _in_batches("decoding", engine.decode, ids, _at_once(engine, batch))
+        whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
+        with stages("images") as begin:
+            ids = engine.encode(whole, batch=batch, begin=begin)
+            decoded = engine.decode(ids, batch=batch, begin=begin)
         rebuilt = cropped(decoded, pixels.shape[2:])
         write_grid(output, np.concatenate([pixels, rebuilt]), columns=len(pixels))
     result = {
@@ -249,68 +265,8 @@ def convert_tokens(tokens: Path, bits: Any, bit_order: str, output: Path, as_jso
     write_tokens(output, converted_tokens(content, split, bit_order))
     result = {
         "images": len(content.ids),
-        "from": f"{','.join(map(str, content.bits))} {content.bit_order}",
+        "from": f"{','.join(map(str, bits_of(content.vocabularies)))} {content.bit_order}",
         "to": f"{','.join(map(str, split))} {bit_order}",
         "output": str(output),
     }
     print_result(result, as_json)
-
-
-def _encode(engine: Any, pixels: Array, pad: bool, batch: int | None) -> Array:
-    whole = padded(pixels, engine.spec.tokenizer.downsampling) if pad else pixels
-    return _in_batches("encoding", engine.encode, whole, _at_once(engine, batch))
-
-
-def _at_once(engine: Any, batch: int | None) -> int:
-    """Images that encoder or decoder take in one call."""
-    return batch or engine.backend.largest_batch or _BATCH
-
-
-def _batches(array: Array, batch: int) -> Iterator[Array]:
-    for start in range(0, len(array), batch):
-        yield array[start : start + batch]
-
-
-def _in_batches(label: str, function: Callable[[Array], Array], array: Array, batch: int) -> Array:
-    """The function's results on batches of the array, under a progress bar."""
-    first = function(array[:batch])  # refuses bad input before a bar is drawn
-    parts = [first]
-    with progress_bar(label, len(array), "images") as advance:
-        advance(len(first))
-        for part in _batches(array[batch:], batch):
-            parts.append(function(part))
-            advance(len(part))
-    return np.concatenate(parts)
-
-
-class _Batch(NamedTuple):
-    numbers: Array
-    classes: Array
-    ids: Array
-    images: Array
-
-
-def _draw(
-    engine: Any, classes: list[int], count: int, sampling: Any, first: int, batch: int | None
-) -> Iterator[_Batch]:
-    """Images of each class, batch by batch, under a progress bar of positions."""
-    total, at_once = len(classes) * count, batch or engine.largest_draw(sampling) or _BATCH
-    if first + total > 2**64:
-        raise InputError(f"--first-image {first} is too large: image numbers end at 2^64-1")
-    decoded_at_once = min(filter(None, (batch, engine.backend.largest_batch)), default=_BATCH)
-
-    def jobs() -> Iterator[tuple[list[int], Array, Iterator[Any]]]:
-        for start in range(0, total, at_once):
-            size = min(at_once, total - start)
-            part = [classes[(start + i) // count] for i in range(size)]
-            numbers = np.arange(size, dtype=np.uint64) + np.uint64(first + start)
-            yield part, numbers, engine.generate(part, sampling, image_numbers=numbers)
-
-    waiting = jobs()
-    opened = next(waiting)  # checks classes and options before a bar is drawn
-    with progress_bar("drawing", total * engine.transformer.positions, "tokens") as advance:
-        for part, numbers, stream in itertools.chain([opened], waiting):
-            for drawn in stream:
-                advance(len(drawn.tokens))
-            pieces = [engine.decode(piece) for piece in _batches(drawn.tokens, decoded_at_once)]
-            yield _Batch(numbers, np.array(part), drawn.tokens, np.concatenate(pieces))

@@ -14,6 +14,7 @@ from m2kit.cli.output import note, stages
 from m2kit.config import PRESETS, UNTOLD, overrides_from_text
 from m2kit.errors import FolderError, InputError
 from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
+from m2kit.records import JsonObject
 
 if TYPE_CHECKING:
     from m2kit.runtime.engine import Engine
@@ -41,7 +42,7 @@ threads_option = click.option(
 )
 
 
-def _overrides(ctx: click.Context, param: click.Parameter, text: str | None) -> dict[str, Any]:
+def _overrides(ctx: click.Context, param: click.Parameter, text: str | None) -> JsonObject:
     if text is None:
         return {}
     if text.lstrip().startswith("{"):
@@ -119,7 +120,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def warn_of_quality(path: Path, engine: Engine) -> None:
     """Say of an engine that was kept by --accept-quality what it is."""
-    if engine.info is not None and engine.info.parity.get("passed") is False:
+    if engine.info is not None and engine.info.parity.passed is False:
         note(f"WARNING: {path} did not pass its quality gate (--accept-quality)")
 
 

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from m2kit.manifest import Source
 from m2kit.progress import Advance, Begin
 
 
@@ -73,8 +74,8 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
 
 
 @contextmanager
-def stages() -> Iterator[Begin]:
-    """Shows stages on stderr: a name, or a bar where the stage is counted."""
+def stages(unit: str = "positions") -> Iterator[Begin]:
+    """Shows stages on stderr: a name, or a bar where the stage is counted, in `unit`."""
     with ExitStack() as stack:
 
         def begin(stage: str, total: int | None = None) -> Advance:
@@ -82,7 +83,7 @@ def stages() -> Iterator[Begin]:
             if total is None:
                 note(f"{stage} ...")
                 return lambda count: None
-            return cast(Advance, stack.enter_context(progress_bar(stage, total, "positions")))
+            return cast(Advance, stack.enter_context(progress_bar(stage, total, unit)))
 
         yield begin
 
@@ -92,9 +93,12 @@ def size_text(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
 
 
-def weights_taken(source: Mapping[str, Any]) -> dict[str, str]:
-    """Which weights a model was made of, from a manifest's or checkpoint's source."""
-    return {n: source[n] for n in ("weights", "tokenizer_weights") if n in source}
+def weights_taken(source: Source) -> dict[str, str]:
+    """Which weights a model was made of."""
+    taken = {"weights": source.weights}
+    if source.tokenizer_weights is not None:
+        taken["tokenizer_weights"] = source.tokenizer_weights
+    return taken
 
 
 def label(name: str) -> str:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import m2kit
+from m2kit.cli.health import problems, readiness, system_text
 from m2kit.cli.options import checkpoint_options, json_option, provider_option
 from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
 from m2kit.config import PRESETS, ModelSpec
-from m2kit.contract import is_past
-from m2kit.doctor import backends, problems, read_machine, system_text
+from m2kit.contract import TensorSpec, is_past
 from m2kit.errors import FolderError, InputError, require
-from m2kit.jetson import jetpack
-from m2kit.manifest import (
-    ENGINE,
-    REFERENCE_FILE,
-    Manifest,
-    check_files,
-    kind_of_folder,
-    read_manifest,
-)
+from m2kit.folder_check import check_folder
+from m2kit.manifest import ENGINE, Manifest, Source, kind_of_folder, read_manifest
 from m2kit.parameters import parameter_counts, weights_per_position
+from m2kit.precision import Precision
+from m2kit.records import JsonObject, to_json
+from m2kit.runtime.jetson import jetpack
+from m2kit.runtime.machine import read_machine
+from m2kit.sampling import SamplingDefaults
 
 if TYPE_CHECKING:
     from m2kit.training.checkpoint import Checkpoint
@@ -41,7 +40,7 @@ def _open(path: Path) -> Manifest:
 def doctor(as_json: bool) -> None:
     """Say what is installed, what can run here, and what to mend."""
     machine = read_machine()
-    found, ready = problems(machine), backends(machine)
+    found, ready = problems(machine), readiness(machine)
     about = {
         "m2kit": m2kit.__version__,
         "system": system_text(),
@@ -67,49 +66,35 @@ def doctor(as_json: bool) -> None:
 @provider_option
 @json_option
 def verify(path: Path, provider: str | None, as_json: bool) -> None:
-    """Hash every file of a bundle or engine, and repeat its comparison with PyTorch's reference.
+    """Hash every file of a bundle or engine, and repeat its comparison with PyTorch's reference, in
+    every way that this machine can run it.
 
     A half-precision bundle is hashed only: `export` compared it in an emulation of half precision.
     """
-    from m2kit.runtime.engine import Engine
-    from m2kit.runtime.opening import open_backend, remember_check
-    from m2kit.runtime.verification import compare, read_reference, require_parity
+    from m2kit.runtime.parity import prove, remember
 
     manifest = _open(path)
-    rows: dict[str, Any] = {"files": f"{len(manifest.files)} intact"}
-    report, active = manifest.parity, None
+    report, active = manifest.parity, JsonObject()
     with stages() as begin:
         begin("hashing every file")
-        check_files(path, manifest, trust_seen_weights=False)
-        if manifest.kind == ENGINE or manifest.precision == "float32":
-            reference = read_reference(path / REFERENCE_FILE)
-            backend = open_backend(path, manifest, provider=provider)
-            advance = begin("comparing with PyTorch's reference", manifest.spec.positions)
-            with Engine(manifest.spec, backend) as engine:
-                report = compare(engine, reference, advance, precision=manifest.precision)
-                active = backend.active()
-    rows |= {name: _outcome(check) for name, check in report["checks"].items()}
-    require_parity(report, str(path))
-    remember_check(path, manifest, report, active)
-    rows |= {label(name): _told(value) for name, value in (active or {}).items()}
-    value = {"path": str(path), "files": len(manifest.files), **report, "active": active}
+        check_folder(path, manifest, trust_seen_weights=False)
+        runs_here = manifest.kind == ENGINE or manifest.precision is Precision.FLOAT32
+        if runs_here:
+            report = prove(path, manifest, begin, provider=provider, ran=active.update)
+    report.require(str(path))
+    if manifest.kind == ENGINE:
+        remember(path, manifest, report)
+    rows = {"files": f"{len(manifest.files)} intact", **report.rows}
+    rows |= {label(name): _shown(value) for name, value in active.items()}
+    value = {"path": str(path), "files": len(manifest.files), **report.with_result()}
+    value["active"] = active or None
     print_result(rows, as_json, value)
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
-    return "; ".join(f"{name}: {_told(item)}" for name, item in value.items())
-
-
-def _outcome(check: dict[str, Any]) -> str:
-    if "difference" in check:
-        return f"difference {check['difference']:.1e}"
-    if "found" in check:
-        return ", ".join(f"{name} {value:.2g}" for name, value in check["found"].items())
-    if check["mismatches"] == 0:
-        return "equal"
-    return f"{check['mismatches']} of {check['compared']} ids differ, from a near tie on"
+    return "; ".join(f"{name}: {_shown(item)}" for name, item in value.items())
 
 
 @click.command()
@@ -118,22 +103,21 @@ def _outcome(check: dict[str, Any]) -> str:
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a bundle or engine folder holds: graphs, files, versions."""
     manifest = _open(path)
-    rows: dict[str, Any] = {manifest.kind: f"{path} ({manifest.name})"}
-    for lowering, graphs in manifest.lowerings.items():
-        for graph, entry in graphs.items():
-            rows[f"{graph} [{lowering}]"] = f"{_tensors(entry['inputs'])} -> " + _tensors(
-                entry["outputs"]
-            )
-            ops = sorted(entry["ops"].items(), key=lambda item: -item[1])
-            rows[f"{graph} nodes"] = ", ".join(f"{count} {op}" for op, count in ops)
-    rows |= {name: size_text(entry["bytes"]) for name, entry in manifest.files.items()}
-    rows |= {"versions": _pairs(manifest.versions), "source": _pairs(manifest.source)}
-    build = dict(manifest.build)
-    for graph, details in build.pop("graphs", {}).items():
-        rows[f"{graph} layers"] = ", ".join(f"{n} {kind}" for kind, n in details["layers"].items())
-        rows[f"{graph} kept in float"] = ", ".join(details["moved_to_float"]) or "nothing more"
-    if build:
-        rows["build"] = _pairs(build)
+    rows = {manifest.kind: f"{path} ({manifest.name})"}
+    for lowering, graph, entry in manifest.entries():
+        rows[f"{graph} [{lowering}]"] = f"{_tensors(entry.inputs)} -> {_tensors(entry.outputs)}"
+        ops = sorted(entry.ops.items(), key=lambda item: -item[1])
+        rows[f"{graph} nodes"] = ", ".join(f"{count} {op}" for op, count in ops)
+    rows |= {name: size_text(entry.bytes) for name, entry in manifest.files.items()}
+    rows |= {"versions": _pairs(manifest.versions), "source": _pairs(to_json(manifest.source))}
+    for graph, moved in manifest.moved_to_float.items():
+        rows[f"{graph} kept in float"] = ", ".join(moved) or "nothing more"
+    if manifest.build is not None:
+        for graph, plan in manifest.build.plans.items():
+            layers = ", ".join(f"{count} {kind}" for kind, count in plan.layers.items())
+            rows[f"{graph} layers"] = layers
+        told = to_json(manifest.build)
+        rows["build"] = _pairs({n: v for n, v in told.items() if n != "plans"})
     print_result(rows, as_json, manifest.to_json())
 
 
@@ -162,7 +146,7 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
     print_result({label(n): _text(value) for n, value in rows.items()}, as_json, rows)
 
 
-def _of_checkpoint(path: Path, reading: dict[str, Any], bandwidth: float) -> dict[str, Any]:
+def _of_checkpoint(path: Path, reading: JsonObject, bandwidth: float) -> JsonObject:
     require("torch", extra="export", what="describing a checkpoint")
     from m2kit.training.checkpoint import read_checkpoint
 
@@ -170,18 +154,16 @@ def _of_checkpoint(path: Path, reading: dict[str, Any], bandwidth: float) -> dic
     return _of_model(read_checkpoint(path, **reading), bandwidth)
 
 
-def _of_model(model: Manifest | Checkpoint, bandwidth: float) -> dict[str, Any]:
+def _of_model(model: Manifest | Checkpoint, bandwidth: float) -> JsonObject:
     return (
         _origin(model.source)
         | _model(model.spec, bandwidth)
-        | _prefixed("default", model.sampling)
+        | _prefixed("default", to_json(model.sampling) if model.sampling else {})
         | _prefixed("training", model.training)
     )
 
 
-def _of_preset(name: str, bandwidth: float) -> dict[str, Any]:
-    from m2kit.runtime.sampling import own_sampling
-
+def _of_preset(name: str, bandwidth: float) -> JsonObject:
     if name not in PRESETS:
         raise InputError(
             f"{name}: expected a checkpoint file, a bundle or engine folder, or one of the "
@@ -190,27 +172,29 @@ def _of_preset(name: str, bandwidth: float) -> dict[str, Any]:
     preset = PRESETS[name]
     rows = _model(preset.spec, bandwidth) | {"published_split": list(preset.split)}
     if preset.spec.transformer is not None:
-        rows |= _prefixed("default", own_sampling(preset.sampling, len(preset.spec.bits)))
+        own = SamplingDefaults.of(preset.sampling, preset.spec.sub_tokens)
+        rows |= _prefixed("default", to_json(own))
     return rows
 
 
-def _origin(source: dict[str, Any]) -> dict[str, Any]:
+def _origin(source: Source) -> JsonObject:
+    value = to_json(source)
     names = ("preset", "same_as", "checkpoint_bytes", "dtypes")
-    rows = {name: source[name] for name in names if source.get(name)}
-    return rows | weights_taken(source) | _prefixed("assumed", source["assumed"])
+    rows = {name: value[name] for name in names if value.get(name)}
+    return rows | weights_taken(source) | _prefixed("assumed", value["assumed"])
 
 
-def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+def _prefixed(prefix: str, values: JsonObject) -> JsonObject:
     return {f"{prefix}_{name}": value for name, value in values.items()}
 
 
-def _model(spec: ModelSpec, bandwidth: float) -> dict[str, Any]:
+def _model(spec: ModelSpec, bandwidth: float) -> JsonObject:
     """Architecture, parameters and bytes, and the least time that reading the weights takes."""
     fields, counts = spec.to_json(), parameter_counts(spec)
-    rows: dict[str, Any] = _prefixed("tokenizer", fields["tokenizer"])
+    rows = _prefixed("tokenizer", fields["tokenizer"])
     rows |= {
-        "codebook": f"2^{spec.tokenizer.code_bits}",
-        "downsampling": spec.tokenizer.downsampling,
+        "codebook": _codebook(spec.tokenizer.vocabularies[0]),
+        "downsampling": _sides(spec.tokenizer.strides),
     }
     rows |= _prefixed("transformer", fields["transformer"] or {})
     if spec.image_size:
@@ -229,6 +213,16 @@ def _model(spec: ModelSpec, bandwidth: float) -> dict[str, Any]:
     return rows
 
 
+def _codebook(size: int) -> str:
+    """A power of two as such."""
+    return str(size) if size & (size - 1) else f"2^{size.bit_length() - 1}"
+
+
+def _sides(strides: tuple[int, ...]) -> int | list[int]:
+    """One factor where all sides have the same."""
+    return strides[0] if len(set(strides)) == 1 else list(strides)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(str(item) for item in value)
@@ -237,16 +231,16 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _tensors(entries: list[Any]) -> str:
+def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
     """Names and shapes; a layer's cache is shown once."""
-    shown = [e for e in entries if not is_past(e[0])]
-    text = ", ".join(f"{name} {tuple(shape)}".replace("'", "") for name, _, shape in shown)
-    caches = [e for e in entries if is_past(e[0])]
+    shown = [t for t in tensors if not is_past(t.name)]
+    text = ", ".join(f"{t.name} {t.shape}".replace("'", "") for t in shown)
+    caches = [t for t in tensors if is_past(t.name)]
     if caches:
-        shape = str(tuple(caches[0][2])).replace("'", "")
+        shape = str(caches[0].shape).replace("'", "")
         text += f", {len(caches)} past.* {shape}"
     return text
 
 
-def _pairs(values: dict[str, Any]) -> str:
+def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())

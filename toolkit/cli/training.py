@@ -160,7 +160,7 @@ def ar(
 
     del options["data"]
     options["bits"] = _tuple(options["bits"])
-    guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), {})
+    guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
     settings = settings_for(tokenizer_file, **options)
     training = train_ar(settings, tokenizer_file, output, resume=resume, progress=progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m2kit.tokens import bit_weights
+from m2kit.families.sign_bits import bit_weights
 
 _EXACT_BITS = 12  # up to here the batch entropy enumerates all 2^Z codes
 

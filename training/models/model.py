@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from m2kit.config import ModelSpec
+from m2kit.families.family import FAMILIES
+from m2kit.references import resolve
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 
@@ -60,4 +62,5 @@ def _empty(spec: ModelSpec) -> TorchModel:
     """The model without values."""
     with torch.device("meta"):
         transformer = Transformer(spec.transformer) if spec.transformer else None
-        return TorchModel(spec, Tokenizer(spec.tokenizer), transformer)
+        module = resolve(FAMILIES[spec.tokenizer.family].model)
+        return TorchModel(spec, module(spec.tokenizer), transformer)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def rotary_table(grid: tuple[int, int], head_size: int, base: float) -> Tensor:
+def rotary_table(grid: tuple[int, ...], head_size: int, base: float) -> Tensor:
     """(N + 1, d / 2, 2) float32: cos and sin of each pair; row 0, the class token, is all zero.
 
     Row 1 + r * w + c turns the first d/4 pairs by r and the other d/4 by c times their frequency

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from m2kit.config import GROUPS, TokenizerSpec
-from m2kit.training.models.lfq import quantize
+from m2kit.families.image import GROUPS, ImageTokenizerSpec
+from m2kit.families.sign_bits import bits_of
+from m2kit.training.models import lfq
 
 NORM_EPS = 1e-6
 
@@ -88,7 +89,7 @@ class AdaptiveGroupNorm(nn.Module):
 class Encoder(nn.Module):
     """Image (B, 3, H, W) in [-1, 1] -> latent (B, Z, h, w)."""
 
-    def __init__(self, spec: TokenizerSpec) -> None:
+    def __init__(self, spec: ImageTokenizerSpec) -> None:
         super().__init__()
         channels, blocks = spec.channels, spec.blocks_per_level
         self.conv_in = nn.Conv2d(3, spec.base_channels, 3, padding=1, bias=False)
@@ -118,7 +119,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Codes (B, Z, h, w) in {-1, +1} -> image (B, 3, H, W)."""
 
-    def __init__(self, spec: TokenizerSpec) -> None:
+    def __init__(self, spec: ImageTokenizerSpec) -> None:
         super().__init__()
         channels, blocks = spec.channels, spec.blocks_per_level
         last = channels[-1]
@@ -155,7 +156,7 @@ class Decoder(nn.Module):
 class Tokenizer(nn.Module):
     """Encoder, LFQ and decoder."""
 
-    def __init__(self, spec: TokenizerSpec) -> None:
+    def __init__(self, spec: ImageTokenizerSpec) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = Encoder(spec)
@@ -164,9 +165,17 @@ class Tokenizer(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction (B, 3, H, W) and latent (B, Z, h, w) of images (B, 3, H, W) in [-1, 1]."""
         latent = self.encoder(image)
-        return self.decoder(quantize(latent)), latent
+        return self.decoder(self.quantize(latent)), latent
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        """(B, Z, h, w) latent -> codes in {-1, +1}; the gradient passes straight through."""
+        return lfq.quantize(latent)
+
+    def tokens(self, codes: Tensor, vocabularies: tuple[int, ...]) -> Tensor:
+        """(B, Z, h, w) codes -> (B, h, w, K) int64 tokens."""
+        return lfq.tokens_from_codes(codes, bits_of(vocabularies), self.spec.bit_order)
 
     @torch.no_grad()
     def codes(self, image: Tensor) -> Tensor:
         """Codes (B, Z, h, w) in {-1, +1} of images (B, 3, H, W) in [-1, 1]."""
-        return quantize(self.encoder(image))
+        return self.quantize(self.encoder(image))

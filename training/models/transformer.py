@@ -136,7 +136,7 @@ class Transformer(nn.Module):
     def __init__(self, spec: TransformerSpec, dropout: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
-        self.names = embedding_names(len(spec.bits))
+        self.names = embedding_names(spec.sub_tokens)
         for name, size in zip(self.names, spec.vocabularies, strict=True):
             self.add_module(name, nn.Embedding(size, spec.width))
         self.class_emb = ClassEmbedding(spec)

@@ -1,0 +1,201 @@
+"""Bundle -> engine for ONNX Runtime: optimised tokenizer graphs, fused steps in float32 or with
+integer weights, compared with PyTorch's reference on this machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from m2kit import contract
+from m2kit.build import Build, BuildOptions, Target, Trial, WeightBytes
+from m2kit.contract import PORTABLE
+from m2kit.engines.building import Job
+from m2kit.engines.graph_files import WeightsFile, op_counts, save_graph
+from m2kit.engines.ort.quantization import SCHEMES, quantize_graph
+from m2kit.errors import BackendError, InputError, require
+from m2kit.manifest import GraphEntry, Manifest
+from m2kit.precision import Precision
+from m2kit.runtime.bench.timing import position_seconds
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.ort.backend import OnnxRuntimeBackend
+from m2kit.runtime.parity import prove
+
+Lowerings = dict[str, dict[str, GraphEntry]]
+_CANDIDATES = (Precision.FLOAT32, *SCHEMES)  # of auto
+
+
+def onnxruntime(options: BuildOptions) -> Callable[[Job], Manifest]:
+    """What builds engines for ONNX Runtime; it appears where that is installed.
+
+    Raises:
+        BackendError: It is not.
+    """
+    require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+    return _build
+
+
+def _build(job: Job) -> Manifest:
+    """Build, and compare on this machine."""
+    source, wanted = job.source, job.options.precision
+    if source.precision is not Precision.FLOAT32:
+        raise InputError(
+            f"{job.bundle} is in half precision, which is for TensorRT: onnxruntime engines are "
+            "built from a bundle of `m2kit export --precision fp32`"
+        )
+    if source.spec.transformer is None and wanted != Precision.FLOAT32:
+        raise InputError(
+            f"{job.bundle} holds a tokenizer only, and integer weights are those of the steps; "
+            "build it in fp32"
+        )
+    return _build_one(job, wanted) if isinstance(wanted, Precision) else _fastest(job)
+
+
+def _fastest(job: Job) -> Manifest:
+    """Build every precision in turn, keep the fastest that passes the gate."""
+    best: tuple[float, Manifest] | None = None
+    tried: dict[str, Trial] = {}
+    for precision in _CANDIDATES:
+        trial = job.folder / precision.value
+        trial.mkdir()
+        manifest = _build_one(replace(job, folder=trial), precision)
+        seconds = float("inf")
+        if precision is Precision.FLOAT32:
+            manifest.parity.require("the engine")
+        if manifest.parity.passed:
+            job.begin(f"timing {precision.flag}")
+            backend = OnnxRuntimeBackend(trial, manifest)
+            with Engine(
+                manifest.spec, backend, defaults=manifest.sampling, info=manifest
+            ) as engine:
+                seconds = position_seconds(engine)
+            tried[precision.value] = Trial(True, round(seconds * 1e3, 3))
+        else:
+            tried[precision.value] = Trial(False)
+        if best is None or seconds < best[0]:
+            if best is not None:
+                shutil.rmtree(job.folder / best[1].precision.value)
+            best = (seconds, manifest)
+        else:
+            shutil.rmtree(trial)
+    assert best is not None
+    manifest = best[1]
+    kept = job.folder / manifest.precision.value
+    for path in kept.iterdir():
+        path.rename(job.folder / path.name)
+    kept.rmdir()
+    return replace(manifest, build=replace(manifest.built, tried=tried))
+
+
+def _build_one(job: Job, precision: Precision) -> Manifest:
+    """Write one engine's files and compare them with the reference; the gate is the caller's."""
+    job.begin(f"writing graphs and weights, {precision.flag}")
+    with WeightsFile(job.folder) as weights:
+        lowerings, matmuls = _write_graphs(job, precision, weights)
+        weight_bytes = _weight_bytes(job.folder, lowerings)
+    scheme = SCHEMES.get(precision)
+    version = str(require("onnxruntime", extra="cpu", what="the onnxruntime backend").__version__)
+    build = Build(
+        backend=OnnxRuntimeBackend.name,
+        backend_version=version,
+        bundle=job.bundle.resolve().name,
+        options=job.options,
+        target=Target.here(),
+        weight_bytes=weight_bytes,
+        quantization=None if scheme is None else scheme.record(matmuls),
+    )
+    written = replace(job.source, lowerings=lowerings, precision=precision)
+    manifest = job.engine(written, build, {"onnxruntime": version})
+    return replace(manifest, parity=prove(job.folder, manifest, job.begin))
+
+
+def _write_graphs(job: Job, precision: Precision, weights: WeightsFile) -> tuple[Lowerings, int]:
+    """Write the graphs an engine of this precision holds; returns its lowerings and how many
+    matmuls were quantized."""
+    lowerings: Lowerings = {PORTABLE: {}}
+    matmuls = 0
+    for lowering, graphs in job.source.lowerings.items():
+        for graph, entry in graphs.items():
+            is_step = graph in contract.STEP_GRAPHS
+            if is_step and precision.quantized and lowering == PORTABLE and job.source.fused:
+                continue  # integer weights are for the fused steps where there are such
+            model = ir.load(job.bundle / entry.file) if is_step else _optimised(job, graph)
+            if is_step and precision.quantized:
+                found = quantize_graph(model, SCHEMES[precision], weights)
+                if not found:
+                    raise BackendError(
+                        f"{graph} has no matmul to quantize: expected one for each linear layer; "
+                        "export the model again"
+                    )
+                matmuls += found
+            _keep_weights(model, weights)
+            save_graph(model, job.folder / entry.file)
+            lowerings.setdefault(lowering, {})[graph] = replace(entry, ops=op_counts(model))
+    for path in job.folder.glob("optimised*"):
+        path.unlink()
+    return lowerings, matmuls
+
+
+def _weight_bytes(folder: Path, lowerings: Lowerings) -> WeightBytes:
+    """Stored bytes of the weights of each graph, in the lowering that is run."""
+    found: dict[str, int] = {}
+    tables: dict[str, int] = {}
+    heads_bytes, row = 0, 0
+    for graphs in lowerings.values():  # the fused lowering stands last
+        for graph, entry in graphs.items():
+            model = ir.load(folder / entry.file)
+            heads, rest = 0, 0
+            for value in model.graph.initializers.values():
+                source = value.const_value
+                if not isinstance(source, ir.ExternalTensor):
+                    continue
+                users = [use.node for use in value.uses()]
+                if any(user.op_type == "Gather" for user in users):
+                    tables[str(value.name)] = source.nbytes
+                    row = source.nbytes // int(source.shape.numpy()[0])
+                elif any(contract.is_logits(str(user.outputs[0].name)) for user in users):
+                    heads += source.nbytes
+                else:
+                    rest += source.nbytes
+            found[graph] = rest
+            if graph == contract.INTRA_STEP:
+                heads_bytes = heads
+    return WeightBytes(found, heads_bytes, sum(tables.values()), row)
+
+
+def _keep_weights(model: ir.Model, weights: WeightsFile) -> None:
+    """Move a graph's large initializers from other files into the shared one."""
+    for value in model.graph.initializers.values():
+        source = value.const_value
+        if isinstance(source, ir.ExternalTensor) and Path(source.path) != weights.path:
+            value.type, value.shape = ir.TensorType(source.dtype), source.shape
+            weights.store(value, (source.path, source.offset, source.length), source.numpy)
+            source.release()
+
+
+def _optimised(job: Job, graph: str) -> ir.Model:
+    """A tokenizer graph after ONNX Runtime's optimisations that hold on any processor.
+
+    What is left to opening is the layout of convolutions, which is this processor's own.
+    """
+    ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+    path = job.folder / f"optimised_{graph}.onnx"
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    external = {
+        "session.optimized_model_external_initializers_file_name": f"optimised_{graph}.bin",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "4096",
+    }
+    for name, value in external.items():
+        options.add_session_config_entry(name, value)
+    source = job.bundle / job.source.graph_file(PORTABLE, graph)
+    try:
+        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+        raise BackendError(f"ONNX Runtime cannot optimise {source}: {error}") from error
+    return ir.load(path)

@@ -1,0 +1,230 @@
+"""The table of backends: what each is called and takes, who builds and who opens its engines.
+
+Whatever asks which backends there are (opening, building, verifying, benchmarks, doctor, the
+command line) reads it off this table; `register` adds one. Builders need packages that a device
+does not have, and belong to a room that this one does not import: they are named, as
+"module:attribute".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from m2kit.build import BuildOptions, flag_of
+from m2kit.contract import ONNXRUNTIME, PORTABLE, STEP_GRAPHS
+from m2kit.errors import BackendError, InputError
+from m2kit.manifest import Manifest
+from m2kit.precision import AUTO, Precision
+from m2kit.references import resolve
+from m2kit.runtime.backend import CPU, Backend, Opening
+from m2kit.runtime.machine import Machine
+from m2kit.runtime.ort import status as ort
+from m2kit.runtime.trt import status as trt
+from m2kit.runtime.trt.library import TENSORRT, TENSORRT_RTX
+
+_NO_DEFAULTS = BuildOptions()
+_PLANS = {"precision", "batch", "image_sizes"}
+
+
+@dataclass(frozen=True, slots=True)
+class BackendKind:
+    """A backend.
+
+    Attributes:
+        name: As --backend and engine.json name it.
+        opener: (folder, manifest, opening) -> Backend, or the name of that function.
+        builder: (options) -> function (job) -> Manifest, of engines/building.py, or its name.
+        precisions: It takes, its default first.
+        options: Of BuildOptions, those it takes.
+        defaults: What is recorded for options that were not given.
+        opening: Of Opening, the fields a user may give.
+        ways: (manifest, provider or None) -> every opening in which this machine can run a folder.
+        status: (machine) -> row -> "ready", or what is missing.
+        why_not_default: (machine) -> why it is not built for unless it is asked for; "" where it
+            is; None for a backend that must be asked for.
+    """
+
+    name: str
+    opener: str | Callable[[Path, Manifest, Opening], Backend]
+    builder: str | Callable[[BuildOptions], Any]
+    precisions: tuple[Precision | Literal["auto"], ...]
+    options: frozenset[str]
+    opening: frozenset[str]
+    ways: Callable[[Manifest, str | None], tuple[Opening, ...]]
+    status: Callable[[Machine], dict[str, str]]
+    defaults: BuildOptions = _NO_DEFAULTS
+    why_not_default: Callable[[Machine], str] | None = None
+
+    def open(self, folder: Path, manifest: Manifest, opening: Opening) -> Backend:
+        """The backend, opened on a folder.
+
+        Raises:
+            InputError: An option that this backend does not have.
+            BackendError: It is not available here.
+            FolderError: Built for another machine.
+        """
+        given = {name: getattr(opening, name) for name in ("provider", "threads")}
+        wrong = [f"--{n}" for n, v in given.items() if v is not None and n not in self.opening]
+        if wrong:
+            owners = " or ".join(k.name for k in BACKENDS.values() if set(given) <= k.opening)
+            raise InputError(
+                f"{' and '.join(wrong)}: of the {owners} backend; {folder} was built for "
+                f"{self.name}"
+            )
+        opened: Backend = resolve(self.opener)(folder, manifest, opening)
+        return opened
+
+    def complete(self, options: BuildOptions) -> BuildOptions:
+        """The options with this backend's defaults filled in.
+
+        Raises:
+            InputError: An option or precision that it does not take, with who does.
+        """
+        self._refuse_precision(options.precision)
+        given = options.given()
+        foreign = [flag_of(name) for name in given if name not in self.options]
+        if foreign:
+            owners = [kind.name for kind in BACKENDS.values() if set(given) <= kind.options]
+            raise InputError(
+                f"{', '.join(foreign)}: {self.name} has no such option"
+                + (f"; choose --backend {' or '.join(owners)}" if owners else "")
+            )
+        precision = options.precision or self.precisions[0]
+        integers = isinstance(precision, Precision) and precision.quantized
+        if options.accept_quality and not integers:
+            raise InputError(
+                "--accept-quality is for --precision int8 or int4: auto keeps what passes, and "
+                "fp32 has no quality gate"
+            )
+        return replace(self.defaults, **{**given, "precision": precision})
+
+    def _refuse_precision(self, precision: Precision | str | None) -> None:
+        if precision is None or precision in self.precisions:
+            return
+        flags = ", ".join(map(precision_flag, self.precisions))
+        owners = " or ".join(k.name for k in BACKENDS.values() if precision in k.precisions)
+        raise InputError(
+            f"--precision {precision_flag(precision)}: {self.name} takes {flags}; choose one of "
+            f"these or --backend {owners}"
+        )
+
+
+BACKENDS: dict[str, BackendKind] = {}
+
+
+def register(kind: BackendKind) -> None:
+    """Add a backend to the table."""
+    BACKENDS[kind.name] = kind
+
+
+def backend_named(name: str) -> BackendKind:
+    """The backend of that name.
+
+    Raises:
+        BackendError: There is none.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"there is no backend {name!r}; m2kit has {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def backend_of(folder: Path, manifest: Manifest) -> BackendKind:
+    """The backend that a folder was built for; a bundle is run by ONNX Runtime.
+
+    Raises:
+        BackendError: One that this m2kit does not have.
+    """
+    name = manifest.build.backend if manifest.build else ONNXRUNTIME
+    if name not in BACKENDS:
+        raise BackendError(
+            f"{folder} was built for the backend {name!r}, this m2kit runs "
+            f"{', '.join(BACKENDS)}; build it again with `m2kit build-engine`"
+        )
+    return BACKENDS[name]
+
+
+def default_backend(machine: Machine) -> tuple[str, str]:
+    """What engines are built for unless a backend is asked for, and why not for an earlier one."""
+    reasons: list[str] = []
+    for kind in BACKENDS.values():
+        reason = kind.why_not_default(machine) if kind.why_not_default else None
+        if reason == "":
+            return kind.name, "; ".join(reasons)
+        if reason:
+            reasons.append(reason)
+    raise BackendError("no backend builds by default; choose one with --backend")
+
+
+def precision_flag(precision: Precision | str) -> str:
+    """As --precision has it."""
+    return precision.flag if isinstance(precision, Precision) else precision
+
+
+def _ways_of_onnxruntime(manifest: Manifest, provider: str | None) -> tuple[Opening, ...]:
+    """Providers of the installed wheel (or the one asked for), each with every lowering that holds
+    the steps. With CUDA the portable steps are run, and integer weights are for a CPU alone."""
+    from m2kit.runtime.ort.backend import usable_providers
+
+    ways = []
+    for name in usable_providers() if provider is None else [provider]:
+        for lowering, graphs in manifest.lowerings.items():
+            if manifest.spec.transformer and not set(STEP_GRAPHS) <= set(graphs):
+                continue
+            quantized = manifest.precision.quantized
+            if name != CPU and (provider is None if quantized else lowering != PORTABLE):
+                continue
+            ways.append(Opening(provider=name, lowering=lowering))
+    return tuple(ways)
+
+
+def _one_way(manifest: Manifest, provider: str | None) -> tuple[Opening, ...]:
+    return (Opening(provider=provider),)
+
+
+register(
+    BackendKind(
+        name=TENSORRT,
+        opener="m2kit.runtime.trt.backend:open_backend",
+        builder="m2kit.engines.trt.builder:tensorrt",
+        precisions=(Precision.FLOAT16, Precision.FLOAT32),
+        options=frozenset(
+            _PLANS
+            | {"version_compatible", "hardware_compatible", "opt_level", "workspace"}
+            | {"low_memory", "no_timing_cache"}
+        ),
+        opening=frozenset(),
+        ways=_one_way,
+        status=trt.tensorrt_status,
+        defaults=BuildOptions(batch=1),
+        why_not_default=trt.why_not_default,
+    )
+)
+register(
+    BackendKind(
+        name=ONNXRUNTIME,
+        opener="m2kit.runtime.ort.backend:open_backend",
+        builder="m2kit.engines.ort.builder:onnxruntime",
+        precisions=(Precision.FLOAT32, Precision.INT8, Precision.INT4, AUTO),
+        options=frozenset({"precision", "accept_quality"}),
+        opening=frozenset({"provider", "threads"}),
+        ways=_ways_of_onnxruntime,
+        status=ort.status,
+        why_not_default=lambda machine: "",
+    )
+)
+register(
+    BackendKind(
+        name=TENSORRT_RTX,
+        opener="m2kit.runtime.trt.backend:open_backend",
+        builder="m2kit.engines.trt.builder:tensorrt_rtx",
+        precisions=(Precision.FLOAT16, Precision.FLOAT32),
+        options=frozenset(_PLANS | {"compute_capabilities"}),
+        opening=frozenset(),
+        ways=_one_way,
+        status=trt.rtx_status,
+        defaults=BuildOptions(batch=1, compute_capabilities=("8.6", "8.9")),
+    )
+)

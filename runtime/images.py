@@ -1,0 +1,117 @@
+"""Pictures in and out: files to float arrays, float arrays to grid PNGs.
+
+Pixel values follow the official code: in, x / 127.5 - 1; out, 255 * (x + 1) / 2 clipped to 0..255
+and truncated (not rounded) to uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from m2kit.errors import InputError
+from m2kit.folders import check_output, new_file
+
+_GAP_PIXELS = 2
+
+
+def read_image(path: Path) -> npt.NDArray[np.float32]:
+    """An image file as (3, H, W) float32 in [-1, 1].
+
+    Raises:
+        InputError: Not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"{path}: expected 8 bits per channel, found mode {image.mode}; "
+                    "convert the image first"
+                )
+            pixels = np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image file") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: expected an image such as PNG or JPEG ({error})") from error
+    return (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
+
+
+def read_images(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
+    """Image files of one size as (B, 3, H, W) float32 in [-1, 1].
+
+    Raises:
+        InputError: Not an image, or images of different sizes.
+    """
+    images = [read_image(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise InputError(
+                f"images of one call must have one size: {paths[0]} has "
+                f"{images[0].shape[1]} x {images[0].shape[2]}, {path} has "
+                f"{image.shape[1]} x {image.shape[2]}"
+            )
+    return np.stack(images)
+
+
+def padded(images: npt.NDArray[np.float32], strides: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """(B, 3, *size) framed in mid-grey (0) up to multiples of `strides`, as the official
+    evaluation does.
+
+    The smaller half of what is missing goes in front: above and to the left.
+    """
+    missing = [-n % stride for n, stride in zip(images.shape[2:], strides, strict=True)]
+    frame = [(count // 2, count - count // 2) for count in missing]
+    return np.pad(images, [(0, 0), (0, 0), *frame])
+
+
+def cropped(images: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The inverse of `padded`: (B, 3, *padded size) cut back to (B, 3, *size)."""
+    starts = [(a - b) // 2 for a, b in zip(images.shape[2:], size, strict=True)]
+    for axis, (start, count) in enumerate(zip(starts, size, strict=True), start=2):
+        images = images.take(range(start, start + count), axis=axis)
+    return images
+
+
+def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """(B, 3, H, W) float32 in [-1, 1] as (B, H, W, 3) uint8."""
+    scaled = np.clip(255 * (images + 1) / 2, 0, 255)
+    return scaled.astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def write_grid(
+    path: Path, images: npt.NDArray[np.float32], *, columns: int, scale: int = 1
+) -> None:
+    """Write images as one grid PNG, row by row.
+
+    Args:
+        path: Where to; written whole or not at all.
+        images: (B, 3, H, W) float32 in [-1, 1].
+        columns: Images per row.
+        scale: Whole factor by which each pixel is enlarged.
+    """
+    check_output(path, ".png")
+    pixels = uint8_from_images(images).repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, _ = pixels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap = _GAP_PIXELS
+    grid = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8
+    )
+    for index in range(count):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        grid[top : top + height, left : left + width] = pixels[index]
+    with new_file(path) as temporary:
+        Image.fromarray(grid).save(temporary)
+
+
+def psnr(images: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float:
+    """Peak signal-to-noise ratio in dB: the mean over images, on truncated uint8 pixels."""
+    a = uint8_from_images(images).astype(np.float64)
+    b = uint8_from_images(others).astype(np.float64)
+    error = np.maximum(((a - b) ** 2).mean(axis=(1, 2, 3)), 1e-10)
+    return float((10 * np.log10(255.0**2 / error)).mean())

@@ -1,0 +1,287 @@
+"""ONNX Runtime: runs the graphs of a bundle or engine folder on a CPU or through CUDA.
+
+Step graphs are bound once to numpy buffers (IO binding), the KV cache is one array. On a CPU the
+onnxruntime lowering is taken where the folder has it: it adds the new row in place. A commit of the
+portable one is a slice assignment. With the CUDA provider the same host buffers are bound, so the
+cache travels at every step: correct, not fast. That provider has not been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2kit import contract
+from m2kit.errors import BackendError, require
+from m2kit.host import available_cores, host_name, release_freed_memory
+from m2kit.manifest import Manifest
+from m2kit.records import JsonObject
+from m2kit.runtime.backend import CPU, CUDA, HostBackend, Opening, Steps
+from m2kit.runtime.device import probe
+
+PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
+# float32 means float32: TF32 keeps 10 bits of a product's mantissa.
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+# A session's threads stop spinning when its run ends: otherwise those of the inter step take the
+# processor from the intra step, and both are half as fast.
+_SESSION_OPTIONS = {"session.force_spinning_stop": "1"}
+_PIXELS_AT_ONCE = 256 * 256  # of encoder and decoder
+_AS_IT_IS = Opening()
+
+
+def open_backend(folder: Path, manifest: Manifest, opening: Opening) -> OnnxRuntimeBackend:
+    """What the table of backends opens."""
+    return OnnxRuntimeBackend(folder, manifest, opening)
+
+
+def usable_providers() -> tuple[str, ...]:
+    """The providers of the installed onnxruntime that can start here; its wheel for CUDA lists CUDA
+    where there is no GPU too."""
+    ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+    has_cuda = PROVIDERS[CUDA] in ort.get_available_providers() and probe()[0]
+    return (CPU, CUDA) if has_cuda else (CPU,)
+
+
+class OnnxRuntimeBackend(HostBackend):
+    """The Backend protocol over ONNX Runtime sessions, opened when first used."""
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: Path, manifest: Manifest, opening: Opening = _AS_IT_IS) -> None:
+        """Prepare to open the graphs of a folder.
+
+        Args:
+            folder: A bundle or engine folder.
+            manifest: Its manifest.
+            opening: The provider is "cpu" or "cuda"; threads are as many as this process has
+                cores; the lowering is the fused one on a CPU, where the folder has it.
+
+        Raises:
+            BackendError: onnxruntime is not installed, that provider is missing or cannot start, or
+                the folder holds nothing for it.
+        """
+        self.ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+        self.ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
+        self._folder, self._manifest = folder, manifest
+        self._on_cpu = (opening.provider or CPU) == CPU
+        self._host_threads = opening.threads or available_cores()
+        self._provider = _provider(self.ort, opening.provider or CPU)
+        self._fused = dict(manifest.fused)
+        if opening.lowering == contract.PORTABLE or not self._on_cpu:
+            portable = manifest.lowerings[contract.PORTABLE]
+            self._fused = {g: entry for g, entry in self._fused.items() if g not in portable}
+        if manifest.precision.quantized and not self._on_cpu:
+            raise BackendError(
+                f"this engine ({manifest.precision.value}) is for a CPU alone; use "
+                "--provider cpu, or `m2kit build-engine --precision fp32`"
+            )
+        self._sessions: dict[str, Any] = {}
+        self._closed = False
+        if not self._on_cpu:  # the smallest graph tells whether the provider starts
+            self.session(manifest.spec.tokenizer.quantizer)
+
+    @property
+    def device(self) -> str:
+        """The processor, or the GPU."""
+        if self._on_cpu:
+            return host_name()
+        devices, _ = probe()
+        return f"{devices[0] if devices else 'a GPU'} through CUDA"
+
+    @property
+    def threads(self) -> int | None:
+        """Threads inside an operator; None where the GPU computes."""
+        return self._host_threads if self._on_cpu else None
+
+    def images_at_once(self, size: tuple[int, ...]) -> int:
+        """On a CPU large images are run one by one: together they are a quarter slower, and take
+        memory for each."""
+        if not self._on_cpu:
+            return super().images_at_once(size)
+        return max(1, _PIXELS_AT_ONCE // math.prod(size))
+
+    def lowering(self, graph: str) -> str:
+        """The lowering in which a graph is run."""
+        return contract.ONNXRUNTIME if graph in self._fused else contract.PORTABLE
+
+    def path(self, graph: str) -> Path:
+        """The file of a graph."""
+        return self._folder / self._manifest.graph_file(self.lowering(graph), graph)
+
+    def io(self, graph: str) -> contract.GraphIO:
+        """What the file of a graph takes and gives."""
+        return contract.graph_io(self._manifest.spec, graph, self.lowering(graph))
+
+    @property
+    def compute(self) -> str:
+        """float32 or float16: the compute type of the graphs."""
+        return self._manifest.precision.compute
+
+    def options(self) -> Any:
+        """Session options of every graph."""
+        options = self.ort.SessionOptions()
+        options.intra_op_num_threads = self._host_threads
+        for name, value in _SESSION_OPTIONS.items():
+            options.add_session_config_entry(name, value)
+        return options
+
+    def session(self, graph: str) -> Any:
+        """The session of one graph.
+
+        Raises:
+            BackendError: ONNX Runtime cannot load it, or silently left the provider asked for.
+        """
+        if self._closed:
+            raise BackendError("the engine was closed; open it again with m2kit.open_engine")
+        if graph in self._sessions:
+            return self._sessions[graph]
+        options, path = self.options(), self.path(graph)
+        try:
+            provider = (self._provider, _PROVIDER_OPTIONS.get(self._provider, {}))
+            session = self.ort.InferenceSession(path, options, providers=[provider])
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise BackendError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+        if session.get_providers()[0] != self._provider:
+            raise BackendError(
+                f"ONNX Runtime fell back to {session.get_providers()[0]}: {self._provider} could "
+                "not start (no GPU, driver or CUDA libraries); use --provider cpu or mend CUDA"
+            )
+        self._sessions[graph] = session
+        return session
+
+    def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
+        names = [tensor.name for tensor in self.io(graph).outputs]
+        session = self.session(graph)
+        try:
+            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise _failure(graph, error) from error
+
+    def open_steps(self, rows: int) -> Steps:
+        """Allocate and bind the step graphs for `rows` rows (R)."""
+        return OnnxRuntimeSteps(self, rows)
+
+    def active(self) -> JsonObject:
+        """What runs and how."""
+        return {
+            "backend": f"{self.name} {self.ort.__version__}",
+            "provider": self._provider,
+            "threads": self._host_threads,
+            "precision": self._manifest.precision.value,
+            "fused": sorted(self._fused),
+        }
+
+    def close(self) -> None:
+        """Drop the sessions and give their memory back."""
+        self._closed = True
+        self._sessions.clear()
+        release_freed_memory()
+
+
+class OnnxRuntimeSteps:
+    """Both step graphs; the hidden buffer of the inter step is an input of the intra step."""
+
+    def __init__(self, backend: OnnxRuntimeBackend, rows: int) -> None:
+        """Allocate and bind."""
+        compute = backend.compute
+        self.inter = OnnxRuntimeStep(
+            backend.session(contract.INTER_STEP),
+            backend.io(contract.INTER_STEP),
+            compute,
+            rows,
+            contract.POSITION,
+            shared={},
+        )
+        self.intra = OnnxRuntimeStep(
+            backend.session(contract.INTRA_STEP),
+            backend.io(contract.INTRA_STEP),
+            compute,
+            rows,
+            contract.SUB_POSITION,
+            shared={contract.HIDDEN: self.inter.outputs[contract.HIDDEN]},
+        )
+
+
+class OnnxRuntimeStep:
+    """One step graph: buffers bound once, the cache one array (2L, R, H, S, d)."""
+
+    def __init__(
+        self,
+        session: Any,
+        io: contract.GraphIO,
+        compute: str,
+        rows: int,
+        position_name: str,
+        shared: dict[str, npt.NDArray[Any]],
+    ) -> None:
+        """Allocate and bind every input and output of the graph for `rows` rows."""
+        self._session = session
+        self._binding = session.io_binding()
+        past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
+        self.cache = np.zeros((len(past), *past[0].fixed_shape({"R": rows})), compute)
+        caches = {tensor.name: self.cache[index] for index, tensor in enumerate(past)}
+        own: dict[str, npt.NDArray[Any]] = {
+            tensor.name: np.zeros(tensor.fixed_shape({"R": rows}), tensor.numpy_dtype(compute))
+            for tensor in io.inputs
+            if tensor.name not in caches and tensor.name not in shared
+        }
+        in_place = {contract.updated(name): array for name, array in caches.items()}
+        self.outputs: dict[str, npt.NDArray[Any]] = {
+            tensor.name: np.zeros(tensor.fixed_shape({"R": rows}), tensor.numpy_dtype(compute))
+            for tensor in io.outputs
+            if tensor.name not in in_place
+        }
+        self._present = self.outputs.get(contract.PRESENT)  # None: the graph writes in place
+        if self._present is not None:
+            in_place = {}
+        for name, array in {**own, **shared, **caches}.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in {**self.outputs, **in_place}.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._position = own.pop(position_name)
+        self.inputs = {**own, **shared}
+
+    def reset(self) -> None:
+        """Begin a new sequence; rows written before are masked, so nothing is cleared."""
+
+    def run(self, position: int) -> None:
+        """Compute one position; it sees the positions committed before it."""
+        self._position[0] = position
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise _failure("a step", error) from error
+
+    def commit(self, position: int) -> None:
+        """Append what the last run computed to the cache, at `position`."""
+        if self._present is not None:
+            self.cache[:, :, :, position] = self._present[:, :, :, 0]
+
+
+def _provider(ort: Any, name: str) -> str:
+    if name not in PROVIDERS:
+        raise BackendError(f"provider must be one of {', '.join(PROVIDERS)}, found {name!r}")
+    provider = PROVIDERS[name]
+    if provider not in ort.get_available_providers():
+        raise BackendError(
+            f"this onnxruntime has no {provider} (it has "
+            f"{', '.join(ort.get_available_providers())}): pip uninstall onnxruntime, then "
+            "pip install 'm2kit[gpu]' (the two wheels must not be installed together)"
+        )
+    return provider
+
+
+def _failure(what: str, error: Exception) -> BackendError:
+    reason = _first_line(error)
+    cure = "lower --batch or the image size" if "alloc" in reason.lower() else "see the reason"
+    return BackendError(f"ONNX Runtime failed in {what}: {reason}; {cure}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,105 @@
+"""The one procedure that proves a folder: every graph, in every lowering and provider that this
+machine can run it in, against what PyTorch computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from m2kit.contract import PORTABLE
+from m2kit.errors import FolderError
+from m2kit.folders import new_file
+from m2kit.manifest import ENGINE, Manifest, manifest_name, manifest_text
+from m2kit.parity_report import ParityReport
+from m2kit.progress import Begin, silent
+from m2kit.records import JsonObject
+from m2kit.runtime.backend import CPU, Backend, Opening
+from m2kit.runtime.backends import backend_of
+from m2kit.runtime.comparison import compare
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.reference import Reference, read_reference
+
+
+def prove(
+    folder: Path,
+    manifest: Manifest,
+    begin: Begin = silent,
+    *,
+    provider: str | None = None,
+    reference: Reference | None = None,
+    opened: Backend | None = None,
+    ran: Callable[[JsonObject], None] = lambda active: None,
+) -> ParityReport:
+    """Compare a folder with its reference.
+
+    Args:
+        folder: A bundle or engine, its files checked.
+        manifest: Its manifest; it need not be written yet.
+        begin: Called with the name of each comparison.
+        provider: Compare only this one's.
+        reference: What PyTorch computed; by default the folder's.
+        opened: Compare this backend alone, as it was opened; it stays open.
+        ran: Called with what each backend tells of itself, after it has run.
+
+    Returns:
+        One report: checks of a second way to run the same graphs have its name as a suffix.
+
+    Raises:
+        BackendError: A way that was asked for cannot be opened.
+        FolderError: The reference is damaged.
+    """
+    reference = reference or read_reference(folder, manifest.spec)
+    if opened is not None:
+        return _compared(manifest, opened, reference, begin, opened.device, tokenizer=True)
+    kind, report = backend_of(folder, manifest), None
+    compared: set[str | None] = set()
+    for way in kind.ways(manifest, provider):
+        backend = kind.open(folder, manifest, way)
+        try:
+            first = way.provider not in compared
+            label = ", ".join(_parts_of(way)) or backend.device
+            found = _compared(manifest, backend, reference, begin, label, tokenizer=first)
+            ran(backend.active())
+        finally:
+            backend.close()
+        compared.add(way.provider)
+        report = found if report is None else report.joined(found, _suffix(way))
+    assert report is not None, f"no way to run {folder}"
+    return report
+
+
+def _compared(
+    manifest: Manifest,
+    backend: Backend,
+    reference: Reference,
+    begin: Begin,
+    label: str,
+    *,
+    tokenizer: bool,
+) -> ParityReport:
+    advance = begin(f"comparing with PyTorch's reference ({label})", manifest.spec.positions)
+    engine = Engine(manifest.spec, backend, defaults=manifest.sampling)
+    return compare(engine, reference, advance, precision=manifest.precision, tokenizer=tokenizer)
+
+
+def _parts_of(way: Opening) -> list[str]:
+    lowering = "" if way.lowering in (None, PORTABLE) else "fused"
+    provider = "" if way.provider == CPU else way.provider
+    return [part for part in (lowering, provider) if part]
+
+
+def _suffix(way: Opening) -> str:
+    return "".join(f", {part}" for part in _parts_of(way))
+
+
+def remember(folder: Path, manifest: Manifest, report: ParityReport) -> Manifest:
+    """An engine's manifest with a report of this machine, its devices added to those before;
+    written where the folder can be written."""
+    devices = [d for d in manifest.parity.devices if d not in report.devices]
+    checked = replace(manifest, parity=replace(report, devices=(*devices, *report.devices)))
+    with contextlib.suppress(FolderError), new_file(folder / manifest_name(ENGINE)) as file:
+        file.write_text(manifest_text(checked), encoding="utf-8")
+    return checked

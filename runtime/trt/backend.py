@@ -1,0 +1,209 @@
+"""TensorRT engines, driven without torch: plans are opened when first used, every shape is static,
+memory is allocated once and its addresses set once. A step graph is warmed up, recorded as one
+CUDA graph together with its copies from and to the host, and replayed.
+
+R rows serve R unguided or R/2 guided images; a short batch repeats its last row. The KV cache is
+one block a step graph, and a commit is one strided copy on the GPU.
+
+Written after NVIDIA's documentation and held to it by doubles of TensorRT and CUDA in tests/; never
+run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from m2kit import contract
+from m2kit.errors import BackendError, InputError
+from m2kit.manifest import Manifest
+from m2kit.records import JsonObject
+from m2kit.runtime.backend import Opening, Steps
+from m2kit.runtime.cuda import Gpu, Memory
+from m2kit.runtime.device import find_device
+from m2kit.runtime.target import check_machine
+from m2kit.runtime.trt.library import error_log, load_tensorrt
+from m2kit.runtime.trt.plan import OpenedPlan
+from m2kit.runtime.trt.steps import StepGraphs
+
+
+def open_backend(folder: Path, manifest: Manifest, opening: Opening) -> TensorRTBackend:
+    """What the table of backends opens; there is nothing to choose."""
+    return TensorRTBackend(folder, manifest)
+
+
+class TensorRTBackend:
+    """The Backend protocol over TensorRT plans. One thread; one generation at a time."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Look for the GPU, then for TensorRT, and compare both with what the engine is for.
+
+        Args:
+            folder: An engine folder.
+            manifest: Its manifest.
+
+        Raises:
+            BackendError: No GPU, driver or TensorRT that can run it.
+            FolderError: Built for another machine.
+        """
+        build = manifest.built
+        self.name = build.backend
+        self._folder, self._manifest = folder, manifest
+        device = find_device(f"{folder}, an engine for {self.name},")
+        self._device = str(device)
+        self._trt = load_tensorrt(self.name)
+        check_machine(folder, manifest, str(self._trt.__version__), device)
+        self._gpu = Gpu()
+        self._log = error_log(self._trt)
+        self._runtime = self._trt.Runtime(self._log)
+        if build.options.version_compatible:  # such a plan brings its own runtime, which is code
+            self._runtime.engine_host_code_allowed = True
+        self._rows = build.rows or 2
+        self.largest_rows: int | None = self._rows
+        self.image_sizes: tuple[tuple[int, ...], ...] | None = build.image_sizes
+        self.threads: int | None = None
+        self._tokenizer: dict[tuple[str, tuple[int, ...]], _TokenizerGraph] = {}
+        self._steps: StepGraphs | None = None
+        self._closed = False
+
+    @property
+    def device(self) -> str:
+        """The GPU's name and compute capability."""
+        return self._device
+
+    def images_at_once(self, size: tuple[int, ...]) -> int:
+        """As many as the engine was built for."""
+        return self._rows // 2
+
+    def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run encoder, quantizer or decoder on named inputs; returns its named outputs.
+
+        Raises:
+            InputError: More images than the engine takes, or an image size it was not built for.
+        """
+        self._check_open()
+        (array,) = feeds.values()
+        self._check_batch(len(array), self._rows // 2, "images")
+        size = tuple(map(int, array.shape[2:]))
+        if graph != contract.ENCODER:
+            size = self._manifest.spec.size_of_grid(size)
+        key = (graph, size)
+        if key not in self._tokenizer:
+            self._tokenizer[key] = self._open_tokenizer(graph, size)
+        return self._tokenizer[key].run(feeds)
+
+    def open_steps(self, rows: int) -> Steps:
+        """The step graphs for `rows` rows (R); steps opened before are not used afterwards.
+
+        Raises:
+            InputError: More rows than the engine was built for.
+        """
+        self._check_open()
+        self._check_batch(rows, self.largest_rows, "rows (two an image with guidance)")
+        if self._steps is None:
+            plans = {
+                graph: self._open_plan(
+                    graph,
+                    self._manifest.graph_file(contract.PORTABLE, graph),
+                    {"R": self._rows},
+                )
+                for graph in contract.STEP_GRAPHS
+            }
+            self._steps = StepGraphs(self._gpu, plans)
+        return self._steps.lease(rows)
+
+    def active(self) -> JsonObject:
+        """What runs and how: versions, GPU, CUDA graphs, and the layers of the networks the plans
+        were built from, by type and precision, which strong typing binds the plans to."""
+        recorded = {} if self._steps is None else dict(self._steps.recorded)
+        return {
+            "backend": f"{self.name} {self._trt.__version__}",
+            "gpu": self.device,
+            "cuda_graphs": recorded or "no step graph was opened",
+            "parsed_layers": {g: plan.layers for g, plan in self._manifest.built.plans.items()},
+        }
+
+    def close(self) -> None:
+        """Release plans, memory and stream."""
+        if self._closed:
+            return
+        self._closed = True
+        self._gpu.finish()
+        for graph in self._tokenizer.values():
+            graph.close()
+        self._tokenizer.clear()
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+        self._gpu.close()
+
+    def _open_plan(self, graph: str, file: str, sizes: Mapping[str, int]) -> OpenedPlan:
+        """Deserialize one plan and check that it is what the contract says."""
+        io = contract.graph_io(self._manifest.spec, graph)
+        compute = self._manifest.precision.compute
+        tensors = {
+            tensor.name: (tensor.fixed_shape(sizes), tensor.numpy_dtype(compute))
+            for tensor in (*io.inputs, *io.outputs)
+        }
+        return OpenedPlan(self._trt, self._runtime, self._log, self._folder / file, io, tensors)
+
+    def _open_tokenizer(self, graph: str, size: tuple[int, ...]) -> _TokenizerGraph:
+        sizes = self.image_sizes or ()
+        if size not in sizes:
+            known = " or ".join(" x ".join(map(str, known)) for known in sizes)
+            raise InputError(
+                f"this engine takes images of {known} pixels, found {' x '.join(map(str, size))}; "
+                f"build it with `{self._manifest.rebuild_command(self._folder, (size,))}`"
+            )
+        dimensions = {"B": self._rows // 2, **contract.image_dimensions(self._manifest.spec, size)}
+        file = contract.plan_file(graph, size)
+        return _TokenizerGraph(self._gpu, self._open_plan(graph, file, dimensions))
+
+    def _check_batch(self, found: int, largest: int | None, what: str) -> None:
+        if largest is not None and found > largest:
+            raise InputError(
+                f"this engine takes {largest} {what} at once, asked for {found}: use --batch "
+                f"{self._rows // 2}, or build it with a larger `build-engine --batch`"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("the engine was closed; open it again with m2kit.open_engine")
+
+
+class _TokenizerGraph:
+    """Encoder, lfq or decoder for one image size."""
+
+    def __init__(self, gpu: Gpu, plan: OpenedPlan) -> None:
+        """Allocate and bind."""
+        self._gpu, self._plan = gpu, plan
+        self._inputs, self._outputs = (
+            [tensor.name for tensor in part] for part in (plan.io.inputs, plan.io.outputs)
+        )
+        shared = {name: plan.tensors[name] for name in (*self._inputs, *self._outputs)}
+        self._memory = Memory(gpu, shared, {"scratch": plan.scratch_bytes})
+        try:
+            plan.bind(self._memory.addresses, self._memory.addresses["scratch"])
+        except BackendError:
+            self.close()
+            raise
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run a batch, filled up with repeats of its last image."""
+        arrays, images = self._memory.arrays, len(next(iter(feeds.values())))
+        for name, feed in feeds.items():
+            arrays[name][:images] = feed
+            arrays[name][images:] = feed[-1]
+        self._memory.upload(self._inputs[0], self._inputs[-1])
+        self._plan.enqueue(self._gpu.stream)
+        self._memory.download(self._outputs[0], self._outputs[-1])
+        self._gpu.synchronize()
+        return {name: arrays[name][:images].copy() for name in self._outputs}
+
+    def close(self) -> None:
+        """Release plan and memory."""
+        self._plan.close()
+        self._memory.free()

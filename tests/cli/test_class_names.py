@@ -1,0 +1,46 @@
+import pytest
+
+from m2kit.cli.class_names import class_ids
+from m2kit.errors import InputError
+
+
+def test_numbers_names_and_wordnet_ids_in_any_case_name_classes():
+    values = ["207,1", "Golden Retriever, tench", "n02099601", "tinca tinca"]
+    assert class_ids(values, 1000) == [207, 1, 207, 0, 207, 0]
+    assert class_ids(["tench, Tinca tinca"], 1000) == [0]  # a label pasted whole
+    assert class_ids([], 1000) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("goldfish", 1),
+        ("bald eagle", 22),
+        ("tiger", 292),
+        ("volcano", 980),
+        ("bathroom tissue", 999),
+        ("Felis concolor", 286),
+    ],
+)
+def test_numbers_are_those_of_the_published_models(name, number):
+    assert class_ids([name], 1000) == [number]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("crane", r"several classes: give one of 134 \(large long-necked .*; 517 \(lifts"),
+        ("golden retreiver", "did you mean golden retriever"),
+        ("", "no class is named ''"),
+        ("#", "no class is named '#'"),
+        ("1_0", "no class is named '1_0'"),
+    ],
+)
+def test_a_name_of_no_class_or_several_is_one_error(name, words):
+    with pytest.raises(InputError, match=words):
+        class_ids([name], 1000)
+
+
+def test_names_belong_to_imagenet_alone():
+    with pytest.raises(InputError, match=r"this model has 10\), found 'tench'"):
+        class_ids(["tench"], 10)

@@ -1,0 +1,1 @@
+"""Forged folders, and what becomes of them."""

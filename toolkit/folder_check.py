@@ -1,0 +1,123 @@
+"""Whether a bundle or engine folder is what its manifest says, file by file and graph by graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+from m2kit.contract import PLAN_SUFFIX, WEIGHTS_FILE, TensorSpec
+from m2kit.errors import FolderError
+from m2kit.folders import sha256_of_file
+from m2kit.manifest import REMAKE, FileEntry, GraphEntry, Manifest
+from m2kit.onnx_file import TensorInfo, read_onnx
+
+
+def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -> None:
+    """Compare every file with the manifest (regular, inside, size, sha256), and every graph with
+    its entry, before anything of the folder is opened.
+
+    Args:
+        folder: The bundle or engine folder.
+        manifest: Its manifest.
+        trust_seen_weights: Skip hashing a file of weights or a plan where this very file (size,
+            mtime, inode) was hashed before by this user.
+
+    Raises:
+        FolderError: Names every file that differs and how.
+    """
+    cure = REMAKE[manifest.kind]
+    found = {n: _problem(folder, n, e, trust_seen_weights) for n, e in manifest.files.items()}
+    problems = [f"{name}: {problem}" for name, problem in sorted(found.items()) if problem]
+    if problems:
+        raise FolderError(f"{folder} is damaged: {'; '.join(problems)}; {cure}")
+    for _, _, entry in manifest.entries():
+        if not entry.file.endswith(PLAN_SUFFIX):
+            _check_graph(folder / entry.file, entry, manifest, cure)
+
+
+def _problem(folder: Path, name: str, entry: FileEntry, trust_seen: bool) -> str | None:
+    """What is wrong with a file."""
+    path = folder / name
+    try:
+        inside = path.resolve().parent == folder.resolve()
+        status = path.stat()
+    except (OSError, RuntimeError):  # missing, or links in a circle
+        return "missing"
+    if not inside or not stat.S_ISREG(status.st_mode):
+        return "not a regular file of this folder"
+    if status.st_size != entry.bytes:
+        return f"expected {entry.bytes} bytes, found {status.st_size}"
+    if _sha256(path, trust_seen) != entry.sha256:
+        return "its bytes have changed (sha256 differs)"
+    return None
+
+
+def _check_graph(path: Path, entry: GraphEntry, manifest: Manifest, cure: str) -> None:
+    """Hold a graph file against its entry: inputs, outputs, and where its weights lie."""
+    found = read_onnx(path)
+    for what, tensors, expected in (
+        ("inputs", found.inputs, entry.inputs),
+        ("outputs", found.outputs, entry.outputs),
+    ):
+        told = tuple(_is_of(t, e, entry.compute) for t, e in zip(tensors, expected, strict=False))
+        if len(tensors) != len(expected) or not all(told):
+            shown = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)[:300]
+            raise FolderError(
+                f"{path}: its {what} are not the recorded ones, found {shown}; {cure}"
+            )
+    if found.ops != entry.ops:
+        raise FolderError(f"{path}: its operators are not the recorded ones; {cure}")
+    size = manifest.files[WEIGHTS_FILE].bytes
+    for part in found.external:
+        if part.location != WEIGHTS_FILE or part.offset + (part.length or 0) > size:
+            raise FolderError(
+                f"{path}: expected weights inside {WEIGHTS_FILE} of {size} bytes, found "
+                f"{part.tensor[:60]} in {part.location} at {part.offset}; {cure}"
+            )
+
+
+def _is_of(found: TensorInfo, expected: TensorSpec, compute: str) -> bool:
+    """Whether a graph's tensor is the contract's: fixed sizes are equal where both are fixed."""
+    return (
+        found.name == expected.name
+        and found.dtype == expected.numpy_dtype(compute)
+        and len(found.shape) == len(expected.shape)
+        and all(
+            isinstance(a, str) or isinstance(b, str) or a == b
+            for a, b in zip(found.shape, expected.shape, strict=True)
+        )
+    )
+
+
+def _sha256(path: Path, trust_seen: bool) -> str:
+    """sha256 of a file, remembered for weights and plans: hashing runs at about 0.5 GB/s."""
+    if not trust_seen or (path.name != WEIGHTS_FILE and path.suffix != PLAN_SUFFIX):
+        return sha256_of_file(path)
+    try:
+        memory = Path.home() / ".cache" / "m2kit" / "hashed.json"
+    except RuntimeError:  # a user without a home remembers nothing
+        return sha256_of_file(path)
+    status = path.stat()
+    key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+    try:
+        seen = json.loads(memory.read_text(encoding="utf-8"))
+        if isinstance(seen, dict) and isinstance(seen.get(key), str):
+            return str(seen[key])
+    except (OSError, ValueError):
+        seen = {}
+    digest = sha256_of_file(path)
+    _remember(memory, {**(seen if isinstance(seen, dict) else {}), key: digest})
+    return digest
+
+
+def _remember(memory: Path, seen: dict[str, str]) -> None:
+    """Keep the newest 100 entries; a cache folder that cannot be written is only slower."""
+    temporary = memory.with_suffix(f".{os.getpid()}")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(dict(list(seen.items())[-100:])), encoding="utf-8")
+        temporary.replace(memory)
+    except OSError:
+        return

@@ -1,0 +1,101 @@
+"""The host: the cores this process may use, the memory the system has left, and what this process
+freed but kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import os
+import platform
+import re
+from pathlib import Path
+
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in each period
+_INFO = Path("/proc/cpuinfo")
+
+_MEMORY_FILE = Path("/proc/meminfo")
+_STATUS_FILE = Path("/proc/self/status")
+
+
+def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
+    """Physical cores that this process may run on, a container's quota (of control
+    groups v2) counted; at least 1."""
+    try:
+        processors = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+    cores = {_siblings(topology / f"cpu{number}" / "topology", number) for number in processors}
+    return max(1, min(len(cores), _quota(quota)))
+
+
+def _siblings(folder: Path, number: int) -> str:
+    """What the hardware threads of one core have in common."""
+    try:
+        return (folder / "thread_siblings_list").read_text()
+    except OSError:
+        return str(number)
+
+
+def _quota(path: Path) -> int:
+    try:
+        limit, period = path.read_text().split()
+        return math.ceil(int(limit) / int(period))
+    except (OSError, ValueError):  # no control group, or "max"
+        return os.cpu_count() or 1
+
+
+def model_name(path: Path = _INFO) -> str:
+    """The processor's own name, "unknown" where the system does not tell."""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", path.read_text(), flags=re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else "unknown"
+
+
+def host_name() -> str:
+    """The processor's name and architecture: what a result computed here may depend on."""
+    return f"{model_name()} ({platform.machine()})"
+
+
+def available_bytes() -> int | None:
+    """Memory and swap that a new process can have, None where the system does not tell."""
+    try:
+        text = _MEMORY_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.findall(r"^(?:MemAvailable|SwapFree): +(\d+) kB", text, flags=re.MULTILINE)
+    return 1024 * sum(map(int, found)) if found else None
+
+
+def resident_bytes() -> int | None:
+    """Memory this process has resident, None where the system does not tell."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has had resident, None where the system does not tell."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int | None:
+    try:
+        text = _STATUS_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, flags=re.MULTILINE)
+    return 1024 * int(found.group(1)) if found else None
+
+
+def release_freed_memory() -> None:
+    """Have the C library give freed memory back: glibc keeps gigabytes of freed weights otherwise.
+
+    Does nothing where the C library has no malloc_trim.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

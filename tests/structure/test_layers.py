@@ -1,4 +1,4 @@
-"""The import table of docs/design.md, section 1."""
+"""The import table of docs/architecture.md."""
 
 import ast
 import sys

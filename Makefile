@@ -4,7 +4,11 @@ BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
-.PHONY: install demo demo-train demo-evaluate test test-gpu check types bench bench-export bench-plans clean
+.PHONY: help install demo demo-train demo-evaluate test test-gpu check mypy types docs bench \
+  bench-export bench-plans clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed  ## make .venv with everything for development on a CPU
 
@@ -33,18 +37,23 @@ test: install  ## the whole suite
 test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)
 	$(BIN)/python -m pytest -m gpu -rs
 
-check: install types  ## format, lint, types
+check: install mypy  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+mypy: install types  ## types alone
 	MYPYPATH=.types $(BIN)/mypy --config-file setup.cfg -p m2kit.cli -p m2kit.runtime -p m2kit.engines \
 	  $(patsubst toolkit/%.py,-m m2kit.%,$(filter-out toolkit/__init__.py,$(wildcard toolkit/*.py)))
 
-types:  # mypy cannot follow the folder mapping of an editable install: give it links
+types:  ## links for mypy, which cannot follow the folder mapping of an editable install
 	rm -rf .types && mkdir -p .types/m2kit
 	for path in toolkit/*; do ln -s "../../$$path" .types/m2kit/; done
 	for name in training export engines runtime; do ln -s "../../$$name" .types/m2kit/; done
 
-bench: install  ## the README's performance table: PRESET=ar-b, random weights, kept in build/sizes
+docs: install  ## write docs/cli.md from the commands' own help
+	$(BIN)/python docs/cli.py
+
+bench: install  ## the table of docs/performance.md: PRESET=ar-b, random weights, kept in build/sizes
 	$(BIN)/python examples/sizes/bench.py $(or $(PRESET),ar-b) build/sizes
 
 bench-export: install  ## time, memory and disk of exporting a published size: PRESET=ar-l
@@ -53,5 +62,5 @@ bench-export: install  ## time, memory and disk of exporting a published size: P
 bench-plans: install  ## the same, and its half-precision TensorRT-RTX plans, built without a GPU
 	$(BIN)/python examples/sizes/measure.py $(or $(PRESET),ar-b) build/sizes --plans
 
-clean:
+clean:  ## remove build and .types
 	rm -rf build .types

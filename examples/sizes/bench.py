@@ -1,4 +1,5 @@
-"""Benchmark a published size with random weights on this CPU, and print the README's table.
+"""Benchmark a published size with random weights on this CPU, and print the table of
+docs/performance.md.
 
     python examples/sizes/bench.py ar-b build/sizes
 

@@ -40,7 +40,7 @@ from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from m2kit.runtime.sampling import Sampling
 from m2kit.runtime.verification import CLASS_IDS, GUIDANCE, IMAGES, compare, require_parity
-from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
+from m2kit.training.checkpoints.reading import Checkpoint, model_from_checkpoint
 from m2kit.training.models.transformer import embedding_names
 
 TOKENIZER_GRAPHS: dict[str, Callable[[ModelSpec, WeightFile], GraphWriter]] = {

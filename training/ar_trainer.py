@@ -19,8 +19,8 @@ from m2kit.folders import sha256_of_file
 from m2kit.images import write_grid
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.sampling import Sampling
-from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
-from m2kit.training.checkpoint_writer import write_ar_checkpoint
+from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
+from m2kit.training.checkpoints.writing import write_ar_checkpoint
 from m2kit.training.digits import CLASSES, LabelledImages, digits, warped
 from m2kit.training.evaluation import codebook_usage
 from m2kit.training.loop import (

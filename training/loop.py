@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from m2kit.errors import FolderError, InputError, M2KitError
 from m2kit.folders import new_file
-from m2kit.training.checkpoint_writer import save_whole
+from m2kit.training.checkpoints.writing import save_whole
 
 SETTINGS_FILE = "settings.json"
 RESUME_FILE = "resume.ckpt"

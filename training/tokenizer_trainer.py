@@ -13,7 +13,7 @@ from torch import Tensor
 from m2kit.config import ModelSpec, TokenizerSpec
 from m2kit.errors import InputError
 from m2kit.images import psnr, write_grid
-from m2kit.training.checkpoint_writer import write_tokenizer_checkpoint
+from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.digits import digits
 from m2kit.training.evaluation import codebook_usage
 from m2kit.training.loop import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import GOLDEN, run_m2kit
 
-from m2kit.training.checkpoint_writer import save_whole
+from m2kit.training.checkpoints.writing import save_whole
 
 AR = GOLDEN / "ar_tiny.ckpt"
 HEADS = ("--spec", '{"heads": 4}')

@@ -21,7 +21,7 @@ from m2kit.manifest import BUNDLE, files_table, read_manifest
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from m2kit.runtime.quality import draw_quality, score_quality
-from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.evaluation import evaluate_digits
 
 HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT

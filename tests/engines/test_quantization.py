@@ -290,8 +290,8 @@ def test_heads_keep_eight_bits(exported, tmp_path):
 def test_models_without_fused_steps_are_quantized_too(tmp_path):
     """Heads of 8 channels: the portable steps, with integer weights."""
     from m2kit.export.exporter import export_bundle
-    from m2kit.training.checkpoint import read_checkpoint
-    from m2kit.training.random_weights import write_random_checkpoint
+    from m2kit.training.checkpoints.random_weights import write_random_checkpoint
+    from m2kit.training.checkpoints.reading import read_checkpoint
 
     write_random_checkpoint(tmp_path / "a.pt", tiny_spec(), 0)
     overrides = {"heads": 2, "grid": (2, 3)}

@@ -12,7 +12,7 @@ from m2kit.config import PRESETS, ModelSpec
 from m2kit.export.exporter import export_bundle, write_graphs
 from m2kit.manifest import BUNDLE, WEIGHTS_FILE, read_manifest
 from m2kit.runtime.verification import read_reference
-from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.models.model import expected_shapes
 from m2kit.weights_file import ALIGNMENT_BYTES
 

@@ -17,8 +17,8 @@ from m2kit.cli import cli
 from m2kit.errors import InputError, M2KitError, SpecError
 from m2kit.runtime.engine import Engine
 from m2kit.training.ar_trainer import ARModule, settings_for, token_nats, train_ar
-from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
-from m2kit.training.checkpoint_writer import write_tokenizer_checkpoint
+from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
+from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.digits import LabelledImages, digits, features, warped
 from m2kit.training.evaluation import codebook_usage, evaluate_digits, share_of_copies
 from m2kit.training.loop import (

@@ -96,7 +96,7 @@ def bench(
         )
     value |= {"peak_memory_bytes": peak} | _machine(value["active"])
     if plot:
-        from m2kit.training.benchmark_plot import benchmark_bars
+        from m2kit.training.bench.plot import benchmark_bars
 
         benchmark_bars(plot, value)
     print_result(_rows(value), as_json, value)
@@ -150,7 +150,7 @@ def _baselines(engine: Any, threads: int, compiled: bool) -> dict[str, Any]:
         return {}
     from m2kit.runtime.benchmark import Baseline
     from m2kit.runtime.engine import Engine
-    from m2kit.training.eager import EagerBackend
+    from m2kit.training.bench.eager import EagerBackend
 
     def baseline(positions: int | None, **how: bool) -> Baseline:
         backend = EagerBackend(engine.spec, threads=threads, **how)

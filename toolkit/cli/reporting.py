@@ -26,7 +26,7 @@ from m2kit.manifest import (
 from m2kit.parameters import parameter_counts, weights_per_position
 
 if TYPE_CHECKING:
-    from m2kit.training.checkpoint import Checkpoint
+    from m2kit.training.checkpoints.reading import Checkpoint
 
 
 def _open(path: Path) -> Manifest:
@@ -164,7 +164,7 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
 
 def _of_checkpoint(path: Path, reading: dict[str, Any], bandwidth: float) -> dict[str, Any]:
     require("torch", extra="export", what="describing a checkpoint")
-    from m2kit.training.checkpoint import read_checkpoint
+    from m2kit.training.checkpoints.reading import read_checkpoint
 
     note(f"reading {path} ...")
     return _of_model(read_checkpoint(path, **reading), bandwidth)

@@ -2,8 +2,8 @@ import torch
 from conftest import tiny_spec
 
 from m2kit.config import ModelSpec
-from m2kit.training.checkpoint import read_checkpoint
-from m2kit.training.random_weights import write_random_checkpoint
+from m2kit.training.checkpoints.random_weights import write_random_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 
 SPEC = tiny_spec()
 UNTOLD = {"heads": 2, "grid": (2, 3)}

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from m2kit.errors import CheckpointError, require
-from m2kit.training.notes import METADATA
-from m2kit.training.pickle_scan import refused_name
+from m2kit.training.checkpoints.notes import METADATA
+from m2kit.training.checkpoints.pickle_scan import refused_name
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of a zip record's name and extra field
 _ZIP_END_BYTES = 22  # of the list of records' own record, which ends a zip without a comment

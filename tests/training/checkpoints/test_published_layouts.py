@@ -12,7 +12,7 @@ from conftest import GOLDEN
 
 from m2kit.config import PRESETS
 from m2kit.parameters import parameter_counts, weights_per_position
-from m2kit.training import checkpoint_writer, random_weights
+from m2kit.training.checkpoints import random_weights, writing
 from m2kit.training.models.model import expected_shapes
 
 TABLES = {  # preset -> table, tensors, parameters of encoder + decoder, of the transformer
@@ -85,9 +85,7 @@ def test_a_random_checkpoint_has_the_keys_of_the_published_file(name, monkeypatc
     monkeypatch.setattr(
         random_weights, "_normal", lambda name, shape, seed: torch.empty(shape, device="meta")
     )
-    monkeypatch.setattr(
-        checkpoint_writer, "save_whole", lambda content, path: saved.update(content)
-    )
+    monkeypatch.setattr(writing, "save_whole", lambda content, path: saved.update(content))
     random_weights.write_random_checkpoint(None, PRESETS[name].spec, 0)
     assert set(saved) == {"state_dict"}
     keys = table(name)

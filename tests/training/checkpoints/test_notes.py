@@ -5,7 +5,7 @@ import torch
 from conftest import DIGITS_CHECKPOINT
 
 from m2kit.errors import CheckpointError, M2KitError, SpecError
-from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 
 
 @pytest.mark.parametrize(

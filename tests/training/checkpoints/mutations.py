@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from m2kit.config import ModelSpec
 from m2kit.errors import M2KitError
-from m2kit.training.checkpoint import read_checkpoint
-from m2kit.training.random_weights import write_random_checkpoint
+from m2kit.training.checkpoints.random_weights import write_random_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 
 SPEC = tiny_spec()
 UNTOLD = {"heads": SPEC.transformer.heads, "grid": SPEC.transformer.grid}

@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_spec
 
 from m2kit.runtime.engine import Engine
-from m2kit.training.eager import EagerBackend
+from m2kit.training.bench.eager import EagerBackend
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer

@@ -8,7 +8,7 @@ from conftest import GOLDEN
 
 from m2kit.config import PRESETS, Preset
 from m2kit.errors import CheckpointError, SpecError
-from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.models.model import expected_shapes
 
 AR = GOLDEN / "ar_tiny.ckpt"
@@ -38,7 +38,7 @@ def test_what_shapes_do_not_tell_must_be_given():
 
 
 def test_a_published_architecture_needs_no_override():
-    from m2kit.training.architecture import read_architecture
+    from m2kit.training.checkpoints.architecture import read_architecture
 
     for name in ("ar-b", "ar-l", "ar-xl", "tokenizer-256", "tokenizer-128-v0.1"):
         found = read_architecture(expected_shapes(PRESETS[name].spec), {}, None)

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from m2kit.training.pickle_scan import refused_name
+from m2kit.training.checkpoints.pickle_scan import refused_name
 
 
 def scan(data):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from m2kit.config import ModelSpec
-from m2kit.training.checkpoint_writer import write_ar_checkpoint, write_tokenizer_checkpoint
+from m2kit.training.checkpoints.writing import write_ar_checkpoint, write_tokenizer_checkpoint
 from m2kit.training.models.model import TRANSFORMER, expected_shapes
 
 _EMA_DECAY = 0.999  # of the official tokenizers

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from m2kit.folders import new_file
-from m2kit.training.checkpoint import EMA, FIRST_STAGE, ema_name
+from m2kit.training.checkpoints.notes import METADATA
+from m2kit.training.checkpoints.reading import EMA, FIRST_STAGE, ema_name
 from m2kit.training.models.model import TRANSFORMER
-from m2kit.training.notes import METADATA
 
 
 def write_tokenizer_checkpoint(

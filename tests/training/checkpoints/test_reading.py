@@ -6,7 +6,7 @@ from conftest import GOLDEN, tiny_spec
 from safetensors.torch import save_file
 
 from m2kit.errors import CheckpointError
-from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.models.model import expected_shapes
 
 AR = GOLDEN / "ar_tiny.ckpt"

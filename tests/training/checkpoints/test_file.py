@@ -13,7 +13,7 @@ import torch
 from conftest import GOLDEN, ROOT
 
 from m2kit.errors import CheckpointError
-from m2kit.training.checkpoint_file import read_file
+from m2kit.training.checkpoints.file import read_file
 
 MUTATED_FILES = 500
 MOST_BYTES = 2 * 10**9

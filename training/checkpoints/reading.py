@@ -21,15 +21,15 @@ from m2kit.config import PRESETS, ModelSpec
 from m2kit.errors import CheckpointError, M2KitError
 from m2kit.folders import sha256_of_file
 from m2kit.runtime.sampling import DEFAULTS, own_sampling
-from m2kit.training.architecture import Reading, read_architecture
-from m2kit.training.checkpoint_file import Content, read_file
+from m2kit.training.checkpoints.architecture import Reading, read_architecture
+from m2kit.training.checkpoints.file import Content, read_file
+from m2kit.training.checkpoints.notes import read_notes
 from m2kit.training.models.model import (
     TRANSFORMER,
     TorchModel,
     expected_shapes,
     model_from_tensors,
 )
-from m2kit.training.notes import read_notes
 
 FIRST_STAGE = "first_stage_model."
 EMA = "model_ema."

@@ -10,7 +10,7 @@ from conftest import GOLDEN, tiny_spec
 from m2kit import Sampling
 from m2kit.runtime.engine import Engine
 from m2kit.tokens import tokens_from_codes
-from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
+from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.models import lfq
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.rope import rotary_table, rotate

@@ -173,7 +173,7 @@ class _EagerLayers:
         for layer, w in enumerate(self.layers):
             normed = functional.rms_norm(x, (width,), norm, NORM_EPS)
             qkv = (normed @ w["wqkv"]).view(self.rows, 3, self.heads, self.size)
-            pairs = qkv[:, :2].unflatten(-1, (-1, 2))
+            pairs = torch.unflatten(qkv[:, :2], -1, (-1, 2))
             even, odd = pairs[..., 0], pairs[..., 1]
             turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
             keys, values = self.cache[layer]

@@ -10,7 +10,7 @@ from m2kit.config import ModelSpec
 from m2kit.errors import CheckpointError
 
 METADATA = "m2kit"  # top-level key of a checkpoint
-_PARTS = ("sampling", "training")
+_NOT_PLAIN = f"its {METADATA!r} entry is not plain data"
 _MOST = 200_000  # values and characters: a small pickle can hold an endless structure
 _DEEPEST = 20
 
@@ -40,11 +40,13 @@ def read_notes(entry: Any) -> Notes:
     if entry is None:
         return Notes(None, {}, {})
     value = _plain(entry, _DEEPEST, [_MOST])
-    parts = [value.get(name, {}) if isinstance(value, dict) else None for name in _PARTS]
-    if not isinstance(value, dict) or not all(isinstance(part, dict) for part in parts):
-        raise CheckpointError(f"its {METADATA!r} entry is not plain data")
+    if not isinstance(value, dict):
+        raise CheckpointError(_NOT_PLAIN)
+    sampling, training = value.get("sampling", {}), value.get("training", {})
+    if not isinstance(sampling, dict) or not isinstance(training, dict):
+        raise CheckpointError(_NOT_PLAIN)
     spec = ModelSpec.from_json(value["spec"]) if "spec" in value else None
-    return Notes(spec, *parts)
+    return Notes(spec, sampling, training)
 
 
 def _plain(value: Any, depth: int, left: list[int]) -> Any:
@@ -62,4 +64,4 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
                 _plain(name, depth, left): _plain(item, depth - 1, left)
                 for name, item in value.items()
             }
-    raise CheckpointError(f"its {METADATA!r} entry is not plain data")
+    raise CheckpointError(_NOT_PLAIN)

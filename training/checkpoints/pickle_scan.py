@@ -44,11 +44,11 @@ def refused_name(stream: IO[bytes]) -> str | None:
             memo[stored], stored = pushed, stored + 1
             continue
         if "PUT" in opcode.name:
-            memo[int(argument)] = pushed
+            memo[int(str(argument))] = pushed
             continue
         pushed = str(argument) if "UNICODE" in opcode.name or "STRING" in opcode.name else ""
         if "GET" in opcode.name:
-            pushed = memo.get(int(argument), "")
+            pushed = memo.get(int(str(argument)), "")
         if pushed:
             strings = [*strings[-1:], pushed]
     return None

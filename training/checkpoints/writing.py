@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -97,6 +97,6 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
     """
     with new_file(path) as temporary, temporary.open("wb") as file:
         kept = _KeepsError(file)
-        torch.save(content, kept)
+        torch.save(content, cast("IO[bytes]", kept))  # of which it uses write() alone
         if kept.error is not None:
             raise kept.error

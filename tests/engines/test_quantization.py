@@ -17,7 +17,8 @@ from m2kit.engines.quantization import SCHEMES, quantize_blocks, quantize_graph
 from m2kit.engines.shared_weights import SharedWeights
 from m2kit.errors import BackendError, InputError, ParityError
 from m2kit.manifest import BUNDLE, read_manifest, write_manifest
-from m2kit.training.evaluation import evaluate_digits
+from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.evaluation.report import evaluate
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -205,7 +206,7 @@ def test_digits_drawn_with_integer_weights_are_as_often_recognised(engines):
     accuracy = {}
     for precision in ("float32", "int8", "int4"):
         with m2kit.open_engine(engines(DIGITS_CHECKPOINT, precision)[0]) as engine:
-            accuracy[precision] = evaluate_digits(engine, 20, 0)[0].recognised
+            accuracy[precision] = evaluate(engine, DIGITS, per_class=20, seed=0)[0].recognised
     # Of 200 images: one point is two of them, and a seed moves it by as much.
     assert accuracy["int8"] >= accuracy["float32"] - 0.02
     assert accuracy["int4"] >= accuracy["float32"] - 0.03

@@ -63,7 +63,7 @@ def read_file(path: Path, *, check: bool) -> Content:
         raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
     if _is_safetensors(path):
         return Content(_safetensors(path), (), None)
-    content = _torch_file(path, check)
+    content = read_torch_file(path, check=check)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, expected a dict with a state_dict"
@@ -99,7 +99,16 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, "a whole safetensors file", error) from error
 
 
-def _torch_file(path: Path, check: bool) -> Any:
+def read_torch_file(path: Path, *, check: bool) -> Any:
+    """What torch.save wrote: tensors and plain containers, unchecked but for that.
+
+    Args:
+        path: The file.
+        check: As for `read_file`.
+
+    Raises:
+        CheckpointError: Not such a file, damaged, or it asks for more than weights.
+    """
     zipped = _is_archive(path)
     records = _check_archive(path, check) if zipped else set()
     try:

@@ -4,52 +4,58 @@ sub-token, 10 % class dropout, AdamW with warm-up, EMA; the model is chosen by h
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler
 
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.folders import sha256_of_file
 from m2kit.images import write_grid
+from m2kit.records import JsonObject
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.sampling import Sampling
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoints.writing import write_ar_checkpoint
-from m2kit.training.digits import CLASSES, LabelledImages, digits, warped
-from m2kit.training.evaluation import codebook_usage
-from m2kit.training.loop import (
-    METRICS_FILE,
-    AveragedModule,
-    check_batch,
-    fit,
-    in_order,
-    load_best,
-    open_run,
-    shuffled,
-    warm_up_then_linear,
-)
+from m2kit.training.datasets.dataset import DataSet
+from m2kit.training.datasets.table import dataset_named
+from m2kit.training.evaluation.measures import codebook_usage
+from m2kit.training.losses import token_nats
 from m2kit.training.models import lfq
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import Transformer
-from m2kit.training.plots import plot_curves
+from m2kit.training.recipes.averaged_module import AveragedModule
+from m2kit.training.recipes.batches import check_batch, in_order, shuffled
+from m2kit.training.recipes.curves import plot_curves
+from m2kit.training.recipes.latent_grid import latent_grid
+from m2kit.training.recipes.loop import fit
+from m2kit.training.recipes.run_folder import (
+    BEST_FILE,
+    CURVES_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    open_run,
+)
+from m2kit.training.recipes.saved_state import read_best
+from m2kit.training.recipes.schedule import warm_up_then_linear
 from m2kit.training.torch_backend import TorchBackend
 
 CHECKPOINT_FILE = "ar.pt"
-_HELD_OUT_BITS = "held_out_bits"
+_TRAIN_BITS, _HELD_OUT_BITS = "train_bits", "held_out_bits"  # all that the module logs
 _SAMPLES_PER_CLASS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ARSettings:
-    """An AR run; the defaults are those of the digits example.
+    """An AR run.
 
     Attributes:
+        data: Name of the data set.
         bits: Bits of each sub-token; they sum to the tokenizer's code bits.
         epochs: Passes over the training images.
         batch: Images per step.
@@ -64,6 +70,7 @@ class ARSettings:
         seed: Of initial weights, order and dropout.
     """
 
+    data: str
     width: int
     heads: int
     inter_layers: int
@@ -82,8 +89,8 @@ class ARSettings:
     tokenizer_sha256: str
     seed: int
 
-    def spec(self, grid: tuple[int, int]) -> TransformerSpec:
-        """The architecture on a latent grid."""
+    def spec(self, grid: tuple[int, int], classes: int) -> TransformerSpec:
+        """The architecture on a latent grid (h, w)."""
         return TransformerSpec(
             width=self.width,
             heads=self.heads,
@@ -91,13 +98,47 @@ class ARSettings:
             intra_layers=self.intra_layers,
             ffn_width=self.ffn_width,
             grid=grid,
-            classes=CLASSES,
+            classes=classes,
             bits=self.bits,
             rope_base=10000.0,
         )
 
 
-class ARModule(AveragedModule):
+@dataclass(frozen=True, slots=True)
+class ARTraining:
+    """What came of an AR run.
+
+    Attributes:
+        data: What it was trained on, in words.
+        chosen_epoch: The epoch that left the model, counted from 1.
+        held_out_bits_per_token: Of the held-out images' tokens.
+        training_bits_per_token: Of the training images', as they are.
+        codebook_usage: Share of the codes that the training images use.
+        settings: The run's settings.
+    """
+
+    data: str
+    chosen_epoch: int
+    held_out_bits_per_token: float
+    training_bits_per_token: float
+    codebook_usage: float
+    settings: ARSettings
+
+    def to_json(self) -> JsonObject:
+        """As the checkpoint notes it: one level, with the settings in it."""
+        settings = asdict(self.settings)
+        del settings["data"]
+        return {
+            "data": self.data,
+            "chosen_epoch": self.chosen_epoch,
+            "held_out_bits_per_token": self.held_out_bits_per_token,
+            "training_bits_per_token": self.training_bits_per_token,
+            "codebook_usage": self.codebook_usage,
+            **settings,
+        }
+
+
+class ARModule(AveragedModule[Transformer]):
     """The training step of the transformer; batches are (class (B), tokens (B, V, N, K)) with V
     versions of each image, of which every step draws one."""
 
@@ -114,19 +155,20 @@ class ARModule(AveragedModule):
         chosen = torch.randint(versions.shape[1], (len(classes),), device=classes.device)
         tokens = versions[torch.arange(len(classes), device=classes.device), chosen]
         loss = token_nats(self.net(classes, tokens), tokens)
-        self.log("train_bits", loss / math.log(2), on_step=False, on_epoch=True, prog_bar=True)
+        self.log(_TRAIN_BITS, loss / math.log(2), on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
         """Held-out bits per token of the averaged model."""
         classes, versions = batch
-        bits = token_nats(self.ema.module(classes, versions[:, 0]), versions[:, 0]) / math.log(2)
+        tokens = versions[:, 0]
+        bits = token_nats(self.averaged(classes, tokens), tokens) / math.log(2)
         self.log(_HELD_OUT_BITS, bits, prog_bar=True)
 
-    def configure_optimizers(self) -> Any:
+    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """AdamW with the official betas; no weight decay on norms."""
         parameters = list(self.net.parameters())
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         ]
@@ -137,46 +179,33 @@ class ARModule(AveragedModule):
             weight_decay=self._settings.weight_decay,
         )
         schedule = warm_up_then_linear(optimizer, self._steps // 20, self._steps, 0.1)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-
-def token_nats(logits: list[Tensor], tokens: Tensor) -> Tensor:
-    """Mean over tokens of the cross-entropy in nats, summed over sub-tokens.
-
-    Args:
-        logits: K tensors (B, N, V_k).
-        tokens: (B, N, K).
-    """
-    losses = [
-        functional.cross_entropy(part.flatten(0, 1), tokens[..., k].flatten())
-        for k, part in enumerate(logits)
-    ]
-    return torch.stack(losses).sum()
+        return optimizer, schedule
 
 
 def train_ar(
     settings: ARSettings, tokenizer_file: Path, folder: Path, *, resume: bool, progress: bool
-) -> dict[str, Any]:
+) -> ARTraining:
     """Train to the end; the run folder then holds ar.pt, curves.png and samples.png.
-
-    Returns:
-        What the checkpoint notes about its training.
 
     Raises:
         CheckpointError: The tokenizer file cannot be used.
         SpecError: The bits do not fit the tokenizer, or the architecture is impossible.
-        InputError: The folder holds another run.
+        InputError: The tokenizer does not fit the images, there is no such data set, or the
+            folder holds another run.
     """
     tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
-    train, held_out = digits()
-    spec = ModelSpec(tokenizer.spec.tokenizer, settings.spec(_grid(tokenizer, train)))
+    data = dataset_named(settings.data)
+    tokenizer_spec = tokenizer.spec.tokenizer
+    transformer_spec = settings.spec(latent_grid(tokenizer_spec, data), data.classes)
+    spec = ModelSpec(tokenizer_spec, transformer_spec)
+    train, held_out = data.load()
     check_batch(settings.batch, len(train.labels))
     resume_from = open_run(folder, settings, resume)
-    train_tokens = _tokens(tokenizer, train, settings)
-    held_out_tokens = _tokens(tokenizer, held_out, replace(settings, versions=1))
+    train_tokens = _tokens(tokenizer, train.images, data, settings, settings.versions)
+    held_out_tokens = _tokens(tokenizer, held_out.images, data, settings, 1)
     torch.manual_seed(settings.seed)
     batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)
-    module = ARModule(settings, spec.transformer, settings.epochs * len(batches))
+    module = ARModule(settings, transformer_spec, settings.epochs * len(batches))
     fit(
         module,
         batches,
@@ -184,43 +213,38 @@ def train_ar(
         epochs=settings.epochs,
         folder=folder,
         resume_from=resume_from,
+        measures=(_TRAIN_BITS, _HELD_OUT_BITS),
         choose_by=_HELD_OUT_BITS,
         progress=progress,
     )
-    best = load_best(folder)
-    module.load_state_dict(best["state_dict"])
-    transformer = module.ema.module.eval()
+    best = read_best(folder / BEST_FILE, module)
+    module.load_state_dict(best.tensors)
+    transformer = module.averaged.eval()
     plain = train_tokens[:, :1]  # the images as they are
-    training = {
-        "data": "scikit-learn digits, 80 % of the images",
-        "chosen_epoch": int(best["epoch"]) + 1,
-        "held_out_bits_per_token": _bits(transformer, held_out.labels, held_out_tokens),
-        "training_bits_per_token": _bits(transformer, train.labels, plain),
-        "codebook_usage": codebook_usage(plain.numpy(), settings.bits),
-        **asdict(settings),
-    }
-    _write_results(folder, TorchModel(spec, tokenizer.tokenizer, transformer), training)
+    training = ARTraining(
+        data=data.title,
+        chosen_epoch=best.epoch + 1,
+        held_out_bits_per_token=_bits(transformer, held_out.labels, held_out_tokens),
+        training_bits_per_token=_bits(transformer, train.labels, plain),
+        codebook_usage=codebook_usage(plain.numpy(), settings.bits),
+        settings=settings,
+    )
+    _write_results(folder, TorchModel(spec, tokenizer.tokenizer, transformer), training.to_json())
     return training
 
 
-def _write_results(folder: Path, model: TorchModel, training: dict[str, Any]) -> None:
+def _write_results(folder: Path, model: TorchModel, training: JsonObject) -> None:
     """ar.pt, curves.png, and samples.png with a row per class."""
+    assert model.spec.transformer is not None
     sampling = {"guidance": training["guidance"]}
     notes = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
     write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
-    panels = {"bits per token": ["train_bits", _HELD_OUT_BITS]}
-    plot_curves(folder / METRICS_FILE, folder / "curves.png", panels)
+    panels = {"bits per token": [_TRAIN_BITS, _HELD_OUT_BITS]}
+    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, panels)
     with Engine(model.spec, TorchBackend(model), defaults=sampling) as engine:
-        classes = np.arange(CLASSES).repeat(_SAMPLES_PER_CLASS)
+        classes = np.arange(model.spec.transformer.classes).repeat(_SAMPLES_PER_CLASS)
         images = engine.decode(engine.sample(classes, Sampling(seed=0)))
-    write_grid(folder / "samples.png", images, columns=_SAMPLES_PER_CLASS, scale=2)
-
-
-def _grid(tokenizer: TorchModel, data: LabelledImages) -> tuple[int, int]:
-    """The latent grid of the images."""
-    height, width = data.images.shape[2:]
-    factor = tokenizer.spec.tokenizer.downsampling
-    return height // factor, width // factor
+    write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS, scale=2)
 
 
 def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
@@ -233,16 +257,18 @@ def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
 
 
 @torch.no_grad()
-def _tokens(model: TorchModel, data: LabelledImages, settings: ARSettings) -> Tensor:
+def _tokens(
+    model: TorchModel, images: Tensor, data: DataSet, settings: ARSettings, versions: int
+) -> Tensor:
     """(n, V, N, K) tokens of V versions of the images, the unchanged one first."""
     generator = torch.Generator().manual_seed(settings.seed)
-    versions = []
-    for version in range(settings.versions):
-        images = warped(data.images, generator) if version else data.images
-        codes = torch.cat([model.tokenizer.codes(part) for part in images.split(256)])
+    tokens = []
+    for version in range(versions):
+        varied = data.vary(images, generator) if version else images
+        codes = torch.cat([model.tokenizer.codes(part) for part in torch.split(varied, 256)])
         bit_order = model.spec.tokenizer.bit_order
-        versions.append(lfq.tokens_from_codes(codes, settings.bits, bit_order).flatten(1, 2))
-    return torch.stack(versions, dim=1)
+        tokens.append(lfq.tokens_from_codes(codes, settings.bits, bit_order).flatten(1, 2))
+    return torch.stack(tokens, dim=1)
 
 
 @torch.no_grad()

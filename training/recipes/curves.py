@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from m2kit.folders import new_file
-from m2kit.training.loop import read_metrics
+from m2kit.training.recipes.metrics import EPOCH, read_metrics
 
 
 def plot_curves(metrics: Path, path: Path, panels: dict[str, list[str]]) -> None:
@@ -19,8 +19,8 @@ def plot_curves(metrics: Path, path: Path, panels: dict[str, list[str]]) -> None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = read_metrics(metrics)
-    epochs = [row["epoch"] + 1 for row in rows]
+    rows = read_metrics(metrics, [column for columns in panels.values() for column in columns])
+    epochs = [row[EPOCH] + 1 for row in rows]
     figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     for index, (title, columns) in enumerate(panels.items()):

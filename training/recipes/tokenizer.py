@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from m2kit.config import ModelSpec, TokenizerSpec
-from m2kit.errors import InputError
 from m2kit.images import psnr, write_grid
+from m2kit.records import JsonObject
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
-from m2kit.training.digits import digits
-from m2kit.training.evaluation import codebook_usage
-from m2kit.training.loop import (
-    METRICS_FILE,
-    AveragedModule,
-    check_batch,
-    fit,
-    in_order,
-    open_run,
-    shuffled,
-    warm_up_then_linear,
-)
+from m2kit.training.datasets.table import dataset_named
+from m2kit.training.evaluation.measures import codebook_usage
+from m2kit.training.losses import entropy_loss
 from m2kit.training.models import lfq
 from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.plots import plot_curves
+from m2kit.training.recipes.averaged_module import AveragedModule
+from m2kit.training.recipes.batches import check_batch, in_order, shuffled
+from m2kit.training.recipes.curves import plot_curves
+from m2kit.training.recipes.latent_grid import latent_grid
+from m2kit.training.recipes.loop import fit
+from m2kit.training.recipes.run_folder import CURVES_FILE, METRICS_FILE, SAMPLES_FILE, open_run
+from m2kit.training.recipes.schedule import warm_up_then_linear
 
 CHECKPOINT_FILE = "tokenizer.pt"
+_PANELS = {  # of curves.png: everything the module logs
+    "L1": ["l1", "held_out_l1"],
+    "entropy (nats)": ["entropy_per_position", "entropy_of_mean"],
+    "commitment": ["commitment"],
+}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """A tokenizer run; the defaults are those of the digits example.
+    """A tokenizer run.
 
     Attributes:
+        data: Name of the data set.
         epochs: Passes over the training images.
         batch: Images per step.
         learning_rate: Peak; linear warm-up over 5 %, then linear to 5 %.
@@ -48,6 +52,7 @@ class TokenizerSettings:
         seed: Of initial weights and order.
     """
 
+    data: str
     base_channels: int
     channel_multipliers: tuple[int, ...]
     blocks_per_level: int
@@ -74,7 +79,35 @@ class TokenizerSettings:
         )
 
 
-class TokenizerModule(AveragedModule):
+@dataclass(frozen=True, slots=True)
+class TokenizerTraining:
+    """What came of a tokenizer run.
+
+    Attributes:
+        data: What it was trained on, in words.
+        codebook_usage: Share of the codes that the training images use.
+        held_out_psnr_db: Of the held-out images' reconstructions.
+        settings: The run's settings.
+    """
+
+    data: str
+    codebook_usage: float
+    held_out_psnr_db: float
+    settings: TokenizerSettings
+
+    def to_json(self) -> JsonObject:
+        """As the checkpoint notes it: one level, with the settings in it."""
+        settings = asdict(self.settings)
+        del settings["data"]
+        return {
+            "data": self.data,
+            "codebook_usage": self.codebook_usage,
+            "held_out_psnr_db": self.held_out_psnr_db,
+            **settings,
+        }
+
+
+class TokenizerModule(AveragedModule[Tokenizer]):
     """The training step of the tokenizer."""
 
     def __init__(self, settings: TokenizerSettings, steps: int) -> None:
@@ -87,7 +120,7 @@ class TokenizerModule(AveragedModule):
         (image,) = batch
         reconstruction, latent = self.net(image)
         l1 = (reconstruction - image).abs().mean()
-        per_position, overall = lfq.entropy_loss(latent, settings.entropy_temperature)
+        per_position, overall = entropy_loss(latent, settings.entropy_temperature)
         commitment = (latent - lfq.quantize(latent).detach()).square().mean()
         loss: Tensor = (
             l1
@@ -106,32 +139,31 @@ class TokenizerModule(AveragedModule):
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
         """L1 of the averaged model on held-out images."""
         (image,) = batch
-        reconstruction, _latent = self.ema.module(image)
+        reconstruction, _latent = self.averaged(image)
         self.log("held_out_l1", (reconstruction - image).abs().mean(), prog_bar=True)
 
-    def configure_optimizers(self) -> Any:
+    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Adam with the official betas, warm-up and linear decay."""
         optimizer = torch.optim.Adam(
             self.net.parameters(), self._settings.learning_rate, betas=(0.5, 0.9)
         )
         schedule = warm_up_then_linear(optimizer, self._steps // 20, self._steps, 0.05)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        return optimizer, schedule
 
 
 def train_tokenizer(
     settings: TokenizerSettings, folder: Path, *, resume: bool, progress: bool
-) -> dict[str, Any]:
+) -> TokenizerTraining:
     """Train to the end; the run folder then holds tokenizer.pt, curves.png and samples.png.
-
-    Returns:
-        What the checkpoint notes about its training.
 
     Raises:
         SpecError: The architecture is impossible.
-        InputError: It does not fit the images, or the folder holds another run.
+        InputError: It does not fit the images, there is no such data set, or the folder holds
+            another run.
     """
-    train, held_out = digits()
-    _check_grid(settings.spec, train.images)
+    data = dataset_named(settings.data)
+    latent_grid(settings.spec, data)
+    train, held_out = data.load()
     check_batch(settings.batch, len(train.images))
     resume_from = open_run(folder, settings, resume)
     torch.manual_seed(settings.seed)
@@ -144,46 +176,35 @@ def train_tokenizer(
         epochs=settings.epochs,
         folder=folder,
         resume_from=resume_from,
+        measures=[name for names in _PANELS.values() for name in names],
         choose_by=None,
         progress=progress,
     )
-    tokenizer = module.ema.module.eval()
-    training = {
-        "data": "scikit-learn digits, 80 % of the images",
-        "codebook_usage": _usage(tokenizer, train.images),
-        "held_out_psnr_db": _psnr(tokenizer, held_out.images),
-        **asdict(settings),
-    }
-    spec = ModelSpec(settings.spec, None)
+    tokenizer = module.averaged.eval()
+    training = TokenizerTraining(
+        data=data.title,
+        codebook_usage=_usage(tokenizer, train.images),
+        held_out_psnr_db=_psnr(tokenizer, held_out.images),
+        settings=settings,
+    )
+    _write_results(folder, module, training, held_out.images)
+    return training
+
+
+def _write_results(
+    folder: Path, module: TokenizerModule, training: TokenizerTraining, held_out: Tensor
+) -> None:
+    """tokenizer.pt, curves.png, and samples.png with some of the held-out images."""
+    settings, tokenizer = training.settings, module.averaged
     write_tokenizer_checkpoint(
         folder / CHECKPOINT_FILE,
         module.net.state_dict(),
         tokenizer.state_dict(),
         ema_decay=settings.ema_decay,
-        notes={"spec": spec.to_json(), "training": training},
+        notes={"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()},
     )
-    plot_curves(
-        folder / METRICS_FILE,
-        folder / "curves.png",
-        {
-            "L1": ["l1", "held_out_l1"],
-            "entropy (nats)": ["entropy_per_position", "entropy_of_mean"],
-            "commitment": ["commitment"],
-        },
-    )
-    _write_samples(folder / "samples.png", tokenizer, held_out.images[:20])
-    return training
-
-
-def _check_grid(spec: TokenizerSpec, images: Tensor) -> None:
-    height, width = images.shape[2:]
-    factor = spec.downsampling
-    if height % factor or width % factor or (height // factor) * (width // factor) < 2:
-        raise InputError(
-            f"--channel-multipliers has {len(spec.channel_multipliers)} levels, which divide each "
-            f"side by {factor}: the {height} x {width} images must leave two whole latent "
-            "positions or more; give fewer levels"
-        )
+    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, _PANELS)
+    _write_samples(folder / SAMPLES_FILE, tokenizer, held_out[:20])
 
 
 @torch.no_grad()
@@ -194,8 +215,9 @@ def _usage(tokenizer: Tokenizer, images: Tensor) -> float:
 
 
 @torch.no_grad()
-def _reconstruct(tokenizer: Tokenizer, images: Tensor) -> np.ndarray[Any, Any]:
-    return tokenizer.decoder(tokenizer.codes(images)).numpy()
+def _reconstruct(tokenizer: Tokenizer, images: Tensor) -> npt.NDArray[np.float32]:
+    images = tokenizer.decoder(tokenizer.codes(images))
+    return images.numpy()
 
 
 def _psnr(tokenizer: Tokenizer, images: Tensor) -> float:

@@ -36,8 +36,7 @@ test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of
 check: install types  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	MYPYPATH=.types $(BIN)/mypy --config-file setup.cfg -p m2kit.cli -p m2kit.runtime -p m2kit.engines \
-	  $(patsubst toolkit/%.py,-m m2kit.%,$(filter-out toolkit/__init__.py,$(wildcard toolkit/*.py)))
+	MYPYPATH=.types $(BIN)/mypy --config-file setup.cfg -p m2kit
 
 types:  # mypy cannot follow the folder mapping of an editable install: give it links
 	rm -rf .types && mkdir -p .types/m2kit

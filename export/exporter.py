@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def export_bundle(
         )
         portable = writers[contract.PORTABLE]
         reference, maxima = _reference(checkpoint, folder, manifest, portable, begin)
-        np.savez(folder / REFERENCE_FILE, **reference)
+        np.savez(folder / REFERENCE_FILE, **cast("dict[str, Any]", reference))
         release_freed_memory()
         advance = begin("comparing every graph with PyTorch", spec.positions)
         with Engine(spec, OnnxRuntimeBackend(folder, manifest, fused=False)) as engine:

@@ -132,7 +132,7 @@ class GraphWriter:
 
     def constant(self, array: npt.ArrayLike, dtype: type = np.float32) -> ir.Value:
         """A small constant kept inside the graph; equal ones are one initializer."""
-        data = np.asarray(array, dtype)
+        data: npt.NDArray[Any] = np.asarray(array, dtype)
         key = (data.dtype.name, data.tobytes(), data.shape)
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"

@@ -16,11 +16,16 @@ import lightning
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader
 
-from m2kit.errors import InputError, M2KitError
+from m2kit.errors import M2KitError
 from m2kit.training.recipes.averaged_module import AveragedModule, Net
 from m2kit.training.recipes.metrics import MetricsLog
 from m2kit.training.recipes.run_folder import BEST_FILE, METRICS_FILE, RESUME_FILE
-from m2kit.training.recipes.saved_state import WholeFiles, check_resume, read_best
+from m2kit.training.recipes.saved_state import (
+    WholeFiles,
+    check_resume,
+    not_of_this_run,
+    read_best,
+)
 
 
 def fit(
@@ -52,10 +57,8 @@ def fit(
         InputError: A file of the run to go on with is damaged or of another run.
         M2KitError: Training diverged, or was interrupted.
     """
-    if resume_from is not None:
-        check_resume(resume_from, module)
-        if choose_by:
-            read_best(folder / BEST_FILE, module)
+    if resume_from is not None and choose_by:
+        read_best(folder / BEST_FILE, module)
     started = _Started()
     callbacks = [MetricsLog(folder / METRICS_FILE, measures), *_savers(folder, choose_by), started]
     if progress:
@@ -74,6 +77,8 @@ def fit(
             gradient_clip_val=1.0,
             plugins=[WholeFiles()],
         )
+        if resume_from is not None:
+            check_resume(resume_from, module, trainer)
         try:
             trainer.fit(module, train, held_out, ckpt_path=resume_from, weights_only=True)
         except SystemExit as error:  # how Lightning ends a run on Ctrl-C
@@ -85,11 +90,7 @@ def fit(
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if resume_from is None or started.value:
                 raise
-            raise InputError(
-                f"{resume_from} is not of this run ({type(error).__name__}: "
-                f"{str(error).strip().partition(chr(10))[0][:200]}); "
-                "start again in another folder (-o)"
-            ) from error
+            raise not_of_this_run(resume_from, f"Lightning refuses it: {error!r:.200}") from error
 
 
 def _savers(folder: Path, choose_by: str | None) -> list[Callback]:

@@ -2,17 +2,17 @@
 
 Lightning and torch take what a file says on trust: a file of another run, or a forged one, would
 fail somewhere in their depths, or train something else. So everything they restore is held against
-the like of the module that is to be trained.
+the like of it in the run that is to go on.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
@@ -21,23 +21,21 @@ from m2kit.errors import CheckpointError, InputError
 from m2kit.training.checkpoints.file import read_torch_file
 from m2kit.training.checkpoints.writing import save_whole
 from m2kit.training.recipes.averaged_module import AveragedModule, Net
+from m2kit.training.recipes.likeness import Unlike, require_equal, require_like, require_names
 
-_SHOWN = 80  # characters of a value or name that is shown
-_CHOICE = {  # what Lightning's ModelCheckpoint keeps; None stands for a number or none
+_SCORE = torch.zeros(())
+_CHOICE = {  # what Lightning's ModelCheckpoint keeps of the files it saved
     "monitor": str,
-    "best_model_score": None,
+    "best_model_score": _SCORE,
     "best_model_path": str,
-    "current_score": None,
+    "current_score": _SCORE,
     "dirpath": str,
     "best_k_models": dict,
     "kth_best_model_path": str,
-    "kth_value": None,
+    "kth_value": _SCORE,
     "last_model_path": str,
 }
-
-
-class _Unlike(Exception):
-    """A value that is not like the expected one; the message says where."""
+_OF_A_CHOICE = ("monitor", "best_model_score", "current_score")  # None where nothing is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +68,54 @@ def read_best(path: Path, module: AveragedModule[Net]) -> Best:
         InputError: It is missing or damaged, or of another module.
     """
     content = _read(path)
-    expected = {"epoch": 0, "state_dict": module.state_dict()}
     try:
-        _compare({name: _entry(content, name) for name in expected}, expected, "")
-    except _Unlike as error:
-        raise _of_no_such_run(path, error) from error
+        for name, expected in {"epoch": 0, "state_dict": module.state_dict()}.items():
+            require_like(_entry(content, name), expected, name)
+    except Unlike as error:
+        raise not_of_this_run(path, error) from error
     return Best(content["epoch"], dict(content["state_dict"]))
 
 
-def check_resume(path: Path, module: AveragedModule[Net]) -> None:
-    """Refuse a resume.ckpt that does not fit a module.
+def check_resume(path: Path, module: AveragedModule[Net], trainer: lightning.Trainer) -> None:
+    """Refuse a resume.ckpt that does not fit a run.
+
+    Args:
+        path: The file.
+        module: What the run trains.
+        trainer: The trainer that is to go on, before it has begun.
 
     Raises:
         InputError: It is missing or damaged, or of another run.
     """
     content = _read(path)
     optimizer, schedule = module.optimizer()
+    loops = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
     expected = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": "",
         "state_dict": module.state_dict(),
+        "loops": {name: getattr(trainer, name).state_dict() for name in loops},
         "lr_schedulers": [schedule.state_dict()],
     }
     try:
-        _compare({name: _entry(content, name) for name in expected}, expected, "")
-        _compare_optimizer(_entry(content, "optimizer_states"), optimizer)
-        _check_counts(_entry(content, "loops"), "loops")
-        for name, kept in _mapping(_entry(content, "callbacks"), "callbacks").items():
-            _check_choice(kept, f"callbacks.{name}")
-    except _Unlike as error:
-        raise _of_no_such_run(path, error) from error
+        for name, item in expected.items():
+            require_like(_entry(content, name), item, name)
+        _check_progress(content["epoch"], content["loops"]["fit_loop"]["epoch_progress"], trainer)
+        _check_optimizer(_entry(content, "optimizer_states"), optimizer)
+        callbacks = _entry(content, "callbacks")
+        require_names(
+            callbacks, {c.state_key: c for c in trainer.checkpoint_callbacks}, "callbacks"
+        )
+        for kept in callbacks.values():
+            _check_choice(kept)
+    except Unlike as error:
+        raise not_of_this_run(path, error) from error
+
+
+def not_of_this_run(path: Path, reason: object) -> InputError:
+    """The error of a file that can be read and does not fit."""
+    return InputError(f"{path} is not of this run ({reason}); start again in another folder (-o)")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -112,75 +127,43 @@ def _read(path: Path) -> Mapping[str, Any]:
         found = str(error).partition(";")[0]  # without its advice, which is on published files
         raise InputError(f"{found}; start again in another folder (-o)") from error
     if not isinstance(content, Mapping):
-        raise _of_no_such_run(path, f"it holds a {type(content).__name__}")
+        raise not_of_this_run(path, f"expected a dict, found a {type(content).__name__}")
     return content
-
-
-def _of_no_such_run(path: Path, reason: object) -> InputError:
-    return InputError(f"{path} is not of this run ({reason}); start again in another folder (-o)")
 
 
 def _entry(content: Mapping[str, Any], name: str) -> Any:
     if name not in content:
-        raise _Unlike(f"{name} is missing")
+        raise Unlike(f"{name} is missing")
     return content[name]
 
 
-def _mapping(value: Any, path: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise _Unlike(f"{path}: expected a dict, found {_shown(value)}")
-    return value
+def _check_progress(epoch: int, progress: dict[str, Any], trainer: lightning.Trainer) -> None:
+    """A run is saved at the end of an epoch, before that counts as completed."""
+    begun = epoch + 1
+    if trainer.max_epochs is not None and begun > trainer.max_epochs:
+        raise Unlike(f"epoch: expected {trainer.max_epochs - 1} at most, found {epoch}")
+    counts = {"ready": begun, "completed": epoch, "started": begun, "processed": begun}
+    for name in ("total", "current"):
+        require_equal(progress[name], counts, f"loops.fit_loop.epoch_progress.{name}")
 
 
-def _compare(found: Any, expected: Any, path: str) -> None:
-    """Same names, lengths, shapes and kinds all through; numbers may differ."""
-    if isinstance(expected, Tensor):
-        if _tensor_kind(found) != _tensor_kind(expected):
-            raise _Unlike(f"{path}: expected {_tensor_kind(expected)}, found {_shown(found)}")
-    elif isinstance(expected, Mapping):
-        found = _mapping(found, path)
-        if set(found) != set(expected):
-            first = min(set(found) ^ set(expected), key=str)
-            what = "is missing" if first in expected else "is not known"
-            raise _Unlike(f"{path}.{first}"[:_SHOWN].lstrip(".") + f" {what}")
-        for name, item in expected.items():
-            _compare(found[name], item, f"{path}.{name}".lstrip("."))
-    elif isinstance(expected, (list, tuple)):
-        if not isinstance(found, type(expected)) or len(found) != len(expected):
-            kind = type(expected).__name__
-            raise _Unlike(f"{path}: expected a {kind} of {len(expected)}, found {_shown(found)}")
-        for index, item in enumerate(expected):
-            _compare(found[index], item, f"{path}[{index}]")
-    elif not _alike(found, expected):
-        raise _Unlike(f"{path}: expected a value like {expected!r}, found {_shown(found)}")
-
-
-def _alike(found: Any, expected: Any) -> bool:
-    if type(found) is not type(expected):
-        return False
-    if isinstance(found, float):
-        return math.isfinite(found)
-    return not isinstance(found, int) or found >= 0
-
-
-def _tensor_kind(value: Any) -> str | None:
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return None
-    return f"a {value.dtype} tensor {list(value.shape)}".replace("torch.", "")
-
-
-def _shown(value: Any) -> str:
-    return (_tensor_kind(value) or f"{type(value).__name__} {value!r}")[:_SHOWN]
-
-
-def _compare_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Each parameter that has a state has the one its optimizer keeps."""
+def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
+    """The same options but for the learning rate; each parameter's state of its own shape."""
     path = "optimizer_states"
-    if not isinstance(found, list) or len(found) != 1:
-        raise _Unlike(f"{path}: expected a list of 1, found {_shown(found)}")
-    state = _mapping(_mapping(found[0], path).get("state"), f"{path}.state")
-    kept = {index: item for index, item in _states(optimizer).items() if index in state}
-    _compare(found[0], {**optimizer.state_dict(), "state": kept}, path)
+    expected = optimizer.state_dict()
+    require_like(found, [dict], path)
+    require_names(found[0], expected, path)
+    require_like(found[0]["param_groups"], expected["param_groups"], f"{path}.param_groups")
+    for group, own in zip(found[0]["param_groups"], expected["param_groups"], strict=True):
+        for name, option in own.items():
+            if name != "lr":
+                require_equal(group[name], option, f"{path}.param_groups.{name}")
+    states = _states(optimizer)
+    require_like(found[0]["state"], dict, f"{path}.state")
+    for index, state in found[0]["state"].items():
+        if index not in states:
+            raise Unlike(f"{path}.state: expected {len(states)} parameters, found {index!r:.80}")
+        require_like(state, states[index], f"{path}.state.{index}")
 
 
 def _states(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
@@ -199,18 +182,14 @@ def _states(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
     }
 
 
-def _check_counts(value: Any, path: str) -> None:
-    """Lightning's own counters: dicts of whole numbers and flags, however deep."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _check_counts(item, f"{path}.{name}")
-    elif not isinstance(value, int) or value < 0:
-        raise _Unlike(f"{path}: expected a count, found {_shown(value)}"[: 3 * _SHOWN])
-
-
-def _check_choice(kept: Any, path: str) -> None:
-    for name, value in _mapping(kept, path).items():
-        kind = _CHOICE.get(name)
-        number = isinstance(value, Tensor) and value.numel() == 1
-        if value is not None and not (number if kind is None else isinstance(value, kind)):
-            raise _Unlike(f"{path[:_SHOWN]}.{name}: found {_shown(value)}")
+def _check_choice(kept: Any) -> None:
+    path = "callbacks"
+    require_names(kept, _CHOICE, path)
+    for name, expected in _CHOICE.items():
+        if kept[name] is not None or name not in _OF_A_CHOICE:
+            require_like(kept[name], expected, f"{path}.{name}")
+    for file, score in kept["best_k_models"].items():
+        require_like(file, str, f"{path}.best_k_models")
+        require_like(score, _SCORE, f"{path}.best_k_models")
+    if kept["best_k_models"] and kept["kth_best_model_path"] not in kept["best_k_models"]:
+        raise Unlike(f"{path}.kth_best_model_path: expected one of the best models' paths")

@@ -61,22 +61,10 @@ def fit(
         read_best(folder / BEST_FILE, module)
     started = _Started()
     callbacks = [MetricsLog(folder / METRICS_FILE, measures), *_savers(folder, choose_by), started]
-    if progress:
-        callbacks.append(RichProgressBar())
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
-        trainer = lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            callbacks=callbacks,
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
-            plugins=[WholeFiles()],
-        )
+        trainer = _trainer(epochs, callbacks, progress)
         if resume_from is not None:
             check_resume(resume_from, module, trainer)
         try:
@@ -91,6 +79,20 @@ def fit(
             if resume_from is None or started.value:
                 raise
             raise not_of_this_run(resume_from, f"Lightning refuses it: {error!r:.200}") from error
+
+
+def _trainer(epochs: int, callbacks: list[Callback], progress: bool) -> lightning.Trainer:
+    return lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        callbacks=[*callbacks, *([RichProgressBar()] if progress else [])],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        plugins=[WholeFiles()],
+    )
 
 
 def _savers(folder: Path, choose_by: str | None) -> list[Callback]:

@@ -42,8 +42,7 @@ check: install mypy  ## format, lint, types
 	$(BIN)/ruff check .
 
 mypy: install types  ## types alone
-	MYPYPATH=.types $(BIN)/mypy --config-file setup.cfg -p m2kit.cli -p m2kit.runtime -p m2kit.engines \
-	  $(patsubst toolkit/%.py,-m m2kit.%,$(filter-out toolkit/__init__.py,$(wildcard toolkit/*.py)))
+	MYPYPATH=.types $(BIN)/mypy --config-file setup.cfg -p m2kit
 
 types:  ## links for mypy, which cannot follow the folder mapping of an editable install
 	rm -rf .types && mkdir -p .types/m2kit

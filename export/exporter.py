@@ -41,7 +41,7 @@ from m2kit.runtime.engine import Engine
 from m2kit.runtime.parity import prove
 from m2kit.runtime.reference import Reference
 from m2kit.sampling import Sampling
-from m2kit.training.checkpoint import Checkpoint, model_from_checkpoint
+from m2kit.training.checkpoints.reading import Checkpoint, model_from_checkpoint
 from m2kit.training.models.transformer import embedding_names
 
 STEP_GRAPHS: dict[str, Callable[[ModelSpec, DeclaredWeights, str], GraphWriter]] = {
@@ -87,9 +87,8 @@ def export_bundle(
             parity=ParityReport(),
             training=checkpoint.training,
         )
-        reference, maxima = _reference(
-            checkpoint, folder, manifest, writers[contract.PORTABLE], begin
-        )
+        portable = writers[contract.PORTABLE]
+        reference, maxima = _reference(checkpoint, folder, manifest, portable, begin)
         reference.write(folder)
         release_freed_memory()
         report = prove(folder, manifest, begin, provider=CPU, reference=reference)

@@ -99,7 +99,7 @@ def exported(tmp_path_factory):
     pytest.importorskip("torch")
     from m2kit.engines.building import build_engine
     from m2kit.export.exporter import export_bundle
-    from m2kit.training.checkpoint import read_checkpoint
+    from m2kit.training.checkpoints.reading import read_checkpoint
 
     made = {}
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import m2kit
 from m2kit.runtime.images import write_grid
-from m2kit.training.evaluation import evaluate_digits
+from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.evaluation.report import evaluate
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with m2kit.open_engine(options.engine) as engine:
-        report, images = evaluate_digits(engine, options.per_class, options.seed)
+        report, images = evaluate(engine, DIGITS, per_class=options.per_class, seed=options.seed)
     grid = options.engine.parent / "evaluated.png"
     write_grid(grid, images, columns=options.per_class)
     print(f"{report.images} generated images, drawn in {grid}")

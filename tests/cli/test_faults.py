@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import GOLDEN, run_m2kit
 
-from m2kit.training.checkpoint_writer import save_whole
+from m2kit.training.checkpoints.writing import save_whole
 
 AR = GOLDEN / "ar_tiny.ckpt"
 HEADS = ("--spec", '{"heads": 4}')
@@ -76,7 +76,8 @@ def test_a_disk_that_fills_up_in_training_keeps_the_last_whole_epoch(tmp_path):
     save_whole({"epoch": torch.zeros(100)}, resume)
     before = resume.read_bytes()
     script = (
-        "import torch, sys; from pathlib import Path; from m2kit.training.loop import WholeFiles\n"
+        "import torch; from pathlib import Path\n"
+        "from m2kit.training.recipes.saved_state import WholeFiles\n"
         "WholeFiles().save_checkpoint({'x': torch.zeros(1_000_000)}, Path('resume.ckpt'))"
     )
     done = subprocess.run(

@@ -21,8 +21,9 @@ from m2kit.manifest import BUNDLE, files_table, read_manifest
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 from m2kit.runtime.quality import draw_quality, score_quality
-from m2kit.training.checkpoint import read_checkpoint
-from m2kit.training.evaluation import evaluate_digits
+from m2kit.training.checkpoints.reading import read_checkpoint
+from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.evaluation.report import evaluate
 
 HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
@@ -132,7 +133,7 @@ def test_digits_keep_their_distributions_and_draws(digits):
 def test_half_precision_draws_digits_that_are_recognised_as_often(digits):
     exact, half, _ = digits
     half.defaults = exact.defaults
-    right, found = (evaluate_digits(engine, 20, 0)[0] for engine in (exact, half))
+    right, found = (evaluate(engine, DIGITS, per_class=20, seed=0)[0] for engine in (exact, half))
     assert right.images == 200
     assert abs(found.recognised - right.recognised) <= 0.01
 

@@ -20,7 +20,8 @@ from m2kit.errors import BackendError, InputError, ParityError
 from m2kit.manifest import BUNDLE, ENGINE, read_manifest, write_manifest
 from m2kit.precision import AUTO, Precision
 from m2kit.records import to_json
-from m2kit.training.evaluation import evaluate_digits
+from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.evaluation.report import evaluate
 
 FLOAT32, INT8, INT4 = Precision.FLOAT32, Precision.INT8, Precision.INT4
 
@@ -219,7 +220,7 @@ def test_digits_drawn_with_integer_weights_are_as_often_recognised(engines):
     accuracy = {}
     for precision in (FLOAT32, INT8, INT4):
         with m2kit.open_engine(engines(DIGITS_CHECKPOINT, precision)[0]) as engine:
-            accuracy[precision] = evaluate_digits(engine, 20, 0)[0].recognised
+            accuracy[precision] = evaluate(engine, DIGITS, per_class=20, seed=0)[0].recognised
     # Of 200 images: one point is two of them, and a seed moves it by as much.
     assert accuracy[INT8] >= accuracy[FLOAT32] - 0.02
     assert accuracy[INT4] >= accuracy[FLOAT32] - 0.03
@@ -302,8 +303,8 @@ def test_heads_keep_eight_bits(exported, tmp_path):
 def test_models_without_fused_steps_are_quantized_too(tmp_path):
     """Heads of 8 channels: the portable steps, with integer weights."""
     from m2kit.export.exporter import export_bundle
-    from m2kit.training.checkpoint import read_checkpoint
-    from m2kit.training.random_weights import write_random_checkpoint
+    from m2kit.training.checkpoints.random_weights import write_random_checkpoint
+    from m2kit.training.checkpoints.reading import read_checkpoint
 
     write_random_checkpoint(tmp_path / "a.pt", tiny_spec(), 0)
     overrides = {"heads": 2, "grid": (2, 3)}

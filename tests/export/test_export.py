@@ -17,9 +17,9 @@ from m2kit.folders import sha256_of_file
 from m2kit.manifest import BUNDLE, read_manifest
 from m2kit.runtime.engine import Engine
 from m2kit.tolerances import difference
-from m2kit.training.checkpoint import model_from_checkpoint, read_checkpoint
+from m2kit.training.checkpoints.random_weights import write_random_checkpoint
+from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.models.model import expected_shapes
-from m2kit.training.random_weights import write_random_checkpoint
 from m2kit.training.torch_backend import TorchBackend
 
 

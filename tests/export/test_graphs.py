@@ -14,7 +14,7 @@ from m2kit.engines.graph_files import ALIGNMENT_BYTES
 from m2kit.export.exporter import export_bundle, write_graphs
 from m2kit.manifest import BUNDLE, read_manifest
 from m2kit.runtime.reference import read_reference
-from m2kit.training.checkpoint import read_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.models.model import expected_shapes
 
 GRAPHS = contract.graph_names(tiny_spec())

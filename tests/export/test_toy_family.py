@@ -27,8 +27,8 @@ from m2kit.export.exporter import export_bundle
 from m2kit.export.writer import GraphWriter
 from m2kit.families.family import FAMILIES, Family
 from m2kit.token_file import read_tokens_of, token_file_from_ids, write_tokens
-from m2kit.training.checkpoint import read_checkpoint
-from m2kit.training.random_weights import write_random_checkpoint
+from m2kit.training.checkpoints.random_weights import write_random_checkpoint
+from m2kit.training.checkpoints.reading import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ class Pixels(Matrix):
         strides, axes = self.spec.strides, len(self.spec.axes)
         blocks = (codes.movedim(1, -1) @ self.weight).unflatten(-1, (3, *strides))
         image = blocks.permute(orders(axes)[1])
-        return image.reshape(len(codes), 3, *(n * s for n, s in zip(codes.shape[2:], strides)))
+        return image.reshape(
+            len(codes), 3, *(n * s for n, s in zip(codes.shape[2:], strides, strict=True))
+        )
 
 
 class Layout:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import GOLDEN, ROOT
-from hostile import forgeries
 
 import m2kit
+from hostile import forgeries
 from m2kit.contract import PORTABLE
 from m2kit.engines.building import build_engine
 from m2kit.errors import M2KitError

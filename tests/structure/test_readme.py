@@ -52,7 +52,7 @@ def test_it_is_short_and_begins_with_the_two_commands():
 
 def test_its_figures_are_those_of_the_shipped_checkpoint():
     pytest.importorskip("torch")
-    from m2kit.training.checkpoint import read_checkpoint
+    from m2kit.training.checkpoints.reading import read_checkpoint
 
     training = read_checkpoint(ROOT / "examples" / "digits" / "digits.pt").training
     held_out, own = training["held_out_bits_per_token"], training["training_bits_per_token"]

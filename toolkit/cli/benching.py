@@ -105,7 +105,7 @@ def bench(
             "is busy, and the share of the limit means little"
         )
     if plot:
-        from m2kit.training.benchmark_plot import benchmark_bars
+        from m2kit.training.bench.plot import benchmark_bars
 
         benchmark_bars(plot, found, f"{path.name}, {measured.precision}, {measured.machine}")
     print_result(_rows(path, measured, peak), as_json, _value(path, measured, peak))
@@ -173,7 +173,7 @@ def _baselines(engine: Engine, threads: int, compiled: bool) -> dict[str, Baseli
         return {}
     from m2kit.runtime.bench.benchmark import Baseline
     from m2kit.runtime.engine import Engine
-    from m2kit.training.eager import EagerBackend
+    from m2kit.training.bench.eager import EagerBackend
 
     def baseline(positions: int | None, **how: bool) -> Baseline:
         backend = EagerBackend(engine.spec, threads=threads, **how)

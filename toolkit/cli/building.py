@@ -70,7 +70,7 @@ def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
 def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) -> None:
     """Write random weights in the official layout, for trials and benchmarks."""
     require("torch", extra="export,cpu", what="init-checkpoint")
-    from m2kit.training.random_weights import write_random_checkpoint
+    from m2kit.training.checkpoints.random_weights import write_random_checkpoint
 
     path = output or Path(f"{preset.replace('-', '_')}.pt")
     if path.exists():
@@ -109,7 +109,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
     require("torch", extra="export,cpu", what="export")
     require("onnx_ir", extra="export,cpu", what="export")
     from m2kit.export.exporter import export_bundle
-    from m2kit.training.checkpoint import read_checkpoint
+    from m2kit.training.checkpoints.reading import read_checkpoint
 
     note(f"reading {ckpt} ...")
     checkpoint = read_checkpoint(ckpt, **reading)

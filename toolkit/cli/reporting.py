@@ -25,7 +25,7 @@ from m2kit.runtime.machine import read_machine
 from m2kit.sampling import SamplingDefaults
 
 if TYPE_CHECKING:
-    from m2kit.training.checkpoint import Checkpoint
+    from m2kit.training.checkpoints.reading import Checkpoint
 
 
 def _open(path: Path) -> Manifest:
@@ -148,7 +148,7 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
 
 def _of_checkpoint(path: Path, reading: JsonObject, bandwidth: float) -> JsonObject:
     require("torch", extra="export", what="describing a checkpoint")
-    from m2kit.training.checkpoint import read_checkpoint
+    from m2kit.training.checkpoints.reading import read_checkpoint
 
     note(f"reading {path} ...")
     return _of_model(read_checkpoint(path, **reading), bandwidth)

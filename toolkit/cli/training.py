@@ -1,4 +1,4 @@
-"""train tokenizer and train ar. The defaults are those of the digits example."""
+"""train tokenizer and train ar. The defaults are those of the shipped example."""
 
 from __future__ import annotations
 
@@ -16,6 +16,26 @@ from m2kit.errors import require
 Decorator = Callable[[Any], Any]
 
 
+class DataSetName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """A name in the table of data sets, which is read when it is asked for: it may have grown."""
+
+    name = "data set"
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        """The names, for --help."""
+        return f"[{'|'.join(_datasets())}]"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> str:
+        """The name, if the table has it."""
+        return str(click.Choice(_datasets()).convert(value, parameter, context))
+
+
+def _datasets() -> list[str]:
+    from m2kit.training.datasets.table import DATASETS  # without torch: --help lists them
+
+    return list(DATASETS)
+
+
 def _run_options(command: Any) -> Any:
     """What both trainers take."""
     for option in (
@@ -30,10 +50,10 @@ def _run_options(command: Any) -> Any:
         ),
         click.option(
             "--data",
-            type=click.Choice(["digits"]),
-            default="digits",
-            show_default=True,
-            help="Training data: scikit-learn's digits, 32 x 32.",
+            type=DataSetName(),
+            default=lambda: _datasets()[0],
+            show_default="the first",
+            help="Data set to train on.",
         ),
     ):
         command = option(command)
@@ -101,22 +121,19 @@ def _require_training() -> None:
 def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **options: Any) -> None:
     """Train the image tokenizer; leaves tokenizer.pt, curves.png and samples.png."""
     _require_training()
-    from m2kit.training.tokenizer_trainer import (
-        CHECKPOINT_FILE,
-        TokenizerSettings,
-        train_tokenizer,
-    )
+    from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, TokenizerSettings, train_tokenizer
 
-    del options["data"]
     options["channel_multipliers"] = _tuple(options["channel_multipliers"])
     settings = TokenizerSettings(**options)
     training = train_tokenizer(settings, output, resume=resume, progress=progress)
     shown = {
         "checkpoint": str(output / CHECKPOINT_FILE),
-        "codebook usage on training images": f"{training['codebook_usage']:.2%}",
-        "held-out PSNR": f"{training['held_out_psnr_db']} dB",
+        "codebook usage on training images": f"{training.codebook_usage:.2%}",
+        "held-out PSNR": f"{training.held_out_psnr_db} dB",
     }
-    print_result(shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training})
+    print_result(
+        shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training.to_json()}
+    )
 
 
 @train.command()
@@ -156,9 +173,8 @@ def ar(
 ) -> None:
     """Train the autoregressive model; leaves ar.pt, curves.png and samples.png."""
     _require_training()
-    from m2kit.training.ar_trainer import CHECKPOINT_FILE, settings_for, train_ar
+    from m2kit.training.recipes.ar import CHECKPOINT_FILE, settings_for, train_ar
 
-    del options["data"]
     options["bits"] = _tuple(options["bits"])
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
@@ -166,12 +182,14 @@ def ar(
     training = train_ar(settings, tokenizer_file, output, resume=resume, progress=progress)
     shown = {
         "checkpoint": str(output / CHECKPOINT_FILE),
-        "chosen epoch": training["chosen_epoch"],
-        "held-out bits per token": training["held_out_bits_per_token"],
-        "training bits per token": training["training_bits_per_token"],
-        "codebook usage on training images": f"{training['codebook_usage']:.2%}",
+        "chosen epoch": training.chosen_epoch,
+        "held-out bits per token": training.held_out_bits_per_token,
+        "training bits per token": training.training_bits_per_token,
+        "codebook usage on training images": f"{training.codebook_usage:.2%}",
     }
-    print_result(shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training})
+    print_result(
+        shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training.to_json()}
+    )
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -65,7 +65,7 @@ class TokenizerSpec(Protocol):
     def tokens_from_codes(
         self, codes: npt.NDArray[np.floating], vocabularies: tuple[int, ...]
     ) -> npt.NDArray[np.int64]:
-        """(B, Z, *grid) codes, or latents of which the quantizer makes them -> (B, *grid, K) ids."""
+        """(B, Z, *grid) codes, or latents that quantize to them -> (B, *grid, K) ids."""
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of encoder and decoder."""

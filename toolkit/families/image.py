@@ -176,7 +176,7 @@ register(
     Family(
         spec=ImageTokenizerSpec,
         model="m2kit.training.models.tokenizer:Tokenizer",
-        layout="m2kit.training.image_layout:LAYOUT",
+        layout="m2kit.training.checkpoints.image_layout:LAYOUT",
         graphs="m2kit.export.graphs.image:GRAPHS",
     )
 )

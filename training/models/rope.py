@@ -26,7 +26,7 @@ def rotary_table(grid: tuple[int, ...], head_size: int, base: float) -> Tensor:
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn (R, H, T, d) by table rows (T, d / 2, 2); the result is float32 whatever x is."""
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(x.float(), -1, (-1, 2))
     cos, sin = rope[..., 0], rope[..., 1]
     even, odd = pairs[..., 0], pairs[..., 1]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)

@@ -40,18 +40,32 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, h, w) -> (B, channels_out, h, w)."""
-        y = self.conv1(functional.silu(self.norm1(x)))
+        y: Tensor = self.conv1(functional.silu(self.norm1(x)))
         y = self.conv2(functional.silu(self.norm2(y)))
-        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        shortcut: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        return y + shortcut
 
 
 class Level(nn.Module):
     """The residual blocks of one resolution, and then the layer that changes the resolution."""
 
+    downsample: nn.Conv2d
+    upsample: Upsample
+
     def __init__(self, channels_in: int, channels_out: int, blocks: int) -> None:
         super().__init__()
         widths = [channels_in, *[channels_out] * blocks]
         self.block = nn.ModuleList(ResBlock(a, b) for a, b in itertools.pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, h, w) -> (B, channels_out, h', w')."""
+        for block in self.block:
+            x = block(x)
+        if hasattr(self, "downsample"):
+            x = self.downsample(x)
+        if hasattr(self, "upsample"):
+            x = self.upsample(x)
+        return x
 
 
 class Upsample(nn.Module):
@@ -63,7 +77,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) -> (B, c, 2h, 2w)."""
-        y = self.conv1(x)
+        y: Tensor = self.conv1(x)
         batch, channels, height, width = y.shape
         y = y.view(batch, 2, 2, channels // 4, height, width).permute(0, 3, 4, 1, 5, 2)
         return y.reshape(batch, channels // 4, 2 * height, 2 * width)
@@ -81,9 +95,10 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
         """(B, C, h, w) and codes (B, Z, h', w') -> (B, C, h, w)."""
         flat = codes.flatten(2)
-        scale = self.gamma((flat.var(dim=2, unbiased=True) + NORM_EPS).sqrt())
-        shift = self.beta(flat.mean(dim=2))
-        return scale[:, :, None, None] * self.gn(x) + shift[:, :, None, None]
+        scale: Tensor = self.gamma((flat.var(dim=2, unbiased=True) + NORM_EPS).sqrt())
+        shift: Tensor = self.beta(flat.mean(dim=2))
+        normed: Tensor = self.gn(x)
+        return scale[:, :, None, None] * normed + shift[:, :, None, None]
 
 
 class Encoder(nn.Module):
@@ -107,13 +122,11 @@ class Encoder(nn.Module):
         """(B, 3, H, W) -> (B, Z, h, w)."""
         x = self.conv_in(image)
         for level in self.down:
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
+            x = level(x)
         for block in self.mid_block:
             x = block(x)
-        return self.conv_out(functional.silu(self.norm_out(x)))
+        out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        return out
 
 
 class Decoder(nn.Module):
@@ -143,14 +156,11 @@ class Decoder(nn.Module):
         for block in self.mid_block:
             x = block(x)
         for index in reversed(range(len(self.up))):
-            level = self.up[index]
             if hasattr(self, "adaptive"):
                 x = self.adaptive[index](x, codes)
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
-        return self.conv_out(functional.silu(self.norm_out(x)))
+            x = self.up[index](x)
+        out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        return out
 
 
 class Tokenizer(nn.Module):

@@ -74,7 +74,8 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.append(layer, position, key, value)
         out = functional.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
-        return self.wo(out.transpose(1, 2).reshape(rows, length, width).to(x.dtype))
+        mixed: Tensor = self.wo(out.transpose(1, 2).reshape(rows, length, width).to(x.dtype))
+        return mixed
 
 
 class FeedForward(nn.Module):
@@ -88,7 +89,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.w2(functional.silu(self.w1(x)) * self.w3(x))
+        out: Tensor = self.w2(functional.silu(self.w1(x)) * self.w3(x))
+        return out
 
 
 class Block(nn.Module):
@@ -108,7 +110,8 @@ class Block(nn.Module):
         """(R, T, D) -> (R, T, D)."""
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, rope, cache, layer, position))
-        return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
+        out: Tensor = x + self.dropout(self.feed_forward(self.ffn_norm(x)))
+        return out
 
 
 class ClassEmbedding(nn.Module):
@@ -120,7 +123,8 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, class_id: Tensor) -> Tensor:
         """(R) int64 -> (R, D)."""
-        return self.embedding_table(class_id)
+        rows: Tensor = self.embedding_table(class_id)
+        return rows
 
 
 def embedding_names(count: int) -> tuple[str, ...]:
@@ -159,7 +163,8 @@ class Transformer(nn.Module):
 
     def embed(self, k: int, ids: Tensor) -> Tensor:
         """Embedding of sub-token k: (...) int64 -> (..., D)."""
-        return getattr(self, self.names[k])(ids)
+        embedded: Tensor = getattr(self, self.names[k])(ids)
+        return embedded
 
     def embed_token(self, token: Tensor) -> Tensor:
         """Sum of a token's sub-token embeddings: (..., K) int64 -> (..., D)."""
@@ -178,7 +183,8 @@ class Transformer(nn.Module):
         rope = self.rope[position : position + x.shape[1]]
         for layer, block in enumerate(self.factorized_blocks):
             x = block(x, rope, cache, layer, position)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def forward(self, class_id: Tensor, tokens: Tensor) -> list[Tensor]:
         """Teacher-forced logits.

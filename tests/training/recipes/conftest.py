@@ -1,0 +1,50 @@
+"""What the tests of the recipes share."""
+
+from dataclasses import replace
+
+import pytest
+from conftest import DIGITS_CHECKPOINT
+
+from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
+from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
+from m2kit.training.datasets.dataset import LabelledImages
+from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.datasets.table import DATASETS
+from m2kit.training.recipes.ar import settings_for
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory):
+    """The digits example's tokenizer as a file of its own."""
+    checkpoint = read_checkpoint(DIGITS_CHECKPOINT)
+    tensors = model_from_checkpoint(checkpoint).tokenizer.state_dict()
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.pt"
+    spec = {"tokenizer": checkpoint.spec.to_json()["tokenizer"], "transformer": None}
+    notes = {"spec": spec, "training": {"ema_decay": 0.9}}
+    write_tokenizer_checkpoint(path, tensors, tensors, ema_decay=0.9, notes=notes)
+    return path
+
+
+@pytest.fixture
+def ar_settings(tokenizer_file):
+    """Makes the settings of a small AR run on that tokenizer; keywords replace some."""
+
+    def make(**changes):
+        values = {
+            "data": "digits", "width": 32, "heads": 2, "inter_layers": 1, "intra_layers": 1,
+            "ffn_width": 32, "bits": (3, 5), "epochs": 3, "batch": 128, "learning_rate": 1e-3,
+            "weight_decay": 0.05, "dropout": 0.1, "class_dropout": 0.1, "ema_decay": 0.9,
+            "versions": 1, "guidance": (2.0, 2.0), "seed": 3,
+        }  # fmt: skip
+        return settings_for(tokenizer_file, **values | changes)
+
+    return make
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Puts the first images of digits into the table, under the name "few"."""
+    train, held_out = (LabelledImages(d.images[:128], d.labels[:128]) for d in DIGITS.load())
+    data = replace(DIGITS, name="few", loader=lambda: (train, held_out))
+    monkeypatch.setitem(DATASETS, "few", data)
+    return data

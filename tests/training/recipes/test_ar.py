@@ -1,0 +1,120 @@
+"""Short, real trainings: what they leave behind, and that a killed one can go on."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import picture
+
+from m2kit.errors import InputError, M2KitError, SpecError
+from m2kit.training.checkpoints.reading import read_checkpoint
+from m2kit.training.models.model import expected_shapes
+from m2kit.training.recipes.ar import ARModule, settings_for, train_ar
+from m2kit.training.recipes.metrics import read_metrics
+
+MEASURES = ("train_bits", "held_out_bits")
+
+
+def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(
+    tmp_path, tokenizer_file, ar_settings
+):
+    settings = ar_settings()
+    training = train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
+    checkpoint = read_checkpoint(tmp_path / "ar.pt")
+    assert set(checkpoint.tensors()) == set(expected_shapes(checkpoint.spec))
+    assert checkpoint.spec.transformer.grid == (4, 4)
+    assert checkpoint.sampling.guidance == (2.0, 2.0)
+    original = read_checkpoint(tokenizer_file).tensors()
+    for name in original:
+        assert torch.equal(checkpoint.tensors()[name], original[name]), name
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    name = "head.1.weight"
+    stored = checkpoint.tensors()[f"transformer.{name}"]
+    assert torch.equal(stored, best[f"ema.module.{name}"])
+    assert not torch.equal(stored, best[f"net.{name}"])
+    rows = read_metrics(tmp_path / "metrics.csv", MEASURES)
+    chosen = min(range(3), key=lambda epoch: rows[epoch]["held_out_bits"])
+    assert training.chosen_epoch == chosen + 1
+    assert training.held_out_bits_per_token == pytest.approx(
+        rows[chosen]["held_out_bits"], abs=1e-3
+    )
+    assert rows[0]["train_bits"] == pytest.approx(8, abs=0.5)  # 8 bits a token, untrained
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer_file, ar_settings):
+    settings = ar_settings()
+    train_ar(settings, tokenizer_file, tmp_path / "whole", resume=False, progress=False)
+    script = (
+        "from pathlib import Path\n"
+        "from m2kit.training.recipes.ar import ARSettings, train_ar\n"
+        f"train_ar({settings!r}, Path({str(tokenizer_file)!r}), Path('killed'), "
+        "resume=False, progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "resume.ckpt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "ar.pt").exists()
+    train_ar(settings, tokenizer_file, tmp_path / "killed", resume=True, progress=False)
+    whole, resumed = (
+        torch.load(tmp_path / name / "ar.pt", weights_only=True)["state_dict"]
+        for name in ("whole", "killed")
+    )
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+    for name in ("whole", "killed"):
+        assert len(read_metrics(tmp_path / name / "metrics.csv", MEASURES)) == settings.epochs
+
+
+def test_bits_must_fit_the_tokenizer(tmp_path, tokenizer_file, ar_settings):
+    settings = ar_settings(bits=(3, 4))
+    with pytest.raises(SpecError, match="must sum to the tokenizer's 8 code bits"):
+        train_ar(settings, tokenizer_file, tmp_path / "run", resume=False, progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="no such tokenizer file"):
+        settings_for(tmp_path / "none.pt")
+
+
+def test_class_dropout_trains_the_unconditional_class(ar_settings):
+    settings = ar_settings(class_dropout=1.0)
+    module = ARModule(settings, settings.spec((4, 4), classes=10), steps=1)
+    module.log = lambda *_, **__: None
+    classes, versions = torch.arange(10), torch.zeros(10, 1, 16, 2, dtype=torch.int64)
+    module.training_step((classes, versions), 0).backward()
+    gradient = module.net.class_emb.embedding_table.weight.grad.abs().sum(1)
+    assert (gradient[:10] == 0).all()
+    assert gradient[10] > 0
+
+
+@pytest.mark.parametrize("bits", [(8,), (2, 2, 4)], ids=str)
+def test_an_ar_model_of_any_number_of_sub_tokens_trains_and_samples(
+    tmp_path, tokenizer_file, ar_settings, bits
+):
+    values = {"bits": bits, "guidance": (2.0,) * len(bits), "epochs": 1}
+    settings = ar_settings(**values)
+    train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
+    checkpoint = read_checkpoint(tmp_path / "ar.pt")
+    assert checkpoint.spec.vocabularies == tuple(2**b for b in bits)
+    assert checkpoint.sampling.guidance == (2.0,) * len(bits)
+    assert picture(tmp_path / "samples.png").std() > 1
+
+
+def test_a_mistake_in_the_settings_leaves_no_run_behind(tmp_path, tokenizer_file, ar_settings):
+    for change in ({"heads": 3}, {"batch": 2000}, {"bits": (9,)}):
+        settings = ar_settings(**change)
+        with pytest.raises(M2KitError):
+            train_ar(settings, tokenizer_file, tmp_path / "run", resume=False, progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_training_is_an_error(tmp_path, tokenizer_file, ar_settings):
+    settings = ar_settings(learning_rate=1e30)
+    with pytest.raises(M2KitError, match=r"diverged in epoch \d.*lower --learning-rate"):
+        train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
+    assert not (tmp_path / "ar.pt").exists()

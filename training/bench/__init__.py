@@ -1,0 +1,1 @@
+"""What `m2kit bench` compares engines with, and the picture of what it measured."""

@@ -1,0 +1,1 @@
+"""Checkpoint files, read as data and checked, and written in the official layouts."""

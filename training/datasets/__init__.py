@@ -1,0 +1,1 @@
+"""Data sets: what each one is, and the table of them by name."""

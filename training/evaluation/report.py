@@ -1,0 +1,82 @@
+"""Numbers that say whether generated images show their classes, and are not copies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from m2kit.errors import InputError
+from m2kit.runtime.engine import Engine
+from m2kit.sampling import Sampling
+from m2kit.training.datasets.dataset import DataSet
+from m2kit.training.evaluation.measures import codebook_usage, share_of_copies
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `evaluate` measures; shares in 0..1, None where the data set has no judge.
+
+    Attributes:
+        images: Number of generated images.
+        recognised: Share of generated images that the judge takes for their class.
+        real_recognised: The same judge's accuracy on held-out real images.
+        copies: Share of generated images whose ids equal those of a training image.
+        codebook_usage: Share of the 2^Z codes that the training images use.
+    """
+
+    images: int
+    recognised: float | None
+    real_recognised: float | None
+    copies: float
+    codebook_usage: float
+
+
+def evaluate(
+    engine: Engine, data: DataSet, *, per_class: int, seed: int
+) -> tuple[Report, npt.NDArray[np.float32]]:
+    """Generate images with the engine's default sampling and judge them.
+
+    Args:
+        engine: An engine of a model trained on the data set.
+        data: The data set.
+        per_class: Images per class.
+        seed: Of the sampling.
+
+    Returns:
+        The report, and the images (classes * per_class, 3, H, W) in class order, float32 in
+        [-1, 1].
+
+    Raises:
+        InputError: The model has another number of classes than the data set.
+    """
+    transformer = engine.spec.transformer
+    if transformer is None or transformer.classes != data.classes:
+        found = f"{transformer.classes} classes" if transformer else "a tokenizer only"
+        raise InputError(
+            f"the data set {data.name} has {data.classes} classes, the engine {found}; "
+            "take the data set it was trained on"
+        )
+    train, held_out = data.load()
+    classes = np.arange(data.classes).repeat(per_class)
+    tokens = engine.sample(classes, Sampling(seed=seed))
+    images = engine.decode(tokens)
+    training_tokens = engine.encode(train.images.numpy())
+    recognised = real_recognised = None
+    if data.judge is not None:
+        recognise = data.judge(train)
+        recognised = _share(recognise(images), classes)
+        real_recognised = _share(recognise(held_out.images.numpy()), held_out.labels.numpy())
+    report = Report(
+        images=len(classes),
+        recognised=recognised,
+        real_recognised=real_recognised,
+        copies=share_of_copies(tokens, training_tokens),
+        codebook_usage=codebook_usage(training_tokens, engine.spec.vocabularies),
+    )
+    return report, images
+
+
+def _share(found: npt.NDArray[np.int64], expected: npt.NDArray[np.int64]) -> float:
+    return float((found == expected).mean())

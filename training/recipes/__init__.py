@@ -1,0 +1,1 @@
+"""How a model is trained: a recipe for each kind of model, and the loop and files they share."""

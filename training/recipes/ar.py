@@ -1,0 +1,281 @@
+"""Trains the autoregressive model on the tokens of a trained tokenizer: cross-entropy per
+sub-token, 10 % class dropout, AdamW with warm-up, EMA; the model is chosen by held-out bits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from m2kit.config import ModelSpec, TransformerSpec
+from m2kit.errors import InputError
+from m2kit.folders import sha256_of_file
+from m2kit.records import JsonObject
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.images import write_grid
+from m2kit.sampling import Sampling, SamplingDefaults
+from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
+from m2kit.training.checkpoints.writing import write_ar_checkpoint
+from m2kit.training.datasets.dataset import DataSet
+from m2kit.training.datasets.table import dataset_named
+from m2kit.training.evaluation.measures import codebook_usage
+from m2kit.training.losses import token_nats
+from m2kit.training.models.model import TorchModel
+from m2kit.training.models.transformer import Transformer
+from m2kit.training.recipes.averaged_module import AveragedModule
+from m2kit.training.recipes.batches import check_batch, in_order, shuffled
+from m2kit.training.recipes.curves import plot_curves
+from m2kit.training.recipes.latent_grid import latent_grid
+from m2kit.training.recipes.loop import fit
+from m2kit.training.recipes.run_folder import (
+    BEST_FILE,
+    CURVES_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    open_run,
+)
+from m2kit.training.recipes.saved_state import read_best
+from m2kit.training.recipes.schedule import warm_up_then_linear
+from m2kit.training.torch_backend import TorchBackend
+
+CHECKPOINT_FILE = "ar.pt"
+_TRAIN_BITS, _HELD_OUT_BITS = "train_bits", "held_out_bits"  # all that the module logs
+_SAMPLES_PER_CLASS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ARSettings:
+    """An AR run.
+
+    Attributes:
+        data: Name of the data set.
+        bits: Bits of each sub-token; they sum to the tokenizer's code bits.
+        epochs: Passes over the training images.
+        batch: Images per step.
+        learning_rate: Peak; linear warm-up over 5 %, then linear to 10 %.
+        weight_decay: Of AdamW, on every weight but those of the norms.
+        dropout: On the input embedding and both residual branches.
+        class_dropout: Share of images trained under the unconditional class.
+        ema_decay: Of the weights' moving average.
+        versions: Training images are encoded this many times: as they are, then warped a little.
+        guidance: Default guidance scale per sub-token, kept in the checkpoint.
+        tokenizer_sha256: Of the tokenizer file.
+        seed: Of initial weights, order and dropout.
+    """
+
+    data: str
+    width: int
+    heads: int
+    inter_layers: int
+    intra_layers: int
+    ffn_width: int
+    bits: tuple[int, ...]
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    class_dropout: float
+    ema_decay: float
+    versions: int
+    guidance: tuple[float, ...]
+    tokenizer_sha256: str
+    seed: int
+
+    @property
+    def vocabularies(self) -> tuple[int, ...]:
+        """V_k of each sub-token."""
+        return tuple(2**count for count in self.bits)
+
+    def spec(self, grid: tuple[int, ...], classes: int) -> TransformerSpec:
+        """The architecture on a latent grid (h, w)."""
+        return TransformerSpec(
+            width=self.width,
+            heads=self.heads,
+            inter_layers=self.inter_layers,
+            intra_layers=self.intra_layers,
+            ffn_width=self.ffn_width,
+            grid=grid,
+            classes=classes,
+            vocabularies=self.vocabularies,
+            rope_base=10000.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ARTraining:
+    """What came of an AR run.
+
+    Attributes:
+        data: What it was trained on, in words.
+        chosen_epoch: The epoch that left the model, counted from 1.
+        held_out_bits_per_token: Of the held-out images' tokens.
+        training_bits_per_token: Of the training images', as they are.
+        codebook_usage: Share of the codes that the training images use.
+        settings: The run's settings.
+    """
+
+    data: str
+    chosen_epoch: int
+    held_out_bits_per_token: float
+    training_bits_per_token: float
+    codebook_usage: float
+    settings: ARSettings
+
+    def to_json(self) -> JsonObject:
+        """As the checkpoint notes it: one level, with the settings in it."""
+        settings = asdict(self.settings)
+        del settings["data"]
+        return {
+            "data": self.data,
+            "chosen_epoch": self.chosen_epoch,
+            "held_out_bits_per_token": self.held_out_bits_per_token,
+            "training_bits_per_token": self.training_bits_per_token,
+            "codebook_usage": self.codebook_usage,
+            **settings,
+        }
+
+
+class ARModule(AveragedModule[Transformer]):
+    """The training step of the transformer; batches are (class (B), tokens (B, V, N, K)) with V
+    versions of each image, of which every step draws one."""
+
+    def __init__(self, settings: ARSettings, spec: TransformerSpec, steps: int) -> None:
+        net = Transformer(spec, settings.dropout)
+        super().__init__(net, settings.ema_decay, settings.seed)
+        self._settings, self._steps = settings, steps
+
+    def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
+        """Mean cross-entropy over sub-tokens, summed over the sub-tokens of a token."""
+        classes, versions = batch
+        drop = torch.rand(len(classes), device=classes.device) < self._settings.class_dropout
+        classes = torch.where(drop, self.net.spec.classes, classes)
+        chosen = torch.randint(versions.shape[1], (len(classes),), device=classes.device)
+        tokens = versions[torch.arange(len(classes), device=classes.device), chosen]
+        loss = token_nats(self.net(classes, tokens), tokens)
+        self.log(_TRAIN_BITS, loss / math.log(2), on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
+        """Held-out bits per token of the averaged model."""
+        classes, versions = batch
+        tokens = versions[:, 0]
+        bits = token_nats(self.averaged(classes, tokens), tokens) / math.log(2)
+        self.log(_HELD_OUT_BITS, bits, prog_bar=True)
+
+    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """AdamW with the official betas; no weight decay on norms."""
+        parameters = list(self.net.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups,
+            self._settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=self._settings.weight_decay,
+        )
+        schedule = warm_up_then_linear(optimizer, self._steps // 20, self._steps, 0.1)
+        return optimizer, schedule
+
+
+def train_ar(
+    settings: ARSettings, tokenizer_file: Path, folder: Path, *, resume: bool, progress: bool
+) -> ARTraining:
+    """Train to the end; the run folder then holds ar.pt, curves.png and samples.png.
+
+    Raises:
+        CheckpointError: The tokenizer file cannot be used.
+        SpecError: The bits do not fit the tokenizer, or the architecture is impossible.
+        InputError: The tokenizer does not fit the images, there is no such data set, or the
+            folder holds another run.
+    """
+    tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
+    data = dataset_named(settings.data)
+    tokenizer_spec = tokenizer.spec.tokenizer
+    transformer_spec = settings.spec(latent_grid(tokenizer_spec, data), data.classes)
+    spec = ModelSpec(tokenizer_spec, transformer_spec)
+    train, held_out = data.load()
+    check_batch(settings.batch, len(train.labels))
+    resume_from = open_run(folder, settings, resume)
+    train_tokens = _tokens(tokenizer, train.images, data, settings, settings.versions)
+    held_out_tokens = _tokens(tokenizer, held_out.images, data, settings, 1)
+    torch.manual_seed(settings.seed)
+    batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)
+    module = ARModule(settings, transformer_spec, settings.epochs * len(batches))
+    fit(
+        module,
+        batches,
+        in_order(held_out.labels, held_out_tokens),
+        epochs=settings.epochs,
+        folder=folder,
+        resume_from=resume_from,
+        measures=(_TRAIN_BITS, _HELD_OUT_BITS),
+        choose_by=_HELD_OUT_BITS,
+        progress=progress,
+    )
+    best = read_best(folder / BEST_FILE, module)
+    module.load_state_dict(best.tensors)
+    transformer = module.averaged.eval()
+    plain = train_tokens[:, :1]  # the images as they are
+    training = ARTraining(
+        data=data.title,
+        chosen_epoch=best.epoch + 1,
+        held_out_bits_per_token=_bits(transformer, held_out.labels, held_out_tokens),
+        training_bits_per_token=_bits(transformer, train.labels, plain),
+        codebook_usage=codebook_usage(plain.numpy(), spec.vocabularies),
+        settings=settings,
+    )
+    _write_results(folder, TorchModel(spec, tokenizer.tokenizer, transformer), training.to_json())
+    return training
+
+
+def _write_results(folder: Path, model: TorchModel, training: JsonObject) -> None:
+    """ar.pt, curves.png, and samples.png with a row per class."""
+    assert model.spec.transformer is not None
+    sampling = {"guidance": training["guidance"]}
+    notes = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
+    write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
+    panels = {"bits per token": [_TRAIN_BITS, _HELD_OUT_BITS]}
+    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, panels)
+    own = SamplingDefaults.of(sampling, model.spec.sub_tokens)
+    with Engine(model.spec, TorchBackend(model), defaults=own) as engine:
+        classes = np.arange(model.spec.transformer.classes).repeat(_SAMPLES_PER_CLASS)
+        images = engine.decode(engine.sample(classes, Sampling(seed=0)))
+    write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS, scale=2)
+
+
+def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
+    """Settings of a run on a tokenizer file."""
+    if not tokenizer_file.is_file():
+        raise InputError(
+            f"{tokenizer_file}: no such tokenizer file; train one with `m2kit train tokenizer`"
+        )
+    return ARSettings(tokenizer_sha256=sha256_of_file(tokenizer_file), **values)
+
+
+@torch.no_grad()
+def _tokens(
+    model: TorchModel, images: Tensor, data: DataSet, settings: ARSettings, versions: int
+) -> Tensor:
+    """(n, V, N, K) tokens of V versions of the images, the unchanged one first."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    tokens = []
+    for version in range(versions):
+        varied = data.vary(images, generator) if version else images
+        codes = torch.cat([model.tokenizer.codes(part) for part in torch.split(varied, 256)])
+        tokens.append(model.tokenizer.tokens(codes, settings.vocabularies).flatten(1, -2))
+    return torch.stack(tokens, dim=1)
+
+
+@torch.no_grad()
+def _bits(transformer: Transformer, labels: Tensor, tokens: Tensor) -> float:
+    nats = token_nats(transformer(labels, tokens[:, 0]), tokens[:, 0])
+    return round(float(nats) / math.log(2), 4)

@@ -1,0 +1,63 @@
+"""What every recipe trains: a network, and the moving average of its weights."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar, cast
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from m2kit.errors import M2KitError
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+class AveragedModule(lightning.LightningModule, Generic[Net]):
+    """A LightningModule that trains `net` and keeps its exponential moving average in `ema`."""
+
+    net: Net
+
+    def __init__(self, net: Net, ema_decay: float, seed: int) -> None:
+        super().__init__()
+        self.net = net
+        average = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(net, multi_avg_fn=average)
+        self._seed = seed
+
+    @property
+    def averaged(self) -> Net:
+        """The network with the averaged weights."""
+        return cast("Net", self.ema.module)
+
+    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """A new optimizer of `net`, and its schedule, which advances with every step."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The same, as Lightning asks for it."""
+        optimizer, schedule = self.optimizer()
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw an epoch's randomness (dropout, class dropout) from (seed, epoch).
+
+        Not in on_train_epoch_start: the loader draws from the same generator after that.
+        """
+        if batch_idx == 0:
+            torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Update the average after each optimizer step; stop where the loss is no number."""
+        if not torch.isfinite(outputs["loss"]):
+            raise M2KitError(
+                f"training diverged in epoch {self.current_epoch + 1}: the loss is "
+                f"{outputs['loss'].item()}; start again with a lower --learning-rate"
+            )
+        self.ema.update_parameters(self.net)

@@ -1,0 +1,232 @@
+"""Trains the image tokenizer without an adversary: L1 + LFQ entropy + commitment, Adam, EMA."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from m2kit.config import ModelSpec
+from m2kit.families.image import ImageTokenizerSpec
+from m2kit.records import JsonObject
+from m2kit.runtime.images import psnr, write_grid
+from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
+from m2kit.training.datasets.table import dataset_named
+from m2kit.training.evaluation.measures import codebook_usage
+from m2kit.training.losses import entropy_loss
+from m2kit.training.models import lfq
+from m2kit.training.models.tokenizer import Tokenizer
+from m2kit.training.recipes.averaged_module import AveragedModule
+from m2kit.training.recipes.batches import check_batch, in_order, shuffled
+from m2kit.training.recipes.curves import plot_curves
+from m2kit.training.recipes.latent_grid import latent_grid
+from m2kit.training.recipes.loop import fit
+from m2kit.training.recipes.run_folder import CURVES_FILE, METRICS_FILE, SAMPLES_FILE, open_run
+from m2kit.training.recipes.schedule import warm_up_then_linear
+
+CHECKPOINT_FILE = "tokenizer.pt"
+_PANELS = {  # of curves.png: everything the module logs
+    "L1": ["l1", "held_out_l1"],
+    "entropy (nats)": ["entropy_per_position", "entropy_of_mean"],
+    "commitment": ["commitment"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """A tokenizer run.
+
+    Attributes:
+        data: Name of the data set.
+        epochs: Passes over the training images.
+        batch: Images per step.
+        learning_rate: Peak; linear warm-up over 5 %, then linear to 5 %.
+        ema_decay: Of the weights' moving average.
+        entropy_weight: Of (mean entropy per position - entropy of the mean code), in nats.
+        entropy_temperature: Of the soft assignment.
+        commitment_weight: Of the mean squared distance between latent and code.
+        seed: Of initial weights and order.
+    """
+
+    data: str
+    base_channels: int
+    channel_multipliers: tuple[int, ...]
+    blocks_per_level: int
+    code_bits: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    ema_decay: float
+    entropy_weight: float
+    entropy_temperature: float
+    commitment_weight: float
+    seed: int
+
+    @property
+    def spec(self) -> ImageTokenizerSpec:
+        """The architecture, in the released models' bit order and with adaptive GroupNorm."""
+        return ImageTokenizerSpec(
+            base_channels=self.base_channels,
+            channel_multipliers=self.channel_multipliers,
+            blocks_per_level=self.blocks_per_level,
+            code_bits=self.code_bits,
+            adaptive_norm=True,
+            bit_order="lsb",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerTraining:
+    """What came of a tokenizer run.
+
+    Attributes:
+        data: What it was trained on, in words.
+        codebook_usage: Share of the codes that the training images use.
+        held_out_psnr_db: Of the held-out images' reconstructions.
+        settings: The run's settings.
+    """
+
+    data: str
+    codebook_usage: float
+    held_out_psnr_db: float
+    settings: TokenizerSettings
+
+    def to_json(self) -> JsonObject:
+        """As the checkpoint notes it: one level, with the settings in it."""
+        settings = asdict(self.settings)
+        del settings["data"]
+        return {
+            "data": self.data,
+            "codebook_usage": self.codebook_usage,
+            "held_out_psnr_db": self.held_out_psnr_db,
+            **settings,
+        }
+
+
+class TokenizerModule(AveragedModule[Tokenizer]):
+    """The training step of the tokenizer."""
+
+    def __init__(self, settings: TokenizerSettings, steps: int) -> None:
+        super().__init__(Tokenizer(settings.spec), settings.ema_decay, settings.seed)
+        self._settings, self._steps = settings, steps
+
+    def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
+        """The weighted sum of the losses of (B, 3, H, W) images."""
+        settings = self._settings
+        (image,) = batch
+        reconstruction, latent = self.net(image)
+        l1 = (reconstruction - image).abs().mean()
+        per_position, overall = entropy_loss(latent, settings.entropy_temperature)
+        commitment = (latent - lfq.quantize(latent).detach()).square().mean()
+        loss: Tensor = (
+            l1
+            + settings.entropy_weight * (per_position - overall)
+            + settings.commitment_weight * commitment
+        )
+        values = {
+            "l1": l1,
+            "entropy_per_position": per_position,
+            "entropy_of_mean": overall,
+            "commitment": commitment,
+        }
+        self.log_dict(values, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
+        """L1 of the averaged model on held-out images."""
+        (image,) = batch
+        reconstruction, _latent = self.averaged(image)
+        self.log("held_out_l1", (reconstruction - image).abs().mean(), prog_bar=True)
+
+    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """Adam with the official betas, warm-up and linear decay."""
+        optimizer = torch.optim.Adam(
+            self.net.parameters(), self._settings.learning_rate, betas=(0.5, 0.9)
+        )
+        schedule = warm_up_then_linear(optimizer, self._steps // 20, self._steps, 0.05)
+        return optimizer, schedule
+
+
+def train_tokenizer(
+    settings: TokenizerSettings, folder: Path, *, resume: bool, progress: bool
+) -> TokenizerTraining:
+    """Train to the end; the run folder then holds tokenizer.pt, curves.png and samples.png.
+
+    Raises:
+        SpecError: The architecture is impossible.
+        InputError: It does not fit the images, there is no such data set, or the folder holds
+            another run.
+    """
+    data = dataset_named(settings.data)
+    latent_grid(settings.spec, data)
+    train, held_out = data.load()
+    check_batch(settings.batch, len(train.images))
+    resume_from = open_run(folder, settings, resume)
+    torch.manual_seed(settings.seed)
+    batches = shuffled(train.images, batch=settings.batch, seed=settings.seed)
+    module = TokenizerModule(settings, settings.epochs * len(batches))
+    fit(
+        module,
+        batches,
+        in_order(held_out.images),
+        epochs=settings.epochs,
+        folder=folder,
+        resume_from=resume_from,
+        measures=[name for names in _PANELS.values() for name in names],
+        choose_by=None,
+        progress=progress,
+    )
+    tokenizer = module.averaged.eval()
+    training = TokenizerTraining(
+        data=data.title,
+        codebook_usage=_usage(tokenizer, train.images),
+        held_out_psnr_db=_psnr(tokenizer, held_out.images),
+        settings=settings,
+    )
+    _write_results(folder, module, training, held_out.images)
+    return training
+
+
+def _write_results(
+    folder: Path, module: TokenizerModule, training: TokenizerTraining, held_out: Tensor
+) -> None:
+    """tokenizer.pt, curves.png, and samples.png with some of the held-out images."""
+    settings, tokenizer = training.settings, module.averaged
+    write_tokenizer_checkpoint(
+        folder / CHECKPOINT_FILE,
+        module.net.state_dict(),
+        tokenizer.state_dict(),
+        ema_decay=settings.ema_decay,
+        notes={"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()},
+    )
+    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, _PANELS)
+    _write_samples(folder / SAMPLES_FILE, tokenizer, held_out[:20])
+
+
+@torch.no_grad()
+def _usage(tokenizer: Tokenizer, images: Tensor) -> float:
+    vocabularies = tokenizer.spec.vocabularies
+    tokens = tokenizer.tokens(tokenizer.codes(images), vocabularies)
+    return codebook_usage(tokens.numpy(), vocabularies)
+
+
+@torch.no_grad()
+def _reconstruct(tokenizer: Tokenizer, images: Tensor) -> npt.NDArray[np.float32]:
+    images = tokenizer.decoder(tokenizer.codes(images))
+    return images.numpy()
+
+
+def _psnr(tokenizer: Tokenizer, images: Tensor) -> float:
+    return round(psnr(images.numpy(), _reconstruct(tokenizer, images)), 3)
+
+
+def _write_samples(path: Path, tokenizer: Tokenizer, images: Tensor) -> None:
+    """Held-out images above their reconstructions, ten a row."""
+    rebuilt = _reconstruct(tokenizer, images)
+    rows = [part[i : i + 10] for i in (0, 10) for part in (images.numpy(), rebuilt)]
+    write_grid(path, np.concatenate(rows), columns=10, scale=2)

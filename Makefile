@@ -4,7 +4,7 @@ BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
-.PHONY: help install demo demo-train demo-evaluate test test-gpu check mypy types docs bench \
+.PHONY: help install demo demo-train demo-evaluate test test-hostile test-gpu check mypy types docs bench \
   bench-export bench-plans clean
 
 help:  ## show this list
@@ -33,6 +33,9 @@ demo-evaluate: demo  ## are the digits digits, and not copies?
 
 test: install  ## the whole suite
 	$(BIN)/python -m pytest
+
+test-hostile: install  ## every forged folder of tests/hostile, a choice of which make test runs
+	$(BIN)/python -m pytest tests/hostile --all-forgeries
 
 test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)
 	$(BIN)/python -m pytest -m gpu -rs

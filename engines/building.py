@@ -13,15 +13,8 @@ from m2kit.build import Build, BuildOptions
 from m2kit.contract import REFERENCE_FILE
 from m2kit.folder_check import check_folder
 from m2kit.folders import new_folder
-from m2kit.manifest import (
-    BUNDLE,
-    ENGINE,
-    Manifest,
-    files_table,
-    manifest_name,
-    read_manifest,
-    write_manifest,
-)
+from m2kit.manifest import BUNDLE, ENGINE, Manifest, manifest_name
+from m2kit.manifest_file import files_table, read_manifest, write_manifest
 from m2kit.progress import Begin, silent
 from m2kit.references import resolve
 from m2kit.runtime.backends import backend_named

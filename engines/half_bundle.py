@@ -14,7 +14,8 @@ from m2kit.contract import REFERENCE_FILE
 from m2kit.engines.emulation import EmulatedBackend
 from m2kit.engines.half_precision import write_half
 from m2kit.folders import new_folder
-from m2kit.manifest import BUNDLE, Manifest, files_table, manifest_name, write_manifest
+from m2kit.manifest import BUNDLE, Manifest, manifest_name
+from m2kit.manifest_file import files_table, write_manifest
 from m2kit.progress import Begin, silent
 from m2kit.runtime.parity import prove
 

@@ -10,39 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 import m2kit
 from m2kit import contract
 from m2kit.config import ModelSpec
 from m2kit.errors import require
-from m2kit.export.graphs.inter_step import EMBEDDINGS, inter_step
+from m2kit.export.graphs.inter_step import inter_step
 from m2kit.export.graphs.intra_step import intra_step
-from m2kit.export.maxima import ProbeBackend
-from m2kit.export.reference import make_inputs, score_in_torch
-from m2kit.export.writer import Array, DeclaredWeights, GraphWriter, Load
+from m2kit.export.reference import make_reference
+from m2kit.export.writer import DeclaredWeights, GraphWriter, Load
 from m2kit.families.family import FAMILIES
 from m2kit.folders import new_folder
 from m2kit.host import release_freed_memory
-from m2kit.manifest import (
-    BUNDLE,
-    GraphEntry,
-    Manifest,
-    files_table,
-    manifest_name,
-    write_manifest,
-)
+from m2kit.manifest import BUNDLE, GraphEntry, Manifest, manifest_name
+from m2kit.manifest_file import files_table, write_manifest
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
-from m2kit.references import resolve
 from m2kit.runtime.backend import CPU
-from m2kit.runtime.engine import Engine
 from m2kit.runtime.parity import prove
-from m2kit.runtime.reference import Reference
-from m2kit.sampling import Sampling
-from m2kit.training.checkpoints.reading import Checkpoint, model_from_checkpoint
-from m2kit.training.models.transformer import embedding_names
+from m2kit.training.checkpoints.reading import Checkpoint
 
 STEP_GRAPHS: dict[str, Callable[[ModelSpec, DeclaredWeights, str], GraphWriter]] = {
     contract.INTER_STEP: inter_step,
@@ -71,16 +57,14 @@ def export_bundle(
     spec = checkpoint.spec
     with new_folder(destination, manifest_name(BUNDLE)) as folder:
         begin("writing graphs and weights")
-        writers = write_graphs(spec, folder, _weights(checkpoint))
+        writers = write_graphs(spec, folder, checkpoint.loader())
         manifest = Manifest(
             kind=BUNDLE,
             name=name,
             spec=spec,
             precision=Precision.FLOAT32,
             sampling=checkpoint.sampling,
-            lowerings={
-                lowering: _entries(spec, lowering, graphs) for lowering, graphs in writers.items()
-            },
+            lowerings={lowering: _entries(lowering, own) for lowering, own in writers.items()},
             files={},
             source=checkpoint.source,
             versions=_versions(),
@@ -88,7 +72,7 @@ def export_bundle(
             training=checkpoint.training,
         )
         portable = writers[contract.PORTABLE]
-        reference, maxima = _reference(checkpoint, folder, manifest, portable, begin)
+        reference, maxima = make_reference(checkpoint, folder, manifest, portable, begin)
         reference.write(folder)
         release_freed_memory()
         report = prove(folder, manifest, begin, provider=CPU, reference=reference)
@@ -96,29 +80,6 @@ def export_bundle(
         manifest = replace(manifest, files=files_table(folder), parity=report, maxima=maxima)
         write_manifest(folder, manifest)
     return manifest
-
-
-def _reference(
-    checkpoint: Checkpoint,
-    folder: Path,
-    manifest: Manifest,
-    writers: Mapping[str, GraphWriter],
-    begin: Begin,
-) -> tuple[Reference, dict[str, dict[str, float]]]:
-    """The reference, and the maxima of every value; the weights are in memory once at a time."""
-    spec, inputs = checkpoint.spec, make_inputs(checkpoint.spec)
-    advance = begin("decoding a trajectory with ONNX Runtime", spec.positions)
-    with ProbeBackend(folder, manifest, writers) as probe:
-        engine = Engine(spec, probe)
-        tokens = engine.encode(inputs.images)
-        if spec.transformer is not None:
-            sampling = Sampling(guidance=tuple(inputs.guidance.tolist()), greedy=True)
-            for drawn in engine.generate(inputs.class_ids, sampling):
-                tokens = drawn.tokens
-                advance(1)
-        engine.decode(tokens)
-    begin("scoring it with PyTorch")
-    return score_in_torch(model_from_checkpoint(checkpoint), inputs, tokens), probe.maxima()
 
 
 def write_graphs(spec: ModelSpec, folder: Path, load: Load) -> Writers:
@@ -138,35 +99,13 @@ def write_graphs(spec: ModelSpec, folder: Path, load: Load) -> Writers:
 def _writer(spec: ModelSpec, weights: DeclaredWeights, graph: str, lowering: str) -> GraphWriter:
     if graph in STEP_GRAPHS:
         return STEP_GRAPHS[graph](spec, weights, lowering)
-    writers = resolve(FAMILIES[spec.tokenizer.family].graphs)
-    writer: GraphWriter = writers[graph](spec, weights)
+    writer: GraphWriter = FAMILIES[spec.tokenizer.family].graphs[graph](spec, weights)
     return writer
 
 
-def _entries(
-    spec: ModelSpec, lowering: str, writers: Mapping[str, GraphWriter]
-) -> dict[str, GraphEntry]:
+def _entries(lowering: str, writers: Mapping[str, GraphWriter]) -> dict[str, GraphEntry]:
     """A lowering's entries in bundle.json."""
-    entries = {}
-    for graph, writer in writers.items():
-        io = contract.graph_io(spec, graph, lowering)
-        file = contract.onnx_file(graph, lowering)
-        entries[graph] = GraphEntry(file, "float32", writer.op_counts(), io.inputs, io.outputs)
-    return entries
-
-
-def _weights(checkpoint: Checkpoint) -> Load:
-    """Loads one tensor of the checkpoint as float32; the embedding tables as the one they form."""
-    tensors = checkpoint.tensors()
-
-    def load(name: str) -> Array:
-        if name == EMBEDDINGS:
-            names = embedding_names(checkpoint.spec.sub_tokens)
-            return np.concatenate([load(f"transformer.{part}.weight") for part in names])
-        array: Array = tensors[name].float().numpy()
-        return array
-
-    return load
+    return {g: writer.entry(contract.onnx_file(g, lowering)) for g, writer in writers.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,15 @@ import torch
 
 from m2kit import contract
 from m2kit.config import ModelSpec
-from m2kit.parameters import parameter_counts
+from m2kit.export.maxima import ProbeBackend
+from m2kit.export.writer import GraphWriter
+from m2kit.manifest import Manifest
+from m2kit.progress import Begin
+from m2kit.runtime.engine import Engine
 from m2kit.runtime.reference import Reference, Trajectory
 from m2kit.runtime.sampling import uniforms
+from m2kit.sampling import Sampling
+from m2kit.training.checkpoints.reading import Checkpoint, model_from_checkpoint
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.torch_backend import TorchBackend
@@ -41,12 +49,45 @@ class Inputs:
     guidance: npt.NDArray[np.float64]
 
 
+def make_reference(
+    checkpoint: Checkpoint,
+    folder: Path,
+    manifest: Manifest,
+    writers: Mapping[str, GraphWriter],
+    begin: Begin,
+) -> tuple[Reference, dict[str, dict[str, float]]]:
+    """The reference, and graph -> value -> its absolute maximum.
+
+    Args:
+        checkpoint: The model; its weights are in memory once: ONNX Runtime's, then PyTorch's.
+        folder: Where the graphs are.
+        manifest: What they are.
+        writers: Of the portable graphs, which watch the values.
+        begin: Called with the name of each stage as it begins.
+    """
+    spec, inputs = checkpoint.spec, make_inputs(checkpoint.spec)
+    advance = begin("decoding a trajectory with ONNX Runtime", spec.positions)
+    with ProbeBackend(folder, manifest, writers) as probe:
+        engine = Engine(spec, probe)
+        tokens = engine.encode(inputs.images)
+        if spec.transformer is not None:
+            sampling = Sampling(guidance=tuple(inputs.guidance.tolist()), greedy=True)
+            for drawn in engine.generate(inputs.class_ids, sampling):
+                tokens = drawn.tokens
+                advance(1)
+        engine.decode(tokens)
+    begin("scoring it with PyTorch")
+    return score_in_torch(model_from_checkpoint(checkpoint), inputs, tokens), probe.maxima()
+
+
 def make_inputs(spec: ModelSpec) -> Inputs:
     """Images, and classes and guidance of a trajectory."""
-    count = _IMAGES if sum(parameter_counts(spec).values()) < _LARGE_PARAMETERS else 1
+    parameters = sum(spec.parameter_counts().values())
+    size = spec.image_size or spec.size_of_grid(_TOKENIZER_GRID[-len(spec.tokenizer.axes) :])
+    count = _IMAGES if parameters < _LARGE_PARAMETERS else 1
     classes = spec.transformer.classes if spec.transformer else 1
     return Inputs(
-        images=_images(spec, count),
+        images=_images(size, count),
         class_ids=np.linspace(0, classes - 1, _IMAGES).astype(np.int64)[-count:],
         guidance=np.array([2.0 + 0.5 * k for k in range(spec.sub_tokens)]),
     )
@@ -60,15 +101,15 @@ def score_in_torch(model: TorchModel, inputs: Inputs, tokens: npt.NDArray[np.int
         inputs: What `make_inputs` gave.
         tokens: (B, h, w, K) of the trajectory; a tokenizer alone takes its own code tokens.
     """
+    trajectory = None
+    if model.transformer is not None:
+        logits = _logits(model.transformer, inputs.class_ids, tokens)
+        trajectory = Trajectory(inputs.class_ids, inputs.guidance, logits)
     spec, in_torch = model.spec, TorchBackend(model)
     latents = in_torch.run(contract.ENCODER, {contract.IMAGE: inputs.images})[contract.LATENT]
     quantized = in_torch.run(spec.tokenizer.quantizer, {contract.LATENT: latents})
-    trajectory = None
-    if model.transformer is None:
+    if trajectory is None:
         tokens = quantized[contract.TOKENS]
-    else:
-        logits = _logits(model.transformer, inputs.class_ids, tokens)
-        trajectory = Trajectory(inputs.class_ids, inputs.guidance, logits)
     codes = spec.tokenizer.codes_from_tokens(tokens, spec.vocabularies)
     return Reference(
         images=inputs.images,
@@ -94,13 +135,11 @@ def _logits(
     return tuple(part.view(len(rows), *spec.grid, -1).numpy() for part in logits)
 
 
-def _images(spec: ModelSpec, count: int) -> npt.NDArray[np.float32]:
+def _images(size: tuple[int, ...], count: int) -> npt.NDArray[np.float32]:
     """Fixed smooth noise in [-1, 1]: blocks of 4 pixels a side, and finer noise on top."""
-    axes = len(spec.tokenizer.axes)
-    size = spec.image_size or spec.size_of_grid(_TOKENIZER_GRID[-axes:])
     fine = uniforms(0, np.arange(count, dtype=np.uint64), 3 * math.prod(size))
     fine = fine.reshape(count, 3, *size)
-    coarse = fine[(slice(None), slice(None), *(slice(None, None, 4),) * axes)]
+    coarse = fine[(slice(None), slice(None), *(slice(None, None, 4),) * len(size))]
     for axis, side in enumerate(size, start=2):
         coarse = coarse.repeat(4, axis=axis).take(range(side), axis=axis)
     return (1.6 * coarse + 0.4 * fine - 1).astype(np.float32)

@@ -9,8 +9,10 @@ identical tensors are stored once.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import onnx_ir as ir
 
 from m2kit.contract import ANY, FLOAT, PRECISION, GraphIO, TensorSpec
 from m2kit.engines.graph_files import MICROSOFT, WeightsFile, save_graph
+from m2kit.manifest import GraphEntry
 
 OPSET = 18
 IR_VERSION = 10
@@ -29,35 +32,48 @@ Array = npt.NDArray[Any]
 Load = Callable[[str], Array]  # checkpoint name -> array
 
 
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """A tensor that is yet to be written.
+
+    Attributes:
+        shape: As it is stored.
+        convert: Turns the checkpoint's array into the stored one.
+        parts: Checkpoint names of what is joined along the first axis; its own name if none.
+    """
+
+    shape: tuple[int, ...]
+    convert: Callable[[Array], Array]
+    parts: tuple[str, ...]
+
+    def made(self, name: str, load: Load) -> Array:
+        """What is stored, in float32."""
+        parts = [load(part) for part in self.parts or (name,)]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        array = np.ascontiguousarray(self.convert(whole), np.float32)
+        assert array.shape == self.shape, f"{name}: declared {self.shape}, loaded {array.shape}"
+        return array
+
+
 class DeclaredWeights:
     """The tensors that a bundle's graphs declare: shapes known from the start, bytes only when
     written."""
 
     def __init__(self) -> None:
         """Begin with no tensors."""
-        self._tensors: dict[str, tuple[tuple[int, ...], Callable[[Array], Array]]] = {}
+        self._tensors: dict[str, _Declared] = {}
         self._file: WeightsFile | None = None
 
-    def add(self, name: str, shape: tuple[int, ...], convert: Callable[[Array], Array]) -> None:
-        """Declare a tensor; `convert` turns the checkpoint's array into the stored one."""
-        known = self._tensors.setdefault(name, (shape, convert))
-        assert known[0] == shape, f"{name} declared as {known[0]} and as {shape}"
+    def add(self, name: str, declared: _Declared) -> None:
+        """Declare a tensor."""
+        known = self._tensors.setdefault(name, declared)
+        assert known.shape == declared.shape, f"{name}: {known.shape} and {declared.shape}"
 
     def write(self, folder: Path, load: Load) -> None:
-        """Stream every tensor, a float32 array from `load(name)`, into the weights file."""
+        """Stream every tensor, made of float32 arrays from `load(name)`, into the weights file."""
         with WeightsFile(folder) as self._file:
-            for name, (shape, convert) in self._tensors.items():
-
-                def make(
-                    name: str = name,
-                    shape: tuple[int, ...] = shape,
-                    convert: Callable[[Array], Array] = convert,
-                ) -> Array:
-                    array = np.ascontiguousarray(convert(load(name)), np.float32)
-                    assert array.shape == shape, f"{name}: declared {shape}, loaded {array.shape}"
-                    return array
-
-                self._file.write(name, make)
+            for name, declared in self._tensors.items():
+                self._file.write(name, functools.partial(declared.made, name, load))
 
     def refer(self, value: ir.Value) -> None:
         """Let an initializer refer to the written tensor of its name."""
@@ -120,10 +136,11 @@ class GraphWriter:
         name: str,
         shape: tuple[int, ...],
         convert: Callable[[Array], Array] = lambda array: array,
+        parts: tuple[str, ...] = (),
     ) -> ir.Value:
-        """A checkpoint tensor, stored with `shape` after `convert`."""
+        """A checkpoint tensor, or several joined as one, stored with `shape` after `convert`."""
         if name not in self._weight_values:
-            self._weights.add(name, shape, convert)
+            self._weights.add(name, _Declared(shape, convert, parts))
             self._weight_values[name] = ir.Value(
                 name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape)
             )
@@ -176,9 +193,10 @@ class GraphWriter:
         self._nodes.append(node)
         return node.outputs
 
-    def op_counts(self) -> dict[str, int]:
-        """Number of nodes of each operator."""
-        return dict(sorted(Counter(node.op_type for node in self._nodes).items()))
+    def entry(self, file: str) -> GraphEntry:
+        """What bundle.json says of the graph in that file."""
+        ops = dict(sorted(Counter(node.op_type for node in self._nodes).items()))
+        return GraphEntry(file, "float32", ops, self._io.inputs, self._io.outputs)
 
     def save(self, path: Path) -> None:
         """Write the finished graph; the weights file must have been written."""

@@ -87,6 +87,13 @@ class Opening:
     threads: int | None = None
     lowering: str | None = None
 
+    @property
+    def label(self) -> str:
+        """What is not the usual of it, in words: "fused", "cuda"; may be empty."""
+        lowering = "" if self.lowering in (None, contract.PORTABLE) else "fused"
+        provider = "" if self.provider in (None, CPU) else self.provider
+        return ", ".join(part for part in (lowering, provider) if part)
+
 
 class HostBackend:
     """The defaults of a backend: any number of images and rows, any image size of the model, on

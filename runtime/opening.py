@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from m2kit.folder_check import check_folder
-from m2kit.manifest import ENGINE, Manifest, read_manifest
+from m2kit.manifest import ENGINE, Manifest
+from m2kit.manifest_file import read_manifest
 from m2kit.progress import Begin, silent
 from m2kit.runtime.backend import Opening
 from m2kit.runtime.backends import backend_of

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from m2kit.contract import PORTABLE
 from m2kit.errors import FolderError
 from m2kit.folders import new_file
-from m2kit.manifest import ENGINE, Manifest, manifest_name, manifest_text
+from m2kit.manifest import ENGINE, Manifest, manifest_name
+from m2kit.manifest_file import manifest_text
 from m2kit.parity_report import ParityReport
 from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import CPU, Backend, Opening
+from m2kit.runtime.backend import Backend
 from m2kit.runtime.backends import backend_of
 from m2kit.runtime.comparison import compare
 from m2kit.runtime.engine import Engine
@@ -60,13 +60,13 @@ def prove(
         backend = kind.open(folder, manifest, way)
         try:
             first = way.provider not in compared
-            label = ", ".join(_parts_of(way)) or backend.device
+            label = way.label or backend.device
             found = _compared(manifest, backend, reference, begin, label, tokenizer=first)
             ran(backend.active())
         finally:
             backend.close()
         compared.add(way.provider)
-        report = found if report is None else report.joined(found, _suffix(way))
+        report = found if report is None else report.joined(found, f", {way.label}")
     assert report is not None, f"no way to run {folder}"
     return report
 
@@ -83,16 +83,6 @@ def _compared(
     advance = begin(f"comparing with PyTorch's reference ({label})", manifest.spec.positions)
     engine = Engine(manifest.spec, backend, defaults=manifest.sampling)
     return compare(engine, reference, advance, precision=manifest.precision, tokenizer=tokenizer)
-
-
-def _parts_of(way: Opening) -> list[str]:
-    lowering = "" if way.lowering in (None, PORTABLE) else "fused"
-    provider = "" if way.provider == CPU else way.provider
-    return [part for part in (lowering, provider) if part]
-
-
-def _suffix(way: Opening) -> str:
-    return "".join(f", {part}" for part in _parts_of(way))
 
 
 def remember(folder: Path, manifest: Manifest, report: ParityReport) -> Manifest:

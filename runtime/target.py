@@ -10,7 +10,8 @@ from typing import Any
 
 from m2kit.build import AMPERE, SAME_CAPABILITY, Build, Target
 from m2kit.errors import FolderError
-from m2kit.manifest import BUNDLE, Manifest, kind_of_folder, read_manifest
+from m2kit.manifest import BUNDLE, Manifest
+from m2kit.manifest_file import kind_of_folder, read_manifest
 from m2kit.records import JsonObject
 from m2kit.runtime.device import Device
 

@@ -1,31 +1,66 @@
 """m2kit: an Open-MAGVIT2 checkpoint to images, on the machine at hand.
 
-The public surface is `open_engine` and `Sampling` (loaded from m2kit.runtime on first use, so that
-importing m2kit stays cheap) and the error classes of m2kit.errors.
+    with m2kit.open_engine("digits.engine") as engine:
+        tokens = engine.sample([3, 1, 4], m2kit.Sampling(seed=1))  # (B, h, w, K) int64
+        images = engine.decode(tokens)  # (B, 3, H, W) float32, about [-1, 1]
+
+`open_engine` opens what `m2kit build-engine` made, as an `Engine`: it encodes, decodes, samples,
+generates and scores any number of images. `Sampling` says how to draw. Every error that a user can
+cause and mend is an `M2KitError`. What needs numpy is loaded when it is first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from m2kit.errors import M2KitError
+from m2kit.errors import (
+    BackendError,
+    CheckpointError,
+    FolderError,
+    InputError,
+    M2KitError,
+    ParityError,
+    SpecError,
+)
 
 if TYPE_CHECKING:
+    from m2kit.runtime.engine import Engine
     from m2kit.runtime.opening import open_engine
     from m2kit.sampling import Sampling
 
 __version__ = "0.1.0"
-__all__ = ["M2KitError", "Sampling", "__version__", "open_engine"]
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "Engine",
+    "FolderError",
+    "InputError",
+    "M2KitError",
+    "ParityError",
+    "Sampling",
+    "SpecError",
+    "__version__",
+    "open_engine",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public runtime name the first time it is asked for."""
+    """Load a public name that needs numpy the first time it is asked for."""
     if name == "open_engine":
         from m2kit.runtime.opening import open_engine
 
         return open_engine
+    if name == "Engine":
+        from m2kit.runtime.engine import Engine
+
+        return Engine
     if name == "Sampling":
         from m2kit.sampling import Sampling
 
         return Sampling
     raise AttributeError(f"module 'm2kit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not: what help(m2kit) shows."""
+    return __all__

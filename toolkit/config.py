@@ -99,6 +99,24 @@ class TransformerSpec:
         """K."""
         return len(self.vocabularies)
 
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer: attention, SwiGLU feed-forward and two norms."""
+        return 4 * self.width**2 + 3 * self.width * self.ffn_width + 2 * self.width
+
+    @property
+    def weights_per_position(self) -> int:
+        """Weight values that decoding one position needs, whatever the batch.
+
+        The inter step once, the intra step once for each sub-token with the head that is read
+        there, and of the embedding tables the rows that are looked up. Times the bytes of a value,
+        divided by the memory's bandwidth, this is the least time a position can take.
+        """
+        inter = self.inter_layers * self.layer_parameters
+        intra = self.sub_tokens * (self.intra_layers * self.layer_parameters + self.width)
+        rows = 2 * self.sub_tokens - 1  # K for the inter step, one for each later sub-token
+        return inter + intra + (sum(self.vocabularies) + rows) * self.width
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -146,6 +164,21 @@ class ModelSpec:
     def grid_of_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The latent grid of an image, whose sides are multiples of the strides."""
         return tuple(n // s for n, s in zip(size, self.tokenizer.strides, strict=True))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters of encoder and decoder, and of the inter and intra transformer.
+
+        The sub-token embeddings, which both step graphs share, count with the inter transformer;
+        final norm and heads with the intra transformer.
+        """
+        counts, spec = dict(self.tokenizer.parameter_counts()), self.transformer
+        if spec is not None:
+            ids, classes = sum(spec.vocabularies), spec.classes + 1
+            inter = spec.inter_layers * spec.layer_parameters
+            intra = spec.intra_layers * spec.layer_parameters
+            counts["inter transformer"] = inter + (ids + classes) * spec.width
+            counts["intra transformer"] = intra + (1 + ids) * spec.width
+        return counts
 
     def to_json(self) -> JsonObject:
         """The spec as plain JSON values."""

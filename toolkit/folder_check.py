@@ -10,7 +10,8 @@ from pathlib import Path
 from m2kit.contract import PLAN_SUFFIX, WEIGHTS_FILE, TensorSpec
 from m2kit.errors import FolderError
 from m2kit.folders import sha256_of_file
-from m2kit.manifest import REMAKE, FileEntry, GraphEntry, Manifest
+from m2kit.manifest import FileEntry, GraphEntry, Manifest
+from m2kit.manifest_file import REMAKE
 from m2kit.onnx_file import TensorInfo, read_onnx
 
 

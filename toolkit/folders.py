@@ -19,9 +19,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m2kit.errors import FolderError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _CHUNK_BYTES = 1 << 22
 _HALF_WRITTEN = re.compile(r"\..+\.tmp-(\d+)\.\w+")  # new_file's names until a file is whole
@@ -176,7 +179,7 @@ class DamagedArchive(Exception):
     """What `read_npz` raises for a file that is no intact archive of plain arrays."""
 
 
-def read_npz(path: Path) -> dict[str, Any]:
+def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an .npz file, never unpickled.
 
     Raises:

@@ -9,27 +9,21 @@ what they are recorded to take and give, before any of them is opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from m2kit.build import Build, rebuild_command
 from m2kit.config import ModelSpec
-from m2kit.consistency import contradictions
 from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, TensorSpec
-from m2kit.errors import FolderError, SpecError
-from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.folders import sha256_of_json
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.records import (
-    BadRecord,
     JsonObject,
     Pattern,
     Range,
-    read_json,
-    read_record,
     to_json,
 )
 from m2kit.sampling import SamplingDefaults
@@ -37,10 +31,6 @@ from m2kit.sampling import SamplingDefaults
 SCHEMA = 2
 BUNDLE = "bundle"
 ENGINE = "engine"
-REMAKE = {
-    BUNDLE: "export it again with `m2kit export`",
-    ENGINE: "build it again with `m2kit build-engine`",
-}
 FileName = Annotated[str, Pattern(r"[A-Za-z0-9._-]{1,200}", "a plain file name")]
 Sha256 = Annotated[str, Pattern(r"[0-9a-f]{64}", "a sha256")]
 Size = Annotated[int, Range(0, 2**62)]
@@ -106,6 +96,12 @@ class Source:
     preset: Word | None = None
     tokenizer_sha256: Sha256 | None = None
     tokenizer_weights: Word | None = None
+
+    @property
+    def weights_taken(self) -> dict[str, str]:
+        """Which weights a model was made of."""
+        taken = {"weights": self.weights, "tokenizer_weights": self.tokenizer_weights}
+        return {name: which for name, which in taken.items() if which is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,80 +174,3 @@ class Manifest:
     def rebuild_command(self, folder: Path, image_sizes: tuple[tuple[int, ...], ...] = ()) -> str:
         """The command that builds this engine again, for more image sizes where they are given."""
         return rebuild_command(self.built, folder.resolve().name, image_sizes)
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest into its folder; do it last."""
-    path = folder / manifest_name(manifest.kind)
-    path.write_text(manifest_text(manifest), encoding="utf-8")
-
-
-def manifest_text(manifest: Manifest) -> str:
-    """What the manifest's file holds."""
-    return json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n"
-
-
-def files_table(folder: Path) -> dict[str, FileEntry]:
-    """Size and sha256 of every file in a folder."""
-    return {
-        path.name: FileEntry(sha256_of_file(path), path.stat().st_size)
-        for path in sorted(folder.iterdir())
-    }
-
-
-def kind_of_folder(folder: Path) -> str | None:
-    """ "bundle", "engine", or None for anything else."""
-    for kind in (BUNDLE, ENGINE):
-        if (folder / manifest_name(kind)).is_file():
-            return kind
-    return None
-
-
-def read_manifest(folder: Path, kind: str) -> Manifest:
-    """The manifest of a bundle or engine folder: schema, digest and every field checked, files not.
-
-    Raises:
-        FolderError: No such folder, the other kind, unreadable, another schema, changed, or its
-            content cannot be.
-    """
-    path = folder / manifest_name(kind)
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise FolderError(f"{folder}: expected {_article(kind)} folder, found {found}")
-    if not path.is_file():
-        other = kind_of_folder(folder)
-        found = f"{_article(other)}" if other else f"no {path.name}"
-        raise FolderError(f"{folder}: expected {_article(kind)} folder, found {found}")
-    try:
-        value = read_json(path)
-        schema = value.get("schema") if isinstance(value, dict) else None
-        if schema != SCHEMA:
-            raise FolderError(
-                f"{path} has schema version {schema!r:.40}, this m2kit reads version {SCHEMA}; "
-                f"{REMAKE[kind]} or install the m2kit that wrote it"
-            )
-        digest = value.pop("digest", None)
-        if digest != sha256_of_json(value):
-            raise FolderError(f"{path} was changed after it was written; {REMAKE[kind]}")
-        del value["schema"]
-        manifest = _manifest(value)
-        if manifest.kind != kind:
-            raise BadRecord(f"kind: expected {kind}, found {manifest.kind}")
-        problem = next(contradictions(manifest), None)
-        if problem is not None:
-            raise BadRecord(problem)
-    except (BadRecord, SpecError) as error:
-        raise FolderError(f"{path}: {error}; {REMAKE[kind]}") from error
-    return manifest
-
-
-def _manifest(value: JsonObject) -> Manifest:
-    """The record of what `Manifest.to_json` wrote, without schema and digest."""
-    spec = ModelSpec.from_json(value.pop("spec", None))
-    manifest = read_record(Manifest, value, given={"spec": spec})
-    order = sorted(manifest.lowerings, key=(PORTABLE, ONNXRUNTIME).index)  # JSON is sorted
-    return replace(manifest, lowerings={name: manifest.lowerings[name] for name in order})
-
-
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind == ENGINE else f"a {kind}"

@@ -118,7 +118,7 @@ def _write_graphs(job: Job, precision: Precision, weights: WeightsFile) -> tuple
     matmuls were quantized."""
     lowerings: Lowerings = {PORTABLE: {}}
     matmuls = 0
-    for lowering, graphs in job.source.lowerings.items():
+    for lowering, graphs in sorted(job.source.lowerings.items()):  # the steps' weights lie first
         for graph, entry in graphs.items():
             is_step = graph in contract.STEP_GRAPHS
             if is_step and precision.quantized and lowering == PORTABLE and job.source.fused:
@@ -145,8 +145,8 @@ def _weight_bytes(folder: Path, lowerings: Lowerings) -> WeightBytes:
     found: dict[str, int] = {}
     tables: dict[str, int] = {}
     heads_bytes, row = 0, 0
-    for graphs in lowerings.values():  # the fused lowering stands last
-        for graph, entry in graphs.items():
+    for lowering in (PORTABLE, contract.ONNXRUNTIME):  # the one that is run stands last
+        for graph, entry in lowerings.get(lowering, {}).items():
             model = ir.load(folder / entry.file)
             heads, rest = 0, 0
             for value in model.graph.initializers.values():

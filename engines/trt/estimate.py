@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from m2kit.config import ModelSpec
 from m2kit.errors import BackendError
 from m2kit.host import available_bytes
-from m2kit.parameters import parameter_counts
 from m2kit.precision import Precision
 from m2kit.runtime.trt.library import TENSORRT, TENSORRT_RTX
 
@@ -39,7 +38,7 @@ def needed_bytes(spec: ModelSpec, product: str, precision: Precision = Precision
 
 def _weight_bytes(spec: ModelSpec, precision: Precision, of: Callable[[Iterable[int]], int]) -> int:
     size = 2 if precision is Precision.FLOAT16 else 4
-    return size * int(of(parameter_counts(spec).values()))
+    return size * int(of(spec.parameter_counts().values()))
 
 
 def check_resources(spec: ModelSpec, product: str, precision: Precision) -> str:

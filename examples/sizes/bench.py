@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m2kit import contract
-from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.manifest import BUNDLE, ENGINE
+from m2kit.manifest_file import read_manifest
 
 M2KIT = [sys.executable, "-m", "m2kit"]
 RUNS = (  # name, precision, options
@@ -50,7 +50,7 @@ def prepare(preset: str, folder: Path) -> None:
     """Make what is missing: checkpoint, bundle, engines."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, bundle = folder / f"{preset}.pt", folder / f"{preset}.bundle"
-    if not bundle.exists() or contract.ONNXRUNTIME not in read_manifest(bundle, BUNDLE).lowerings:
+    if not bundle.exists() or not read_manifest(bundle, BUNDLE).fused:
         checkpoint.unlink(missing_ok=True)
         command = ["init-checkpoint", "--preset", preset, "-o", str(checkpoint)]
         subprocess.run([*M2KIT, *command], check=True)
@@ -72,7 +72,7 @@ def _is_of(engine: Path, bundle: Path) -> bool:
         return False
     manifest = read_manifest(engine, ENGINE)
     source = read_manifest(bundle, BUNDLE)
-    return "weight_bytes" in manifest.build and manifest.source == source.source
+    return manifest.built.weight_bytes is not None and manifest.source == source.source
 
 
 def run(engine: Path, options: tuple[str, ...], result: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import sys
 import time
 from pathlib import Path
 
-from m2kit.manifest import read_manifest
-from m2kit.parameters import parameter_counts
+from m2kit.manifest import BUNDLE
+from m2kit.manifest_file import read_manifest
+from m2kit.parity_report import DIFFERENCE
 
 _INTERVAL_S = 0.2
 _M2KIT = [sys.executable, "-m", "m2kit"]
@@ -61,7 +62,7 @@ def measured_plans(bundle: Path, engine: Path) -> dict[str, float]:
     """Build the plans of a bundle; seconds, peak memory, and size for each 2 bytes of a weight."""
     command = [*_M2KIT, "build-engine", str(bundle), "-o", str(engine), "--backend"]
     seconds, peak = measured([*command, "tensorrt-rtx"])
-    weights = sum(parameter_counts(read_manifest(bundle, "bundle").spec).values())
+    weights = sum(read_manifest(bundle, BUNDLE).spec.parameter_counts().values())
     plans = sum(path.stat().st_size for path in engine.glob("*.plan"))
     shutil.rmtree(engine)
     return {
@@ -81,7 +82,7 @@ def main(preset: str, folder: Path, *, plans: bool) -> None:
     seconds, peak = measured([*_M2KIT, "export", "--ckpt", str(checkpoint), "-o", str(bundle)])
     size = checkpoint.stat().st_size
     disk = sum(path.stat().st_size for path in bundle.iterdir())
-    checks = json.loads((bundle / "bundle.json").read_text())["parity"]["checks"]
+    checks = read_manifest(bundle, BUNDLE).parity.checks.values()
     result = {
         "preset": preset,
         "checkpoint_bytes": size,
@@ -90,7 +91,7 @@ def main(preset: str, folder: Path, *, plans: bool) -> None:
         "peak_pss_over_checkpoint": round(peak / size, 3),
         "bundle_bytes": disk,
         "bundle_over_checkpoint": round(disk / size, 4),
-        "largest_difference": max(check.get("difference", 0.0) for check in checks.values()),
+        "largest_difference": max(check.found.get(DIFFERENCE) or 0.0 for check in checks),
     }
     if plans:
         result |= measured_plans(bundle, folder / f"{preset}.engine")

@@ -18,6 +18,7 @@ from m2kit.contract import (
 )
 from m2kit.export.graphs import attention, fused_attention
 from m2kit.export.writer import DeclaredWeights, GraphWriter
+from m2kit.training.models.transformer import embedding_names
 
 LOWERINGS = {PORTABLE: attention, ONNXRUNTIME: fused_attention}  # how layers are written
 EMBEDDINGS = "transformer.sub_token_embeddings"  # all K tables, one below the other
@@ -25,7 +26,8 @@ EMBEDDINGS = "transformer.sub_token_embeddings"  # all K tables, one below the o
 
 def sub_token_embeddings(g: GraphWriter, spec: TransformerSpec) -> ir.Value:
     """The one table (sum V_k, D) of all sub-token embeddings; row = id + offset of k."""
-    return g.weight(EMBEDDINGS, (sum(spec.vocabularies), spec.width))
+    names = (f"transformer.{name}.weight" for name in embedding_names(spec.sub_tokens))
+    return g.weight(EMBEDDINGS, (sum(spec.vocabularies), spec.width), parts=tuple(names))
 
 
 def sub_token_offsets(spec: TransformerSpec) -> list[int]:

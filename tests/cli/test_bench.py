@@ -10,7 +10,6 @@ from conftest import run_m2kit
 
 from m2kit.cli import benching
 from m2kit.errors import BackendError
-from m2kit.parameters import weights_per_position
 from m2kit.precision import Precision
 from m2kit.runtime.bench import benchmark, memory
 
@@ -116,7 +115,7 @@ def test_describe_and_bench_count_the_same_weights_of_a_position(digits_engine):
 
     with m2kit.open_engine(digits_engine) as engine:
         stored = memory.PositionWeights.of(engine.info.built.weight_bytes, 2)
-        assert stored.total == 4 * weights_per_position(engine.transformer)
+        assert stored.total == 4 * engine.transformer.weights_per_position
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from m2kit import Sampling, contract
 from m2kit.engines.emulation import EmulatedBackend, emulated
 from m2kit.engines.half_precision import HALF_LIMIT, half_graph, write_half
 from m2kit.export.exporter import export_bundle
-from m2kit.manifest import BUNDLE, files_table, read_manifest
+from m2kit.manifest import BUNDLE
+from m2kit.manifest_file import files_table, read_manifest
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 from m2kit.runtime.quality import draw_quality, score_quality

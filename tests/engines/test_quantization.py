@@ -17,7 +17,8 @@ from m2kit.engines.graph_files import WeightsFile
 from m2kit.engines.ort import builder, quantization
 from m2kit.engines.ort.quantization import SCHEMES, quantize_blocks, quantize_graph
 from m2kit.errors import BackendError, InputError, ParityError
-from m2kit.manifest import BUNDLE, ENGINE, read_manifest, write_manifest
+from m2kit.manifest import BUNDLE, ENGINE
+from m2kit.manifest_file import read_manifest, write_manifest
 from m2kit.precision import AUTO, Precision
 from m2kit.records import to_json
 from m2kit.training.datasets.digits import DIGITS

@@ -16,7 +16,8 @@ from m2kit.build import BuildOptions
 from m2kit.cli import cli
 from m2kit.engines.building import build_engine
 from m2kit.engines.ort import builder
-from m2kit.manifest import ENGINE, read_manifest
+from m2kit.manifest import ENGINE
+from m2kit.manifest_file import read_manifest
 from m2kit.precision import AUTO, Precision
 from m2kit.records import read_record, to_json
 from m2kit.runtime.backends import BACKENDS, BackendKind, backend_named

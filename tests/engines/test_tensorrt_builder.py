@@ -24,7 +24,8 @@ from m2kit.engines.trt.estimate import needed_bytes
 from m2kit.engines.trt.process import PlanOptions, build_plan
 from m2kit.errors import BackendError, InputError
 from m2kit.folder_check import check_folder
-from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.manifest import BUNDLE, ENGINE
+from m2kit.manifest_file import read_manifest
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 

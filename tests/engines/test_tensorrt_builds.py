@@ -21,7 +21,8 @@ from m2kit.cli import cli
 from m2kit.engines.building import build_engine
 from m2kit.engines.trt.process import _environment
 from m2kit.errors import BackendError, FolderError, InputError, ParityError
-from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.manifest import BUNDLE, ENGINE
+from m2kit.manifest_file import read_manifest
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 

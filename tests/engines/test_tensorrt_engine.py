@@ -15,7 +15,8 @@ from m2kit.build import BuildOptions
 from m2kit.engines.building import build_engine
 from m2kit.engines.half_precision import write_half
 from m2kit.errors import BackendError, InputError
-from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.manifest import BUNDLE, ENGINE
+from m2kit.manifest_file import read_manifest
 from m2kit.precision import Precision
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.ort.backend import OnnxRuntimeBackend

@@ -14,11 +14,12 @@ from m2kit.export.exporter import export_bundle
 from m2kit.families.image import ImageTokenizerSpec
 from m2kit.families.sign_bits import bits_of
 from m2kit.folders import sha256_of_file
-from m2kit.manifest import BUNDLE, read_manifest
+from m2kit.manifest import BUNDLE
+from m2kit.manifest_file import read_manifest
 from m2kit.runtime.engine import Engine
 from m2kit.tolerances import difference
 from m2kit.training.checkpoints.random_weights import write_random_checkpoint
-from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
+from m2kit.training.checkpoints.reading import Checkpoint, model_from_checkpoint, read_checkpoint
 from m2kit.training.models.model import expected_shapes
 from m2kit.training.torch_backend import TorchBackend
 
@@ -191,15 +192,13 @@ def test_the_bundle_says_which_weights_were_taken(tmp_path):
 )
 def test_export_fails_where_a_graph_differs_from_pytorch(tmp_path, monkeypatch, name, check):
     """A wrong weight in the graphs stands for any mistake in them."""
-    import m2kit.export.exporter as exporter
-
-    real = exporter._weights
+    real = Checkpoint.loader
 
     def wrong(checkpoint):
         load = real(checkpoint)
         return lambda tensor: load(tensor) + (0.01 if tensor == name else 0)
 
-    monkeypatch.setattr(exporter, "_weights", wrong)
+    monkeypatch.setattr(Checkpoint, "loader", wrong)
     checkpoint = read_checkpoint(GOLDEN / "ar_tiny.ckpt", overrides={"heads": 4})
     with pytest.raises(ParityError, match=check):
         export_bundle(checkpoint, tmp_path / "x.bundle", "x")

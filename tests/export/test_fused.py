@@ -7,7 +7,8 @@ from conftest import GOLDEN, tiny_spec
 
 from m2kit import contract
 from m2kit.export.exporter import _entries, write_graphs
-from m2kit.manifest import BUNDLE, Manifest, Source, read_manifest
+from m2kit.manifest import BUNDLE, Manifest, Source
+from m2kit.manifest_file import read_manifest
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.runtime.backend import Opening
@@ -17,7 +18,7 @@ from m2kit.training.models.model import expected_shapes
 
 
 def manifest_of(spec, writers):
-    entries = {lowering: _entries(spec, lowering, own) for lowering, own in writers.items()}
+    entries = {lowering: _entries(lowering, own) for lowering, own in writers.items()}
     source = Source("0" * 64, 0, (), "stored", (), {})
     precision, parity = Precision.FLOAT32, ParityReport()
     return Manifest(BUNDLE, "m", spec, precision, None, entries, {}, source, {}, parity)
@@ -31,7 +32,6 @@ def both(tmp_path):
         spec = tiny_spec(width=64, heads=2, ffn_width=48, **transformer)
         rng = np.random.default_rng(3)
         shapes = expected_shapes(spec)
-        shapes["transformer.sub_token_embeddings"] = (sum(spec.transformer.vocabularies), 64)
 
         def load(name):
             return rng.standard_normal(shapes[name]).astype(np.float32) * 0.2

@@ -12,7 +12,8 @@ from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import WEIGHTS_FILE
 from m2kit.engines.graph_files import ALIGNMENT_BYTES
 from m2kit.export.exporter import export_bundle, write_graphs
-from m2kit.manifest import BUNDLE, read_manifest
+from m2kit.manifest import BUNDLE
+from m2kit.manifest_file import read_manifest
 from m2kit.runtime.reference import read_reference
 from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.models.model import expected_shapes

@@ -19,7 +19,8 @@ from m2kit.contract import PORTABLE
 from m2kit.engines.building import build_engine
 from m2kit.errors import M2KitError
 from m2kit.folder_check import check_folder
-from m2kit.manifest import BUNDLE, ENGINE, read_manifest
+from m2kit.manifest import BUNDLE, ENGINE
+from m2kit.manifest_file import read_manifest
 from m2kit.runtime.comparison import compare
 from m2kit.runtime.reference import read_reference
 

@@ -1,3 +1,4 @@
+import pydoc
 import subprocess
 import sys
 import zipfile
@@ -69,11 +70,22 @@ def test_site_packages_gets_one_name(wheel):
 
 
 def test_public_names_are_what_all_says():
-    assert sorted(m2kit.__all__) == ["M2KitError", "Sampling", "__version__", "open_engine"]
+    errors = {n for n, value in vars(m2kit.errors).items() if n.endswith("Error") and value}
+    assert set(m2kit.__all__) == errors | {"Engine", "Sampling", "__version__", "open_engine"}
     for name in m2kit.__all__:
         assert getattr(m2kit, name) is not None
     with pytest.raises(AttributeError):
         _ = m2kit.nothing
+
+
+def test_help_shows_every_public_name_with_its_prose():
+    shown = pydoc.render_doc(m2kit, renderer=pydoc.plaintext)
+    for name in m2kit.__all__:
+        assert name in shown
+    for words in ("Teacher-forced conditional logits", "Divides the logits", "Raises:"):
+        assert words in shown, words
+    for name in set(m2kit.__all__) - {"__version__"}:
+        assert getattr(m2kit, name).__doc__
 
 
 def test_importing_m2kit_stays_cheap():

@@ -7,7 +7,6 @@ from conftest import tiny_spec
 from m2kit.config import PRESETS, ModelSpec, overrides_from_text
 from m2kit.errors import SpecError
 from m2kit.families.image import ImageTokenizerSpec
-from m2kit.parameters import parameter_counts
 
 
 def test_a_spec_survives_json():
@@ -68,12 +67,12 @@ def test_a_spec_override_must_be_a_flat_object_of_known_fields(text):
     [("tokenizer-128", 48_422_162, 63_599_491), ("tokenizer-256", 49_751_442, 65_376_387)],
 )
 def test_published_tokenizers_have_their_published_parameter_counts(name, encoder, decoder):
-    assert parameter_counts(PRESETS[name].spec) == {"encoder": encoder, "decoder": decoder}
+    assert PRESETS[name].spec.parameter_counts() == {"encoder": encoder, "decoder": decoder}
 
 
 @pytest.mark.parametrize(
     ("name", "count"), [("ar-b", 343_570_432), ("ar-l", 804_362_240), ("ar-xl", 1_486_679_040)]
 )
 def test_published_transformers_have_their_published_parameter_counts(name, count):
-    counts = parameter_counts(PRESETS[name].spec)
+    counts = PRESETS[name].spec.parameter_counts()
     assert counts["inter transformer"] + counts["intra transformer"] == count

@@ -10,10 +10,11 @@ import click
 from m2kit import contract
 from m2kit.build import BuildOptions, Trial
 from m2kit.cli.options import checkpoint_options, json_option, only_folder
-from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
+from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, require
-from m2kit.manifest import BUNDLE, Manifest, read_manifest
+from m2kit.manifest import BUNDLE, Manifest
+from m2kit.manifest_file import read_manifest
 from m2kit.precision import AUTO, Precision
 from m2kit.records import JsonObject, plain, to_json
 from m2kit.runtime.backends import BACKENDS, backend_named, default_backend
@@ -127,7 +128,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
             from m2kit.engines.half_bundle import write_half_bundle
 
             manifest = write_half_bundle(exact, destination, begin)
-    about = {"precision": precision} | weights_taken(checkpoint.source)
+    about = {"precision": precision} | checkpoint.source.weights_taken
     _print_folder(destination, manifest, as_json, about)
 
 

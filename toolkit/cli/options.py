@@ -13,7 +13,8 @@ import m2kit
 from m2kit.cli.output import note, stages
 from m2kit.config import PRESETS, UNTOLD, overrides_from_text
 from m2kit.errors import FolderError, InputError
-from m2kit.manifest import BUNDLE, ENGINE, kind_of_folder
+from m2kit.manifest import BUNDLE, ENGINE
+from m2kit.manifest_file import kind_of_folder
 from m2kit.records import JsonObject
 
 if TYPE_CHECKING:

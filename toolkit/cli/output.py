@@ -19,7 +19,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from m2kit.manifest import Source
 from m2kit.progress import Advance, Begin
 
 
@@ -91,14 +90,6 @@ def stages(unit: str = "positions") -> Iterator[Begin]:
 def size_text(count: int) -> str:
     """Bytes in kB or MB (powers of ten)."""
     return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
-
-
-def weights_taken(source: Source) -> dict[str, str]:
-    """Which weights a model was made of."""
-    taken = {"weights": source.weights}
-    if source.tokenizer_weights is not None:
-        taken["tokenizer_weights"] = source.tokenizer_weights
-    return taken
 
 
 def label(name: str) -> str:

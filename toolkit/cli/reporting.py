@@ -11,13 +11,13 @@ import click
 import m2kit
 from m2kit.cli.health import problems, readiness, system_text
 from m2kit.cli.options import checkpoint_options, json_option, provider_option
-from m2kit.cli.output import label, note, print_result, size_text, stages, weights_taken
+from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import TensorSpec, is_past
 from m2kit.errors import FolderError, InputError, require
 from m2kit.folder_check import check_folder
-from m2kit.manifest import ENGINE, Manifest, Source, kind_of_folder, read_manifest
-from m2kit.parameters import parameter_counts, weights_per_position
+from m2kit.manifest import ENGINE, Manifest, Source
+from m2kit.manifest_file import kind_of_folder, read_manifest
 from m2kit.precision import Precision
 from m2kit.records import JsonObject, to_json
 from m2kit.runtime.jetson import jetpack
@@ -181,7 +181,7 @@ def _origin(source: Source) -> JsonObject:
     value = to_json(source)
     names = ("preset", "same_as", "checkpoint_bytes", "dtypes")
     rows = {name: value[name] for name in names if value.get(name)}
-    return rows | weights_taken(source) | _prefixed("assumed", value["assumed"])
+    return rows | source.weights_taken | _prefixed("assumed", value["assumed"])
 
 
 def _prefixed(prefix: str, values: JsonObject) -> JsonObject:
@@ -190,7 +190,7 @@ def _prefixed(prefix: str, values: JsonObject) -> JsonObject:
 
 def _model(spec: ModelSpec, bandwidth: float) -> JsonObject:
     """Architecture, parameters and bytes, and the least time that reading the weights takes."""
-    fields, counts = spec.to_json(), parameter_counts(spec)
+    fields, counts = spec.to_json(), spec.parameter_counts()
     rows = _prefixed("tokenizer", fields["tokenizer"])
     rows |= {
         "codebook": _codebook(spec.tokenizer.vocabularies[0]),
@@ -204,7 +204,7 @@ def _model(spec: ModelSpec, bandwidth: float) -> JsonObject:
     rows |= {"parameters": total, "float32_bytes": 4 * total}
     if spec.transformer is None:
         return rows
-    weights, positions = weights_per_position(spec.transformer), spec.transformer.positions
+    weights, positions = spec.transformer.weights_per_position, spec.transformer.positions
     rows["bandwidth_gb_s"] = bandwidth
     for precision, size in (("float32", 4), ("float16", 2)):
         rows[f"{precision}_weight_bytes_per_position"] = size * weights

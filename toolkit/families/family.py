@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from m2kit.errors import SpecError
 from m2kit.records import JsonObject
+from m2kit.references import resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,17 +81,32 @@ class Family:
 
     Attributes:
         spec: Its spec class, a TokenizerSpec.
-        model: The PyTorch module, made of a spec: `encoder(image)`, `quantize(latent)`,
+        model_part: The PyTorch module, made of a spec: `encoder(image)`, `quantize(latent)`,
             `tokens(codes, vocabularies)`, `decoder(codes)`.
-        layout: How a checkpoint tells its spec: `recognises(shapes)`, `fields(shapes)` and, for
-            what nothing tells, `assumed(fields)`.
-        graphs: Graph name -> function (spec, weights) that writes it.
+        layout_part: How a checkpoint tells its spec: `recognises(shapes)`, `fields(shapes)` and,
+            for what nothing tells, `assumed(fields)`.
+        graphs_part: Graph name -> function (spec, weights) that writes it.
     """
 
     spec: type[Any]
-    model: str | Any
-    layout: str | Any
-    graphs: str | Any
+    model_part: str | Any
+    layout_part: str | Any
+    graphs_part: str | Any
+
+    @property
+    def model(self) -> Any:
+        """The module's class, imported now."""
+        return resolve(self.model_part)
+
+    @property
+    def layout(self) -> Any:
+        """The layout, imported now."""
+        return resolve(self.layout_part)
+
+    @property
+    def graphs(self) -> Any:
+        """The table of graphs, imported now."""
+        return resolve(self.graphs_part)
 
 
 FAMILIES: dict[str, Family] = {}

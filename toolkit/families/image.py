@@ -175,8 +175,8 @@ def _decoder(spec: ImageTokenizerSpec) -> int:
 register(
     Family(
         spec=ImageTokenizerSpec,
-        model="m2kit.training.models.tokenizer:Tokenizer",
-        layout="m2kit.training.checkpoints.image_layout:LAYOUT",
-        graphs="m2kit.export.graphs.image:GRAPHS",
+        model_part="m2kit.training.models.tokenizer:Tokenizer",
+        layout_part="m2kit.training.checkpoints.image_layout:LAYOUT",
+        graphs_part="m2kit.export.graphs.image:GRAPHS",
     )
 )

@@ -21,8 +21,7 @@ from m2kit.config import (
 )
 from m2kit.errors import CheckpointError, SpecError
 from m2kit.families.family import FAMILIES, Family
-from m2kit.references import resolve
-from m2kit.training.checkpoints.shapes import Shapes, count_of, shape_of
+from m2kit.training.checkpoints.shapes import Fields, Shapes, count_of, shape_of
 
 _LISTED = 10  # choices named in an error
 _MOST_LAYERS, _MOST_SUB_TOKENS = 512, 62
@@ -40,7 +39,7 @@ class Reading:
     """
 
     spec: ModelSpec
-    assumed: dict[str, Any]
+    assumed: Fields
     preset: str | None
     same_as: tuple[str, ...]
 
@@ -63,9 +62,9 @@ def read_architecture(
         CheckpointError: A tensor that tells a field is missing or impossible.
         SpecError: A field that shapes do not tell is not known, or contradicts the shapes.
     """
-    assumed: dict[str, Any] = {}
+    assumed: Fields = {}
     family = _family(shapes)
-    layout = resolve(family.layout)
+    layout = family.layout
     tokenizer_fields = layout.fields(shapes)
     has_transformer = any(name.startswith("transformer.") for name in shapes)
     transformer_fields = _transformer_fields(shapes) if has_transformer else {}
@@ -102,7 +101,7 @@ def read_architecture(
 def _family(shapes: Shapes) -> Family:
     """The family whose parameter names the tensors have."""
     for family in FAMILIES.values():
-        if resolve(family.layout).recognises(shapes):
+        if family.layout.recognises(shapes):
             return family
     raise CheckpointError(
         "not a whole Open-MAGVIT2 checkpoint: the tensor encoder.conv_in.weight, of four axes, is "
@@ -110,7 +109,7 @@ def _family(shapes: Shapes) -> Family:
     )
 
 
-def _reading(spec: ModelSpec, assumed: dict[str, Any], preset: str | None) -> Reading:
+def _reading(spec: ModelSpec, assumed: Fields, preset: str | None) -> Reading:
     same = tuple(name for name, item in PRESETS.items() if item.spec == spec)
     return Reading(spec, assumed, preset, same)
 
@@ -144,7 +143,7 @@ def _checked_preset(name: str | None, told: Mapping[str, Any]) -> str | None:
     return name
 
 
-def _untold(name: str | None, told: Mapping[str, Any]) -> dict[str, Any]:
+def _untold(name: str | None, told: Mapping[str, Any]) -> Fields:
     """What a preset tells beyond shapes; the bit order only if its tokenizer is the file's."""
     if name is None:
         return {}
@@ -186,7 +185,7 @@ def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = (
     ]
 
 
-def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
+def _fields_of(spec: ModelSpec | None) -> Fields:
     """The fields of a spec that shapes do not tell."""
     if spec is None:
         return {}
@@ -196,7 +195,7 @@ def _fields_of(spec: ModelSpec | None) -> dict[str, Any]:
     return fields
 
 
-def _all_fields(record: Any) -> dict[str, Any]:
+def _all_fields(record: Any) -> Fields:
     """The fields of a spec's record; none of None."""
     return {} if record is None else {f.name: getattr(record, f.name) for f in fields(record)}
 
@@ -214,7 +213,7 @@ def _refuse_contradictions(
             raise SpecError(f"--spec gives {name}, but the file holds a tokenizer only")
 
 
-def _transformer_fields(shapes: Shapes) -> dict[str, Any]:
+def _transformer_fields(shapes: Shapes) -> Fields:
     table = "transformer.class_emb.embedding_table.weight"
     rows, width = shape_of(shapes, table, 2)
     sizes = []

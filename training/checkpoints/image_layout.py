@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from m2kit.errors import CheckpointError
-from m2kit.records import JsonObject
-from m2kit.training.checkpoints.shapes import Shapes, count_of, shape_of
+from m2kit.training.checkpoints.shapes import Fields, Shapes, count_of, shape_of
 
 _FIRST = "encoder.conv_in.weight"
 _MOST_LEVELS, _MOST_BLOCKS = 16, 64
@@ -17,7 +16,7 @@ class ImageLayout:
         """Whether the tensors are of this family: its first convolution is 2-D."""
         return len(shapes.get(_FIRST, ())) == 4
 
-    def fields(self, shapes: Shapes) -> JsonObject:
+    def fields(self, shapes: Shapes) -> Fields:
         """The fields of the spec that shapes tell.
 
         Raises:
@@ -42,7 +41,7 @@ class ImageLayout:
             "adaptive_norm": any(name.startswith("decoder.adaptive.") for name in shapes),
         }
 
-    def assumed(self, fields: JsonObject) -> JsonObject:
+    def assumed(self, fields: Fields) -> Fields:
         """The fields that shapes do not tell: the V0.1 release had no adaptive GroupNorm, and read
         bits MSB first."""
         return {"bit_order": "lsb" if fields["adaptive_norm"] else "msb"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from m2kit.config import ModelSpec
 from m2kit.errors import CheckpointError
+from m2kit.records import JsonObject
 
 METADATA = "m2kit"  # top-level key of a checkpoint
 _NOT_PLAIN = f"its {METADATA!r} entry is not plain data"
@@ -26,8 +27,8 @@ class Notes:
     """
 
     spec: ModelSpec | None
-    sampling: dict[str, Any]
-    training: dict[str, Any]
+    sampling: JsonObject
+    training: JsonObject
 
 
 def read_notes(entry: Any) -> Notes:

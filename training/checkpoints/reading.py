@@ -9,11 +9,13 @@ under state_dict. Names inside m2kit are canonical: encoder.*, decoder.*, transf
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from m2kit.config import PRESETS, ModelSpec
 from m2kit.errors import CheckpointError, M2KitError
 from m2kit.folders import sha256_of_file
 from m2kit.manifest import Source
+from m2kit.records import JsonObject
 from m2kit.sampling import OFF, SamplingDefaults
 from m2kit.training.checkpoints.architecture import Reading, read_architecture
 from m2kit.training.checkpoints.file import Content, read_file
@@ -59,7 +62,7 @@ class Checkpoint:
     files: tuple[NamedFile, ...]
     source: Source
     sampling: SamplingDefaults | None
-    training: dict[str, Any]
+    training: JsonObject
 
     def tensors(self) -> dict[str, Tensor]:
         """Canonical name -> tensor in the file's dtype, mapped anew: drop it to free the memory.
@@ -68,6 +71,11 @@ class Checkpoint:
             CheckpointError: The file was changed since it was checked.
         """
         return {name: t for file in self.files for name, t in file.tensors().items()}
+
+    def loader(self) -> Callable[[str], npt.NDArray[np.float32]]:
+        """Canonical name -> float32 array, of the tensors mapped now."""
+        tensors = self.tensors()
+        return lambda name: tensors[name].float().numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +197,12 @@ def _has_transformer(content: Content) -> bool:
     return any(name.startswith(TRANSFORMER) for name in content.tensors)
 
 
-def _sampling(found: Reading, stored: dict[str, Any]) -> SamplingDefaults | None:
+def _sampling(found: Reading, stored: JsonObject) -> SamplingDefaults | None:
     """The model's own sampling, one value per sub-token: the file's, else its authors'."""
     if found.spec.transformer is None:
         return None
     presets = (found.preset, *found.same_as)
-    options: dict[str, Any] = next((PRESETS[name].sampling for name in presets if name), {})
+    options: JsonObject = next((PRESETS[name].sampling for name in presets if name), {})
     options |= {name: stored[name] for name in OFF if name in stored}
     return SamplingDefaults.of(options, found.spec.sub_tokens)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from m2kit.errors import CheckpointError
 
+Fields = dict[str, Any]  # of a spec, by name: what its records take as keywords
 Shapes = Mapping[str, tuple[int, ...]]  # canonical name (encoder.*, decoder.*, transformer.*)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m2kit.folders import new_file
+from m2kit.records import JsonObject
 from m2kit.training.checkpoints.notes import METADATA
 from m2kit.training.checkpoints.reading import EMA, FIRST_STAGE, ema_name
 from m2kit.training.models.model import TRANSFORMER
@@ -22,7 +23,7 @@ def write_tokenizer_checkpoint(
     ema: Mapping[str, Tensor],
     *,
     ema_decay: float,
-    notes: dict[str, Any] | None = None,
+    notes: JsonObject | None = None,
 ) -> None:
     """Write a tokenizer file in the official layout: live weights, and EMA with dots removed.
 
@@ -43,7 +44,7 @@ def write_tokenizer_checkpoint(
 
 
 def write_ar_checkpoint(
-    path: Path, tensors: Mapping[str, Tensor], notes: dict[str, Any] | None = None
+    path: Path, tensors: Mapping[str, Tensor], notes: JsonObject | None = None
 ) -> None:
     """Write an AR file in the official layout, with its tokenizer inside.
 
@@ -61,7 +62,7 @@ def write_ar_checkpoint(
     _write(path, state, notes)
 
 
-def _write(path: Path, state: dict[str, Tensor], notes: dict[str, Any] | None) -> None:
+def _write(path: Path, state: dict[str, Tensor], notes: JsonObject | None) -> None:
     plain = {name: _whole(tensor.detach()) for name, tensor in state.items()}
     save_whole({"state_dict": plain} | ({METADATA: notes} if notes else {}), path)
 

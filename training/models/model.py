@@ -13,7 +13,6 @@ from torch import Tensor
 
 from m2kit.config import ModelSpec
 from m2kit.families.family import FAMILIES
-from m2kit.references import resolve
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 
@@ -48,8 +47,6 @@ def model_from_tensors(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> TorchM
             state = {name: tensors[prefix + name].float() for name in module.state_dict()}
             module.load_state_dict(state, assign=True)
             module.eval().requires_grad_(False)
-    if model.transformer is not None:
-        model.transformer.reset_rope()
     return model
 
 
@@ -61,6 +58,6 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def _empty(spec: ModelSpec) -> TorchModel:
     """The model without values."""
     with torch.device("meta"):
+        tokenizer = FAMILIES[spec.tokenizer.family].model(spec.tokenizer)
         transformer = Transformer(spec.transformer) if spec.transformer else None
-        module = resolve(FAMILIES[spec.tokenizer.family].model)
-        return TorchModel(spec, module(spec.tokenizer), transformer)
+        return TorchModel(spec, tokenizer, transformer)

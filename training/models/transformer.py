@@ -153,13 +153,10 @@ class Transformer(nn.Module):
             nn.Linear(spec.width, size, bias=False) for size in spec.vocabularies
         )
         self.dropout = nn.Dropout(dropout)
-        self.reset_rope()
-        self.apply(_initialise)
-
-    def reset_rope(self) -> None:
-        """Compute the rotary table (N + 1, d / 2, 2), which no checkpoint holds."""
-        table = rotary_table(self.spec.grid, self.spec.head_size, self.spec.rope_base)
+        with torch.device("cpu"):  # where all else is still on "meta" too: no checkpoint holds it
+            table = rotary_table(spec.grid, spec.head_size, spec.rope_base)
         self.register_buffer("rope", table, persistent=False)
+        self.apply(_initialise)
 
     def embed(self, k: int, ids: Tensor) -> Tensor:
         """Embedding of sub-token k: (...) int64 -> (..., D)."""

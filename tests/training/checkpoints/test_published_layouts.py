@@ -12,7 +12,6 @@ from conftest import GOLDEN
 
 from m2kit.config import PRESETS
 from m2kit.families.sign_bits import bits_of
-from m2kit.parameters import parameter_counts, weights_per_position
 from m2kit.training.checkpoints import random_weights, writing
 from m2kit.training.models.model import expected_shapes
 
@@ -74,7 +73,7 @@ def test_our_models_have_the_published_keys_shapes_and_parameters(name):
     assert shapes == {key.removeprefix("first_stage_model."): shape for key, shape in keys.items()}
     assert len(keys) == tensors
     assert sum(map(math.prod, keys.values())) == of_tokenizer + of_transformer
-    counts = parameter_counts(spec)
+    counts = spec.parameter_counts()
     assert counts["encoder"] + counts["decoder"] == of_tokenizer
     assert sum(counts.values()) == of_tokenizer + of_transformer
 
@@ -103,5 +102,5 @@ def test_weights_per_position_are_the_blocks_each_head_once_and_the_rows(name, i
     """The blocks alone, in half precision, as reference figures give them; then heads and rows."""
     spec = PRESETS[name].spec.transformer
     heads_and_rows = (64 + 4096) * spec.width + 2 * spec.width + 3 * spec.width
-    blocks = weights_per_position(spec) - heads_and_rows
+    blocks = spec.weights_per_position - heads_and_rows
     assert 2 * blocks == pytest.approx(inter_and_two_intra, rel=0.005)

@@ -80,7 +80,7 @@ def test_public_names_are_what_all_says():
 
 def test_help_shows_every_public_name_with_its_prose():
     shown = pydoc.render_doc(m2kit, renderer=pydoc.plaintext)
-    for name in m2kit.__all__:
+    for name in set(m2kit.__all__) - {"__version__"}:
         assert name in shown
     for words in ("Teacher-forced conditional logits", "Divides the logits", "Raises:"):
         assert words in shown, words

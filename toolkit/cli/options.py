@@ -33,7 +33,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 provider_option = click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
-    help="Where an ONNX Runtime engine runs; never falls back.  [default: cpu]",
+    help="Where an ONNX Runtime engine runs; never falls back.  [default: cpu; verify takes every "
+    "one that is here]",
 )
 
 threads_option = click.option(
@@ -140,8 +141,8 @@ def output_option(default: str, what: str) -> Callable[[Command], Command]:
 batch_option = click.option(
     "--batch",
     type=click.IntRange(min=1),
-    help="Images computed at once; results do not depend on it.  [default: 16, or as many as a "
-    "TensorRT engine was built for]",
+    help="Images computed at once, at most; results do not depend on it.  [default: drawn 16, encoded "
+    "and decoded what suits their size; a TensorRT engine, what it was built for]",
 )
 
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from m2kit import contract
 from m2kit.contract import ANY, FLOAT, PORTABLE, PRECISION, PRESENT, GraphIO, graph_io
 from m2kit.engines.graph_files import WeightsFile, op_counts, save_graph
-from m2kit.errors import ParityError
+from m2kit.errors import FolderError, ParityError
 from m2kit.manifest import Manifest
 from m2kit.precision import Precision
 
@@ -74,6 +74,8 @@ def half_graph(path: Path, io: GraphIO, maxima: Mapping[str, float]) -> HalfGrap
 
 
 def _precision(node: ir.Node, maxima: Mapping[str, float], moved: dict[str, float]) -> ir.DataType:
+    if PRECISION not in node.metadata_props:
+        raise FolderError(f"the node {node.name} has no precision mark; export the model again")
     if node.metadata_props[PRECISION] == FLOAT:
         return ir.DataType.FLOAT
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]

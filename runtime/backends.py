@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from m2kit.build import BuildOptions, flag_of
 from m2kit.contract import ONNXRUNTIME, PORTABLE, STEP_GRAPHS
-from m2kit.errors import BackendError, InputError
+from m2kit.errors import BackendError, FolderError, InputError
 from m2kit.manifest import Manifest
 from m2kit.precision import AUTO, Precision
 from m2kit.references import resolve
@@ -40,6 +40,7 @@ class BackendKind:
         precisions: It takes, its default first.
         options: Of BuildOptions, those it takes.
         defaults: What is recorded for options that were not given.
+        plans: Whether its engines hold plans, which it alone can read, in place of ONNX graphs.
         opening: Of Opening, the fields a user may give.
         ways: (manifest, provider or None) -> every opening in which this machine can run a folder.
         status: (machine) -> row -> "ready", or what is missing.
@@ -56,6 +57,7 @@ class BackendKind:
     ways: Callable[[Manifest, str | None], tuple[Opening, ...]]
     status: Callable[[Machine], dict[str, str]]
     defaults: BuildOptions = _NO_DEFAULTS
+    plans: bool = False
     why_not_default: Callable[[Machine], str] | None = None
 
     def open(self, folder: Path, manifest: Manifest, opening: Opening) -> Backend:
@@ -101,6 +103,13 @@ class BackendKind:
             )
         return replace(self.defaults, **{**given, "precision": precision})
 
+    def takes(self, options: BuildOptions) -> bool:
+        """Whether these are complete options of this backend."""
+        try:
+            return self.complete(options) == options
+        except InputError:
+            return False
+
     def _refuse_precision(self, precision: Precision | str | None) -> None:
         if precision is None or precision in self.precisions:
             return
@@ -136,14 +145,23 @@ def backend_of(folder: Path, manifest: Manifest) -> BackendKind:
 
     Raises:
         BackendError: One that this m2kit does not have.
+        FolderError: One that does not make such engines.
     """
-    name = manifest.build.backend if manifest.build else ONNXRUNTIME
-    if name not in BACKENDS:
+    build = manifest.build
+    if build is None:
+        return BACKENDS[ONNXRUNTIME]
+    if build.backend not in BACKENDS:
         raise BackendError(
-            f"{folder} was built for the backend {name!r}, this m2kit runs "
+            f"{folder} was built for the backend {build.backend!r}, this m2kit runs "
             f"{', '.join(BACKENDS)}; build it again with `m2kit build-engine`"
         )
-    return BACKENDS[name]
+    kind = BACKENDS[build.backend]
+    if kind.plans != manifest.has_plans or not kind.takes(build.options):
+        raise FolderError(
+            f"{folder}: its build contradicts itself: {kind.name} does not make such an engine; "
+            f"build it again with `m2kit build-engine --backend {kind.name}`"
+        )
+    return kind
 
 
 def default_backend(machine: Machine) -> tuple[str, str]:
@@ -199,6 +217,7 @@ register(
         ways=_one_way,
         status=trt.tensorrt_status,
         defaults=BuildOptions(batch=1),
+        plans=True,
         why_not_default=trt.why_not_default,
     )
 )
@@ -226,5 +245,6 @@ register(
         ways=_one_way,
         status=trt.rtx_status,
         defaults=BuildOptions(batch=1, compute_capabilities=("8.6", "8.9")),
+        plans=True,
     )
 )

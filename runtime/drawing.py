@@ -13,7 +13,7 @@ import numpy.typing as npt
 from m2kit.errors import InputError
 from m2kit.progress import Begin, silent
 from m2kit.runtime.engine import Engine
-from m2kit.sampling import Sampling
+from m2kit.sampling import Sampling, is_integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,12 @@ def draw_images(
     Raises:
         InputError: A class, number or option out of range: before the first batch is asked for.
     """
-    total = len(classes) * count
-    if count < 1 or not 0 <= first_image <= 2**64 - total:
+    whole = is_integer(count) and is_integer(first_image) and count >= 1
+    total = len(classes) * count if whole else 0
+    if not whole or not 0 <= first_image <= 2**64 - total:
         raise InputError(
-            f"expected an image per class or more, numbered from 0 to 2^64-1, found {count} "
-            f"per class from --first-image {first_image} on"
+            f"expected one image per class or more, numbered in 0..2^64-1, found {count!r:.40} per "
+            f"class from the first image {first_image!r:.40} on"
         )
     engine.check_draw(classes, sampling)
     at_once = engine.draw_at_once(sampling, batch)

@@ -168,7 +168,7 @@ class Engine:
         if checked.shape != shape:
             raise InputError(f"tokens must have shape {shape}, found {checked.shape}")
         parts = []
-        rows = self.backend.largest_rows or len(classes)
+        rows = self.backend.largest_rows or 2 * IMAGES_AT_ONCE
         for part, forced in zip(_parts(classes, rows), _parts(checked, rows), strict=True):
             known = KnownTokens(forced, len(part), spec)
             steps = self.backend.open_steps(len(part))
@@ -245,7 +245,8 @@ class Engine:
     def draw_at_once(self, sampling: Sampling | None, batch: int | None = None) -> int:
         """Images that are drawn at once: `batch`, or as many as is good here."""
         largest = self.largest_draw(sampling)
-        return min(batch or largest or IMAGES_AT_ONCE, largest or batch or IMAGES_AT_ONCE)
+        wanted = _checked_batch(batch) or largest or IMAGES_AT_ONCE
+        return wanted if largest is None else min(wanted, largest)
 
     def largest_draw(self, sampling: Sampling | None = None) -> int | None:
         """Images that `generate` takes at once: half as many with guidance; None is any number."""
@@ -310,7 +311,7 @@ class Engine:
 
     def _at_once(self, size: tuple[int, ...], batch: int | None) -> int:
         good = self.backend.images_at_once(size)
-        return min(good, batch or good)
+        return min(good, _checked_batch(batch) or good)
 
     def _latents(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         latent: npt.NDArray[np.float32]
@@ -333,3 +334,9 @@ class Engine:
 def _parts(array: npt.NDArray[Any], at_once: int) -> Iterator[npt.NDArray[Any]]:
     for start in range(0, len(array), at_once):
         yield array[start : start + at_once]
+
+
+def _checked_batch(batch: int | None) -> int | None:
+    if batch is not None and (not is_integer(batch) or batch < 1):
+        raise InputError(f"batch must be a whole number from 1, found {batch!r:.60}")
+    return batch

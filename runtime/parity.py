@@ -4,12 +4,11 @@ machine can run it in, against what PyTorch computed.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from m2kit.errors import FolderError
+from m2kit.errors import BackendError, FolderError
 from m2kit.folders import new_file
 from m2kit.manifest import ENGINE, Manifest, manifest_name
 from m2kit.manifest_file import manifest_text
@@ -67,7 +66,10 @@ def prove(
             backend.close()
         compared.add(way.provider)
         report = found if report is None else report.joined(found, f", {way.label}")
-    assert report is not None, f"no way to run {folder}"
+    if report is None:
+        raise BackendError(
+            f"{folder}: nothing here can run it; `m2kit doctor` says what is missing"
+        )
     return report
 
 
@@ -85,11 +87,22 @@ def _compared(
     return compare(engine, reference, advance, precision=manifest.precision, tokenizer=tokenizer)
 
 
-def remember(folder: Path, manifest: Manifest, report: ParityReport) -> Manifest:
-    """An engine's manifest with a report of this machine, its devices added to those before;
-    written where the folder can be written."""
-    devices = [d for d in manifest.parity.devices if d not in report.devices]
-    checked = replace(manifest, parity=replace(report, devices=(*devices, *report.devices)))
-    with contextlib.suppress(FolderError), new_file(folder / manifest_name(ENGINE)) as file:
-        file.write_text(manifest_text(checked), encoding="utf-8")
-    return checked
+def remember(folder: Path, manifest: Manifest, report: ParityReport) -> tuple[Manifest, bool]:
+    """Add the devices of a report that passed to an engine's manifest.
+
+    Returns:
+        The manifest, with the report that was there or else this one; and whether the folder now
+        says so, which it cannot where it is not writable.
+    """
+    known = manifest.parity.devices
+    new = tuple(device for device in report.devices if device not in known)
+    if not new:
+        return manifest, True
+    told = manifest.parity if manifest.parity.checks else report
+    checked = replace(manifest, parity=replace(told, devices=(*known, *new)))
+    try:
+        with new_file(folder / manifest_name(ENGINE)) as file:
+            file.write_text(manifest_text(checked), encoding="utf-8")
+    except FolderError:
+        return checked, False
+    return checked, True

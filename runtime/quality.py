@@ -89,7 +89,7 @@ def draw_quality(
         top_k=resolved.top_k,
         top_p=resolved.top_p,
     )
-    tokens, others = (engine.sample(class_ids, given, batch=images) for engine in (exact, lossy))
+    tokens, others = exact.sample(class_ids, given), lossy.sample(class_ids, given)
     rows = np.concatenate([class_ids, np.full_like(class_ids, spec.classes)])
     forced = np.concatenate([tokens, tokens])
     cumulative = [

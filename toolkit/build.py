@@ -18,6 +18,7 @@ from m2kit.records import Pattern, Range
 AMPERE, SAME_CAPABILITY = "ampere", "same-capability"  # of --hardware-compatible
 _CAPABILITY = Pattern(r"\d{1,2}\.\d", "a compute capability such as 8.6")
 Capability = Annotated[str, _CAPABILITY]
+Text = Annotated[str, Pattern(r"[ -~]{0,200}", "printable text")]
 Count = Annotated[int, Range(0, 2**62)]
 _MOST_BATCH, _MOST_SIDE, _MOST_MIB = 4096, 2**16, 2**30
 _FLAGS = {"image_sizes": "--image-size", "compute_capabilities": "--compute-capability"}
@@ -55,7 +56,19 @@ class BuildOptions:
     no_timing_cache: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that no builder takes; a precision may be given by its name."""
+        """Refuse values that no builder takes; a precision may be given by its name, and lists for
+        tuples."""
+        sizes, capabilities = self.image_sizes, self.compute_capabilities
+        if not _is_list(sizes) or not all(_is_list(size) and size for size in sizes):
+            raise InputError(f"image_sizes must be such as [(256, 256)], found {sizes!r:.60}")
+        if not _is_list(capabilities):
+            raise InputError(f"compute_capabilities must be a list, found {capabilities!r:.60}")
+        object.__setattr__(self, "image_sizes", tuple(map(tuple, sizes)))
+        object.__setattr__(self, "compute_capabilities", tuple(capabilities))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(item.default, bool) and not isinstance(value, bool):
+                raise InputError(f"{item.name} must be True or False, found {value!r:.60}")
         if self.precision not in (None, AUTO):
             try:
                 object.__setattr__(self, "precision", Precision(self.precision))
@@ -76,7 +89,7 @@ class BuildOptions:
             for side in size:
                 _check(side, "image_sizes", 1, _MOST_SIDE)
         for text in self.compute_capabilities:
-            if not re.fullmatch(_CAPABILITY.text, text):
+            if not isinstance(text, str) or not re.fullmatch(_CAPABILITY.text, text):
                 raise InputError(f"expected {_CAPABILITY.words}, found {text!r:.60}")
 
     def given(self) -> dict[str, Any]:
@@ -112,6 +125,10 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (tuple, list))
+
+
 def _check(value: Any, name: str, least: int, most: int) -> None:
     if value is not None and not (type(value) is int and least <= value <= most):
         raise InputError(f"{name} must be a whole number in {least}..{most}, found {value!r:.60}")
@@ -128,9 +145,9 @@ class Target:
         compute_capabilities: Of its GPUs; none for a processor.
     """
 
-    os: str
-    architecture: str
-    gpu: str | None = None
+    os: Text
+    architecture: Text
+    gpu: Text | None = None
     compute_capabilities: tuple[Capability, ...] = ()
 
     @classmethod
@@ -221,7 +238,7 @@ class Build:
     """
 
     backend: Annotated[str, Pattern(r"[a-z0-9-]{1,40}", "a backend's name")]
-    backend_version: str
+    backend_version: Text
     bundle: Annotated[str, Pattern(r"[^/\\\0]{1,255}", "a folder's name")]
     options: BuildOptions
     target: Target

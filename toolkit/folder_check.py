@@ -29,13 +29,14 @@ def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) 
         FolderError: Names every file that differs and how.
     """
     cure = REMAKE[manifest.kind]
+    if manifest.build is not None:
+        cure = f"build it again with `{manifest.rebuild_command(folder)}`"
     found = {n: _problem(folder, n, e, trust_seen_weights) for n, e in manifest.files.items()}
     problems = [f"{name}: {problem}" for name, problem in sorted(found.items()) if problem]
     if problems:
         raise FolderError(f"{folder} is damaged: {'; '.join(problems)}; {cure}")
-    for _, _, entry in manifest.entries():
-        if not entry.file.endswith(PLAN_SUFFIX):
-            _check_graph(folder / entry.file, entry, manifest, cure)
+    for _, _, entry in manifest.entries() if not manifest.has_plans else ():
+        _check_graph(folder / entry.file, entry, manifest, cure)
 
 
 def _problem(folder: Path, name: str, entry: FileEntry, trust_seen: bool) -> str | None:
@@ -72,7 +73,8 @@ def _check_graph(path: Path, entry: GraphEntry, manifest: Manifest, cure: str) -
         raise FolderError(f"{path}: its operators are not the recorded ones; {cure}")
     size = manifest.files[WEIGHTS_FILE].bytes
     for part in found.external:
-        if part.location != WEIGHTS_FILE or part.offset + (part.length or 0) > size:
+        inside = part.length is not None and part.offset + part.length <= size
+        if part.location != WEIGHTS_FILE or not inside:
             raise FolderError(
                 f"{path}: expected weights inside {WEIGHTS_FILE} of {size} bytes, found "
                 f"{part.tensor[:60]} in {part.location} at {part.offset}; {cure}"

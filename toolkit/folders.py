@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _CHUNK_BYTES = 1 << 22
+_MOST_PACKED = 100  # bytes of arrays that a byte of an archive may stand for
 _HALF_WRITTEN = re.compile(r"\..+\.tmp-(\d+)\.\w+")  # new_file's names until a file is whole
 _ARCHIVE_ERRORS = (  # all that zipfile and numpy were seen to raise on damaged archives
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, MemoryError,
@@ -190,7 +191,8 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > _MOST_PACKED * path.stat().st_size + _CHUNK_BYTES or archive.testzip():
                 raise DamagedArchive(path)
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from m2kit.build import Build, rebuild_command
 from m2kit.config import ModelSpec
-from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, TensorSpec
+from m2kit.contract import ONNXRUNTIME, PORTABLE, TensorSpec
 from m2kit.folders import sha256_of_json
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
@@ -36,6 +36,7 @@ Sha256 = Annotated[str, Pattern(r"[0-9a-f]{64}", "a sha256")]
 Size = Annotated[int, Range(0, 2**62)]
 Kind = Annotated[str, Pattern(f"{BUNDLE}|{ENGINE}", f"{BUNDLE} or {ENGINE}")]
 Lowering = Annotated[str, Pattern(f"{PORTABLE}|{ONNXRUNTIME}", f"{PORTABLE} or {ONNXRUNTIME}")]
+Name = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{1,255}", "a name without control characters")]
 Word = Annotated[str, Pattern(r"[ -~]{0,200}", "printable text")]
 
 
@@ -126,7 +127,7 @@ class Manifest:
     """
 
     kind: Kind
-    name: str
+    name: Name
     spec: ModelSpec
     precision: Precision
     sampling: SamplingDefaults | None
@@ -153,8 +154,8 @@ class Manifest:
 
     @property
     def has_plans(self) -> bool:
-        """Whether its graphs are TensorRT plans."""
-        return any(entry.file.endswith(PLAN_SUFFIX) for _, _, entry in self.entries())
+        """Whether its graphs are TensorRT plans; opening holds that against the backend."""
+        return self.build is not None and bool(self.build.plans)
 
     @property
     def fused(self) -> dict[str, GraphEntry]:

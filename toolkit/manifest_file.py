@@ -18,6 +18,7 @@ from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, REFERENCE_FILE, W
 from m2kit.errors import FolderError, SpecError
 from m2kit.folders import sha256_of_file, sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, SCHEMA, FileEntry, GraphEntry, Manifest, manifest_name
+from m2kit.precision import AUTO
 from m2kit.records import BadRecord, JsonObject, read_json, read_record
 
 REMAKE = {
@@ -116,15 +117,28 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     if PORTABLE not in manifest.lowerings:
         yield f"lowerings: expected {PORTABLE} among them"
         return
-    held = {graph for _, graph, _ in manifest.entries()}
-    if held != set(names):
-        yield f"lowerings: expected the graphs {', '.join(names)}, found {', '.join(sorted(held))}"
+    portable, fused = set(manifest.lowerings[PORTABLE]), set(manifest.fused)
+    steps = set(names) & set(contract.STEP_GRAPHS)
+    quantized = manifest.precision.quantized and fused
+    if portable != (set(names) - steps if quantized else set(names)):
+        found = ", ".join(sorted(portable))
+        yield f"lowerings.portable: expected the graphs {', '.join(names)}, found {found}"
         return
+    if fused and fused != steps:
+        yield f"lowerings.{ONNXRUNTIME}: expected {sorted(steps)}, found {sorted(fused)}"
+        return
+    if manifest.kind == BUNDLE and manifest.precision.quantized:
+        yield f"precision: a bundle is float32 or float16, found {manifest.precision.value}"
+    for field in (manifest.maxima, manifest.moved_to_float):
+        if set(field) - set(names):
+            yield f"maxima, moved_to_float: expected graphs, found {sorted(field)[:3]}"
+    if set(manifest.maxima) != set(names):
+        yield f"maxima: expected the graphs {', '.join(names)}"
     for lowering, graph, entry in manifest.entries():
         yield from _entry_contradictions(manifest, lowering, graph, entry)
     yield from _file_contradictions(manifest)
     if manifest.build is not None:
-        yield from _build_contradictions(spec, manifest.build)
+        yield from _build_contradictions(manifest, manifest.build)
 
 
 def _entry_contradictions(
@@ -147,26 +161,64 @@ def _file_contradictions(manifest: Manifest) -> Iterator[str]:
     files = [entry.file for _, _, entry in manifest.entries()]
     if len(set(files)) < len(files):
         yield "lowerings: two graphs share a file"
-    if len({file.endswith(PLAN_SUFFIX) for file in files}) > 1:
-        yield "lowerings: expected plans or ONNX graphs alone, found both"
-    for name in manifest.files:
+    suffix = PLAN_SUFFIX if manifest.has_plans else ".onnx"
+    for file in files:
+        if not file.endswith(suffix):
+            yield f"lowerings: expected files ending in {suffix}, found {file}"
+    for name, entry in manifest.files.items():
         if not _is_plain(name):
             yield f"files: {name!r:.60} is not a plain file name"
+        if not entry.bytes and name.endswith(suffix):
+            yield f"files.{name}.bytes: is 0"
     needed = [REFERENCE_FILE] if manifest.has_plans else [REFERENCE_FILE, WEIGHTS_FILE]
     for name in needed:
         if name not in manifest.files:
             yield f"files: {name} is missing"
 
 
-def _build_contradictions(spec: ModelSpec, build: Build) -> Iterator[str]:
-    if build.rows is not None and build.rows % 2:
-        yield f"build.rows: expected an even number, found {build.rows}"
+def _build_contradictions(manifest: Manifest, build: Build) -> Iterator[str]:
+    spec, graphs = manifest.spec, set(contract.graph_names(manifest.spec))
     strides = spec.tokenizer.strides
     for size in build.image_sizes or ():
         if len(size) != len(strides) or any(n % s for n, s in zip(size, strides, strict=True)):
             yield f"build.image_sizes: {list(size)} are no multiples of {list(strides)}"
+            return
+    if build.options.precision not in (AUTO, manifest.precision):
+        yield f"build.options.precision: the engine is {manifest.precision.value}"
+    if (build.quantization is not None) != manifest.precision.quantized:
+        yield "build.quantization: expected for int8 and int4, and for nothing else"
+    if build.weight_bytes is not None and set(build.weight_bytes.graphs) != graphs:
+        yield f"build.weight_bytes.graphs: expected {', '.join(sorted(graphs))}"
+    if build.target.gpu is not None and not build.target.compute_capabilities:
+        yield "build.target.compute_capabilities: expected that of the GPU"
     if not _is_plain(build.bundle):
         yield f"build.bundle: {build.bundle!r:.60} is not a folder's name"
+    if build.rows is not None and build.rows % 2:
+        yield f"build.rows: expected an even number, found {build.rows}"
+    if manifest.has_plans:
+        yield from _plan_contradictions(manifest, build)
+    elif build.rows is not None or build.image_sizes is not None:
+        yield "build.rows, build.image_sizes: expected of plans alone"
+
+
+def _plan_contradictions(manifest: Manifest, build: Build) -> Iterator[str]:
+    """Plans are of fixed shapes: each of them is listed under the name it is opened by."""
+    spec = manifest.spec
+    if set(build.plans) != set(contract.graph_names(spec)):
+        yield "build.plans: expected one for each graph"
+        return
+    if not build.image_sizes or build.rows != 2 * (build.options.batch or 0):
+        yield "build.rows, build.image_sizes: expected twice the batch, and sizes"
+        return
+    for graph, entry in manifest.lowerings[PORTABLE].items():
+        own = graph in contract.tokenizer_graphs(spec)
+        sizes = build.image_sizes if own else (None,)
+        names = [contract.plan_file(graph, size) for size in sizes]
+        if entry.file != names[0]:
+            yield f"lowerings.portable.{graph}.file: expected {names[0]}, found {entry.file}"
+        for name in names:
+            if name not in manifest.files:
+                yield f"files: {name} is missing"
 
 
 def _is_plain(name: str) -> bool:

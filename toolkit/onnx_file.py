@@ -21,7 +21,7 @@ from typing import Any
 from m2kit.errors import FolderError
 
 _MOST_BYTES = 256 * 2**20  # of a graph file; weights are in a file of their own
-_MOST_REPEATS = 1_000_000  # of one field: nodes, or tensors, of a graph
+_MOST_REPEATS = 1_000_000  # fields of a message: nodes and tensors of a graph
 _MOST_DIMENSIONS = 32  # of a tensor
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, are refused
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -277,7 +277,9 @@ class _Reader:
         if len(dims) > _MOST_DIMENSIONS:
             raise _Wrong(f"{len(dims)} dimensions of {_shown(name)}")
         dtype = _DTYPES.get(tensor.get("data_type", 0))
-        if length is not None and dtype is not None and length != math.prod(dims) * dtype[1]:
+        if dtype is None:
+            raise _Wrong(f"the data type {tensor.get('data_type', 0)} of {_shown(name)}")
+        if length is not None and length != math.prod(dims) * dtype[1]:
             shape = " x ".join(map(str, dims)) or "one"
             raise _Wrong(f"{length} bytes for {shape} {dtype[0]} of {_shown(name)}")
 
@@ -330,7 +332,11 @@ class _Reader:
         """
         data, (at, end) = self._data, span
         found: dict[str, Any] = {}
+        count = 0
         while at < end:
+            count += 1
+            if count > _MOST_REPEATS:
+                raise _Wrong(f"{what} of over {_MOST_REPEATS} fields")
             tag = data[at]
             at += 1
             if tag > 127:
@@ -357,10 +363,7 @@ class _Reader:
                     raise _Wrong(f"{what} with two of {name}")
                 found[name] = value
             elif action == _MANY:
-                values = found.setdefault(name, [])
-                values.append(value)
-                if len(values) > _MOST_REPEATS:
-                    raise _Wrong(f"{what} with over {_MOST_REPEATS} of {name}")
+                found.setdefault(name, []).append(value)
             elif action == _REFUSE:
                 raise _Wrong(f"{what} with a {name}")
         return found

@@ -46,6 +46,8 @@ class Check:
         """What was found, in words."""
         if MISMATCHES in self.found:
             count = self.found[MISMATCHES]
+            if count is None:
+                return "not finite"
             return f"{count:.0f} of {self.compared} ids differ" if count else "equal"
         if DIFFERENCE in self.found:
             return f"difference {_number(self.found[DIFFERENCE])}"

@@ -23,7 +23,7 @@ from m2kit.errors import M2KitError
 Record = TypeVar("Record")
 JsonObject = dict[str, Any]  # what json.loads makes of an object, and json.dumps takes
 _SHOWN = 60  # characters of a value that is shown
-_MOST_BYTES = 256 << 20  # of a JSON file
+_MOST_BYTES = 16 << 20  # of a JSON file
 
 
 class BadRecord(Exception):
@@ -235,5 +235,6 @@ def _bad(path: str, expected: str, found: Any) -> BadRecord:
 
 
 def _join(path: str, name: str) -> str:
-    shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+    shown = name if name.isprintable() else repr(name)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     return f"{path}.{shown}" if path else shown

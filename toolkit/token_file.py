@@ -106,6 +106,11 @@ def read_tokens(path: Path) -> TokenFile:
             f"{path}: expected {_FILE}; found sub-vocabularies {list(vocabularies)}, bit order "
             f"{tokens.bit_order!r:.20}, image size {list(tokens.image_size)}"
         )
+    try:
+        if tokens.bit_order:
+            bits_of(vocabularies)
+    except SpecError as error:
+        raise InputError(f"{path}: {error}") from error
     axes = tuple(f"n{index}" for index in range(len(tokens.image_size)))
     return replace(tokens, ids=check_tokens(tokens.ids, vocabularies, axes))
 
@@ -128,11 +133,13 @@ def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
         raise InputError(
             f"{path} holds sub-tokens of {found}; this model has {own}{_conversion(path, spec)}"
         )
+    if len(tokens.image_size) != len(spec.tokenizer.axes):
+        raise InputError(
+            f"{path} holds pictures of {len(tokens.image_size)} axes; encode them again"
+        )
     covered, strides = spec.size_of_grid(tokens.ids.shape[1:-1]), spec.tokenizer.strides
-    missing = [c - s for c, s in zip(covered, tokens.image_size, strict=False)]
-    if len(tokens.image_size) != len(covered) or not all(
-        0 <= m < stride for m, stride in zip(missing, strides, strict=True)
-    ):
+    missing = [c - s for c, s in zip(covered, tokens.image_size, strict=True)]
+    if not all(0 <= m < stride for m, stride in zip(missing, strides, strict=True)):
         raise InputError(
             f"{path} says its images have {list(tokens.image_size)} pixels, its grid covers "
             f"{list(covered)}; encode the images again"

@@ -78,7 +78,7 @@ class OnnxRuntimeBackend(HostBackend):
         if manifest.precision.quantized and not self._on_cpu:
             raise BackendError(
                 f"this engine ({manifest.precision.value}) is for a CPU alone; use "
-                "--provider cpu, or `m2kit build-engine --precision fp32`"
+                f"--provider cpu, or build one in fp32 from {manifest.built.bundle}"
             )
         self._sessions: dict[str, Any] = {}
         self._closed = False

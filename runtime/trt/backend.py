@@ -148,7 +148,15 @@ class TensorRTBackend:
             tensor.name: (tensor.fixed_shape(sizes), tensor.numpy_dtype(compute))
             for tensor in (*io.inputs, *io.outputs)
         }
-        return OpenedPlan(self._trt, self._runtime, self._log, self._folder / file, io, tensors)
+        return OpenedPlan(
+            self._trt,
+            self._runtime,
+            self._log,
+            self._folder / file,
+            io,
+            tensors,
+            rebuild=self._manifest.rebuild_command(self._folder),
+        )
 
     def _open_tokenizer(self, graph: str, size: tuple[int, ...]) -> _TokenizerGraph:
         sizes = self.image_sizes or ()

@@ -32,13 +32,16 @@ class OpenedPlan:
         path: Path,
         io: GraphIO,
         tensors: dict[str, tuple[tuple[int, ...], str]],
+        rebuild: str,
     ) -> None:
-        """Deserialize, check, and create a context whose memory the caller gives."""
+        """Deserialize, check, and create a context whose memory the caller gives; `rebuild` is the
+        command that builds the engine again."""
         self.name, self.io, self.tensors, self._log = path.stem, io, tensors, log
+        self._rebuild = rebuild
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._engine = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            reason, cure = _last(log), "build the engine again here with `m2kit build-engine`"
+            reason, cure = _last(log), f"build the engine again here with `{rebuild}`"
             if out_of_memory(reason):
                 cure = "close other programs on the GPU, or build the engine with a smaller --batch"
             raise BackendError(f"TensorRT cannot open {path}: {reason}; {cure}")
@@ -70,7 +73,7 @@ class OpenedPlan:
             if found.get(name) != expected.get(name):
                 raise BackendError(
                     f"{path} does not fit this m2kit: expected {name} as {expected.get(name)}, "
-                    f"found {found.get(name)}; build the engine again with `m2kit build-engine`"
+                    f"found {found.get(name)}; build the engine again with `{self._rebuild}`"
                 )
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:

@@ -167,7 +167,7 @@ def test_a_forged_bundle_does_not_make_build_engine_write_elsewhere(folders, tar
     value["lowerings"][PORTABLE]["encoder"]["file"] = target
     value["files"][target] = value["files"].pop("encoder.onnx")
     forgeries.set_manifest(folder, value)
-    with pytest.raises(M2KitError, match="plain file name"):
+    with pytest.raises(M2KitError, match=r"plain file name|files ending"):
         build_engine(folder, tmp_path / "m.engine", "onnxruntime")
     assert (home / "victim.onnx").read_text() == "mine"
     assert sorted(p.name for p in home.iterdir()) == ["victim.onnx"]

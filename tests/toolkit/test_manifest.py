@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import pytest
 
+import m2kit
 from m2kit.contract import WEIGHTS_FILE
 from m2kit.errors import FolderError
 from m2kit.folder_check import check_folder
 from m2kit.folders import sha256_of_file, sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, FileEntry
 from m2kit.manifest_file import read_manifest, write_manifest
+
+GRAPHS = ("encoder", "lfq", "decoder", "inter_step", "intra_step")
+NO_PLAN = {"layers": {}, "flags": []}
 
 
 @pytest.fixture
@@ -99,6 +103,16 @@ def entry(value, graph="encoder"):
         (lambda v: entry(v)["inputs"].pop(), "inputs and outputs are not those of the spec"),
         (lambda v: v["lowerings"]["portable"].pop("lfq"), "expected the graphs encoder, lfq"),
         (lambda v: v["lowerings"].update(other={}), "lowerings: expected portable or onnxruntime"),
+        (lambda v: v["lowerings"]["onnxruntime"].pop("inter_step"), "expected .'inter_step', 'in"),
+        (lambda v: v["lowerings"]["portable"].pop("inter_step"), "expected the graphs encoder"),
+        (lambda v: v.update(precision="int8"), "expected the graphs|quantization|precision"),
+        (lambda v: v["build"]["options"].update(precision="int4"), "the engine is float32"),
+        (lambda v: v["build"].update(weight_bytes={"graphs": {}}), "weight_bytes.graphs: expected"),
+        (lambda v: v["build"]["target"].update(gpu="H100"), "compute_capabilities: expected"),
+        (lambda v: v["build"].update(backend_version="9" * 5000), "expected printable text"),
+        (lambda v: v.update(maxima={}), "maxima: expected the graphs"),
+        (lambda v: v.update(name="a\u001b[31m"), "name: expected a name without control"),
+        (lambda v: v["build"].update(plans={g: NO_PLAN for g in GRAPHS}), "files ending in .plan"),
         (lambda v: v["files"].pop("reference.npz"), "reference.npz is missing"),
         (lambda v: v["files"].update({"a/b": v["files"]["lfq.onnx"]}), "not a plain file name"),
         (lambda v: v["parity"]["checks"]["decoder"].update(found=[]), "found: expected an object"),
@@ -110,6 +124,25 @@ def test_a_forged_manifest_is_one_error_that_names_the_field(folder, change, wor
     with pytest.raises(FolderError, match=words) as caught:
         read_manifest(folder, ENGINE)
     assert "build it again" in str(caught.value)
+
+
+def test_graphs_that_call_themselves_plans_are_not_opened(folder):
+    """Plans are not parsed before they are opened: only a backend that makes them may have them."""
+
+    def renamed(value):
+        value["build"]["plans"] = dict.fromkeys(GRAPHS, NO_PLAN)
+        value["build"].update(rows=2, image_sizes=[[32, 32]])
+        value["build"]["options"]["batch"] = 1
+        del value["lowerings"]["onnxruntime"]
+        for graph, entry in value["lowerings"]["portable"].items():
+            plan = f"{graph}.plan" if "step" in graph else f"{graph}.32x32.plan"
+            (folder / entry["file"]).rename(folder / plan)
+            value["files"][plan] = value["files"].pop(entry["file"])
+            entry["file"] = plan
+
+    forged(folder, renamed)
+    with pytest.raises(FolderError, match="onnxruntime does not make such an engine"):
+        m2kit.open_engine(folder)
 
 
 def test_every_damaged_file_is_named(folder):

@@ -1,3 +1,5 @@
+import time
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -45,7 +47,7 @@ def test_another_model_is_refused_with_the_command_that_converts(path):
 
 
 def test_an_image_size_that_the_grid_does_not_cover_is_refused(tmp_path):
-    for size in ((5, 6), (2, 6)):
+    for size in ((5, 6), (2, 6)):  # of three axes: below
         write_tokens(tmp_path / "a.npz", replace(token_file_from_ids(IDS, SPEC), image_size=size))
         with pytest.raises(InputError, match=r"its grid covers \[4, 6\]"):
             read_tokens_of(tmp_path / "a.npz", SPEC)
@@ -105,6 +107,25 @@ def test_conversion_by_hand():
     for bits in ((2, 2), (6,), (5, 0), ()):
         with pytest.raises(InputError, match="--bits"):
             converted_tokens(tokens, bits, "lsb")
+
+
+def test_files_of_another_model_are_refused_before_their_grid_is_used(tmp_path):
+    content = token_file_from_ids(IDS, SPEC)
+    write_tokens(tmp_path / "a.npz", replace(content, ids=IDS[:, :, :, None], image_size=(4, 6, 1)))
+    with pytest.raises(InputError, match="pictures of 3 axes"):
+        read_tokens_of(tmp_path / "a.npz", SPEC)
+    write_tokens(tmp_path / "a.npz", replace(content, vocabularies=(8, 33)))
+    with pytest.raises(InputError, match=r"a\.npz: .* power of two"):
+        read_tokens(tmp_path / "a.npz")
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_is_costs_nothing(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ids.npy", bytes(1 << 28))
+    began = time.monotonic()
+    with pytest.raises(InputError, match="expected a token file"):
+        read_tokens(tmp_path / "a.npz")
+    assert time.monotonic() - began < 0.2
 
 
 @pytest.mark.parametrize(

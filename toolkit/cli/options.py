@@ -141,8 +141,8 @@ def output_option(default: str, what: str) -> Callable[[Command], Command]:
 batch_option = click.option(
     "--batch",
     type=click.IntRange(min=1),
-    help="Images computed at once, at most; results do not depend on it.  [default: drawn 16, encoded "
-    "and decoded what suits their size; a TensorRT engine, what it was built for]",
+    help="Images computed at once, at most; results do not depend on it.  [default: drawn 16, "
+    "encoded and decoded what suits their size; a TensorRT engine, what it was built for]",
 )
 
 

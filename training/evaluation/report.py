@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit.errors import InputError
+from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling
 from m2kit.training.datasets.dataset import DataSet
@@ -59,9 +60,11 @@ def evaluate(
             "take the data set it was trained on"
         )
     train, held_out = data.load()
-    classes = np.arange(data.classes).repeat(per_class)
-    tokens = engine.sample(classes, Sampling(seed=seed))
-    images = engine.decode(tokens)
+    drawn = list(draw_images(engine, range(data.classes), per_class, Sampling(seed=seed)))
+    classes, tokens, images = (
+        np.concatenate([getattr(part, name) for part in drawn])
+        for name in ("class_ids", "tokens", "images")
+    )
     training_tokens = engine.encode(train.images.numpy())
     recognised = real_recognised = None
     if data.judge is not None:

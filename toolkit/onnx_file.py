@@ -94,74 +94,35 @@ _TENSOR_TYPE = _table((1, "elem_type", _ONE, _INT), (2, "shape", _ONE))
 _TYPE = _table((1, "tensor_type", _ONE), (6, "denotation", _SKIP))
 _VALUE = _table((1, "name", _ONE), (2, "type", _ONE), (3, "doc", _SKIP), (4, "metadata", _SKIP))
 _TENSOR = _table(
-    (1, "dims", _MANY, _INTS),
-    (2, "data_type", _ONE, _INT),
-    (3, "segment", _REFUSE),
-    (4, "float_data", _SKIP, (_FIXED32, _BYTES)),
-    (5, "int32_data", _SKIP, _INTS),
-    (6, "string_data", _REFUSE),
-    (7, "int64_data", _SKIP, _INTS),
-    (8, "name", _ONE),
-    (9, "raw_data", _ONE),
-    (10, "double_data", _SKIP, (_FIXED64, _BYTES)),
-    (11, "uint64_data", _SKIP, _INTS),
-    (12, "doc", _SKIP),
-    (13, "external_data", _MANY),
-    (14, "data_location", _ONE, _INT),
-    (16, "metadata", _SKIP),
-)
+    (1, "dims", _MANY, _INTS), (2, "data_type", _ONE, _INT), (3, "segment", _REFUSE),
+    (4, "float_data", _SKIP, (_FIXED32, _BYTES)), (5, "int32_data", _SKIP, _INTS),
+    (6, "string_data", _REFUSE), (7, "int64_data", _SKIP, _INTS), (8, "name", _ONE),
+    (9, "raw_data", _ONE), (10, "double_data", _SKIP, (_FIXED64, _BYTES)),
+    (11, "uint64_data", _SKIP, _INTS), (12, "doc", _SKIP), (13, "external_data", _MANY),
+    (14, "data_location", _ONE, _INT), (16, "metadata", _SKIP),
+)  # fmt: skip
 _ATTRIBUTE = _table(
-    (1, "name", _SKIP),
-    (2, "f", _SKIP, (_FIXED32,)),
-    (3, "i", _SKIP, _INT),
-    (4, "s", _SKIP),
-    (5, "tensor", _MANY),
-    (6, "graph", _REFUSE),
-    (7, "floats", _SKIP, (_FIXED32, _BYTES)),
-    (8, "ints", _SKIP, _INTS),
-    (9, "strings", _SKIP),
-    (10, "tensor", _MANY),
-    (11, "graph", _REFUSE),
-    (13, "doc", _SKIP),
-    (20, "type", _SKIP, _INT),
-    (22, "sparse tensor", _REFUSE),
-    (23, "sparse tensor", _REFUSE),
-)
+    (1, "name", _SKIP), (2, "f", _SKIP, (_FIXED32,)), (3, "i", _SKIP, _INT), (4, "s", _SKIP),
+    (5, "tensor", _MANY), (6, "graph", _REFUSE), (7, "floats", _SKIP, (_FIXED32, _BYTES)),
+    (8, "ints", _SKIP, _INTS), (9, "strings", _SKIP), (10, "tensor", _MANY),
+    (11, "graph", _REFUSE), (13, "doc", _SKIP), (20, "type", _SKIP, _INT),
+    (22, "sparse tensor", _REFUSE), (23, "sparse tensor", _REFUSE),
+)  # fmt: skip
 _NODE = _table(
-    (1, "input", _SKIP),
-    (2, "output", _SKIP),
-    (3, "name", _SKIP),
-    (4, "op_type", _ONE),
-    (5, "attribute", _MANY),
-    (6, "doc", _SKIP),
-    (7, "domain", _SKIP),
-    (9, "metadata", _SKIP),
-)
+    (1, "input", _SKIP), (2, "output", _SKIP), (3, "name", _SKIP), (4, "op_type", _ONE),
+    (5, "attribute", _MANY), (6, "doc", _SKIP), (7, "domain", _SKIP), (9, "metadata", _SKIP),
+)  # fmt: skip
 _GRAPH = _table(
-    (1, "node", _MANY),
-    (2, "name", _SKIP),
-    (5, "initializer", _MANY),
-    (10, "doc", _SKIP),
-    (11, "input", _MANY),
-    (12, "output", _MANY),
-    (13, "value_info", _SKIP),
-    (14, "quantization", _SKIP),
-    (15, "sparse initializer", _REFUSE),
-    (16, "metadata", _SKIP),
-)
+    (1, "node", _MANY), (2, "name", _SKIP), (5, "initializer", _MANY), (10, "doc", _SKIP),
+    (11, "input", _MANY), (12, "output", _MANY), (13, "value_info", _SKIP),
+    (14, "quantization", _SKIP), (15, "sparse initializer", _REFUSE), (16, "metadata", _SKIP),
+)  # fmt: skip
 _MODEL = _table(
-    (1, "ir_version", _ONE, _INT),
-    (2, "producer", _SKIP),
-    (3, "producer_version", _SKIP),
-    (4, "domain", _SKIP),
-    (5, "model_version", _SKIP, _INT),
-    (6, "doc", _SKIP),
-    (7, "graph", _ONE),
-    (8, "opset_import", _MANY),
-    (14, "metadata", _SKIP),
-    (20, "training information", _REFUSE),
-    (25, "function", _REFUSE),
-)
+    (1, "ir_version", _ONE, _INT), (2, "producer", _SKIP), (3, "producer_version", _SKIP),
+    (4, "domain", _SKIP), (5, "model_version", _SKIP, _INT), (6, "doc", _SKIP),
+    (7, "graph", _ONE), (8, "opset_import", _MANY), (14, "metadata", _SKIP),
+    (20, "training information", _REFUSE), (25, "function", _REFUSE),
+)  # fmt: skip
 
 
 def read_onnx(path: Path) -> GraphFile:

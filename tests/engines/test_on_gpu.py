@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from conftest import DIGITS_CHECKPOINT
+from draw_quality import draw_quality
 
 import m2kit
 from m2kit.build import BuildOptions
 from m2kit.engines.building import build_engine
 from m2kit.precision import Precision
 from m2kit.runtime.device import probe
-from m2kit.runtime.quality import draw_quality
 
 pytestmark = pytest.mark.gpu
 

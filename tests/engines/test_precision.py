@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import DIGITS_CHECKPOINT, GOLDEN, PORTABLE_OPS
+from draw_quality import draw_quality
 
 from m2kit import Sampling, contract
 from m2kit.engines.emulation import EmulatedBackend, emulated
@@ -21,7 +22,7 @@ from m2kit.manifest import BUNDLE
 from m2kit.manifest_file import files_table, read_manifest
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.ort.backend import OnnxRuntimeBackend
-from m2kit.runtime.quality import draw_quality, score_quality
+from m2kit.runtime.quality import score_quality
 from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.datasets.digits import DIGITS
 from m2kit.training.evaluation.report import evaluate

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from conftest import tiny_spec
+from doubles.fake_backend import FakeBackend, FakeSteps
 
 from m2kit import Sampling
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.fake_backend import FakeBackend, FakeSteps
 
 SPECS = [tiny_spec(), tiny_spec(bits=(5,)), tiny_spec(bits=(1, 2, 1)), tiny_spec(bits=(1, 1, 2, 1))]
 

@@ -60,12 +60,13 @@ def draw_images(
     Raises:
         InputError: A class, number or option out of range: before the first batch is asked for.
     """
-    whole = is_integer(count) and is_integer(first_image) and count >= 1
-    total = len(classes) * count if whole else 0
-    if not whole or not 0 <= first_image <= 2**64 - total:
+    if not is_integer(count) or count < 1:
+        raise InputError(f"expected one image per class or more, found {count!r:.40}")
+    total = len(classes) * count
+    if not is_integer(first_image) or not 0 <= first_image <= 2**64 - total:
         raise InputError(
-            f"expected one image per class or more, numbered in 0..2^64-1, found {count!r:.40} per "
-            f"class from the first image {first_image!r:.40} on"
+            f"--first-image: expected {total} images numbered in 0..2^64-1, found the first "
+            f"numbered {first_image!r:.40}; choose a lower one"
         )
     engine.check_draw(classes, sampling)
     at_once = engine.draw_at_once(sampling, batch)

@@ -54,7 +54,7 @@ class Job:
             kind=ENGINE,
             files=files_table(self.folder),
             versions=self.source.versions | {"m2kit": m2kit.__version__} | versions,
-            build=replace(build, bundle=self.bundle.resolve().name, options=self.options),
+            build=build,
         )
 
 

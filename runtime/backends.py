@@ -125,8 +125,13 @@ BACKENDS: dict[str, BackendKind] = {}
 
 
 def register(kind: BackendKind) -> None:
-    """Add a backend to the table."""
-    BACKENDS[kind.name] = kind
+    """Add a backend to the table.
+
+    Raises:
+        InputError: The table has another one of its name.
+    """
+    if BACKENDS.setdefault(kind.name, kind) is not kind:
+        raise InputError(f"there is a backend named {kind.name} already; choose another name")
 
 
 def backend_named(name: str) -> BackendKind:

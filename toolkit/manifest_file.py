@@ -25,7 +25,7 @@ REMAKE = {
     BUNDLE: "export it again with `m2kit export`",
     ENGINE: "build it again with `m2kit build-engine`",
 }
-_SPECIAL_NAMES = (".", "..", "bundle.json", "engine.json")
+_SPECIAL_NAMES = (".", "..", *map(manifest_name, (BUNDLE, ENGINE)))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -112,7 +112,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield "sampling: expected for a model with a transformer, and for no other"
     if manifest.sampling and len(manifest.sampling.guidance) != spec.sub_tokens:
         yield f"sampling.guidance: expected {spec.sub_tokens} values, one for each sub-token"
-    if (manifest.build is None) != (manifest.kind == "bundle"):
+    if (manifest.build is None) != (manifest.kind == BUNDLE):
         yield "build: expected for an engine, and for no bundle"
     if PORTABLE not in manifest.lowerings:
         yield f"lowerings: expected {PORTABLE} among them"

@@ -189,23 +189,10 @@ class OnnxRuntimeSteps:
 
     def __init__(self, backend: OnnxRuntimeBackend, rows: int) -> None:
         """Allocate and bind."""
-        compute = backend.compute
-        self.inter = OnnxRuntimeStep(
-            backend.session(contract.INTER_STEP),
-            backend.io(contract.INTER_STEP),
-            compute,
-            rows,
-            contract.POSITION,
-            shared={},
-        )
-        self.intra = OnnxRuntimeStep(
-            backend.session(contract.INTRA_STEP),
-            backend.io(contract.INTRA_STEP),
-            compute,
-            rows,
-            contract.SUB_POSITION,
-            shared={contract.HIDDEN: self.inter.outputs[contract.HIDDEN]},
-        )
+        inter, intra = contract.STEP_GRAPHS
+        self.inter = OnnxRuntimeStep(backend, inter, rows, contract.POSITION, shared={})
+        hidden = {contract.HIDDEN: self.inter.outputs[contract.HIDDEN]}
+        self.intra = OnnxRuntimeStep(backend, intra, rows, contract.SUB_POSITION, shared=hidden)
 
 
 class OnnxRuntimeStep:
@@ -213,16 +200,16 @@ class OnnxRuntimeStep:
 
     def __init__(
         self,
-        session: Any,
-        io: contract.GraphIO,
-        compute: str,
+        backend: OnnxRuntimeBackend,
+        graph: str,
         rows: int,
         position_name: str,
         shared: dict[str, npt.NDArray[Any]],
     ) -> None:
         """Allocate and bind every input and output of the graph for `rows` rows."""
-        self._session = session
-        self._binding = session.io_binding()
+        io, compute = backend.io(graph), backend.compute
+        self._session = backend.session(graph)
+        self._binding = self._session.io_binding()
         past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
         self.cache = np.zeros((len(past), *past[0].fixed_shape({"R": rows})), compute)
         caches = {tensor.name: self.cache[index] for index, tensor in enumerate(past)}

@@ -4,7 +4,7 @@ sub-token, 10 % class dropout, AdamW with warm-up, EMA; the model is chosen by h
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from m2kit.training.recipes.run_folder import (
     CURVES_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
+    Trained,
     open_run,
 )
 from m2kit.training.recipes.saved_state import read_best
@@ -109,37 +110,21 @@ class ARSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ARTraining:
+class ARTraining(Trained):
     """What came of an AR run.
 
     Attributes:
-        data: What it was trained on, in words.
         chosen_epoch: The epoch that left the model, counted from 1.
         held_out_bits_per_token: Of the held-out images' tokens.
         training_bits_per_token: Of the training images', as they are.
         codebook_usage: Share of the codes that the training images use.
-        settings: The run's settings.
     """
 
-    data: str
+    settings: ARSettings
     chosen_epoch: int
     held_out_bits_per_token: float
     training_bits_per_token: float
     codebook_usage: float
-    settings: ARSettings
-
-    def to_json(self) -> JsonObject:
-        """As the checkpoint notes it: one level, with the settings in it."""
-        settings = asdict(self.settings)
-        del settings["data"]
-        return {
-            "data": self.data,
-            "chosen_epoch": self.chosen_epoch,
-            "held_out_bits_per_token": self.held_out_bits_per_token,
-            "training_bits_per_token": self.training_bits_per_token,
-            "codebook_usage": self.codebook_usage,
-            **settings,
-        }
 
 
 class ARModule(AveragedModule[Transformer]):

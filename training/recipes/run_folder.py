@@ -6,11 +6,13 @@ official layout, curves.png and samples.png.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from m2kit.errors import FolderError, InputError
 from m2kit.folders import new_file
-from m2kit.records import BadRecord, read_json, read_record, to_json
+from m2kit.records import BadRecord, JsonObject, read_json, read_record, to_json
 
 SETTINGS_FILE = "settings.json"
 METRICS_FILE = "metrics.csv"
@@ -18,6 +20,26 @@ RESUME_FILE = "resume.ckpt"
 BEST_FILE = "best.ckpt"
 CURVES_FILE = "curves.png"
 SAMPLES_FILE = "samples.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of a run; each recipe adds its measures.
+
+    Attributes:
+        data: What it was trained on, in words.
+        settings: The run's record of settings.
+    """
+
+    data: str
+    settings: Any
+
+    def to_json(self) -> JsonObject:
+        """As the checkpoint notes it: one level, the measures before the settings."""
+        values = asdict(self)
+        settings = values.pop("settings")
+        del settings["data"]  # its name; the words are noted
+        return {**values, **settings}
 
 
 def open_run(folder: Path, settings: object, resume: bool) -> Path | None:

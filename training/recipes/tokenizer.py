@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from m2kit.config import ModelSpec
 from m2kit.families.image import ImageTokenizerSpec
-from m2kit.records import JsonObject
 from m2kit.runtime.images import psnr, write_grid
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.datasets.table import dataset_named
@@ -26,7 +25,13 @@ from m2kit.training.recipes.batches import check_batch, in_order, shuffled
 from m2kit.training.recipes.curves import plot_curves
 from m2kit.training.recipes.latent_grid import latent_grid
 from m2kit.training.recipes.loop import fit
-from m2kit.training.recipes.run_folder import CURVES_FILE, METRICS_FILE, SAMPLES_FILE, open_run
+from m2kit.training.recipes.run_folder import (
+    CURVES_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    Trained,
+    open_run,
+)
 from m2kit.training.recipes.schedule import warm_up_then_linear
 
 CHECKPOINT_FILE = "tokenizer.pt"
@@ -81,31 +86,17 @@ class TokenizerSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerTraining:
+class TokenizerTraining(Trained):
     """What came of a tokenizer run.
 
     Attributes:
-        data: What it was trained on, in words.
         codebook_usage: Share of the codes that the training images use.
         held_out_psnr_db: Of the held-out images' reconstructions.
-        settings: The run's settings.
     """
 
-    data: str
+    settings: TokenizerSettings
     codebook_usage: float
     held_out_psnr_db: float
-    settings: TokenizerSettings
-
-    def to_json(self) -> JsonObject:
-        """As the checkpoint notes it: one level, with the settings in it."""
-        settings = asdict(self.settings)
-        del settings["data"]
-        return {
-            "data": self.data,
-            "codebook_usage": self.codebook_usage,
-            "held_out_psnr_db": self.held_out_psnr_db,
-            **settings,
-        }
 
 
 class TokenizerModule(AveragedModule[Tokenizer]):

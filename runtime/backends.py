@@ -41,6 +41,7 @@ class BackendKind:
         options: Of BuildOptions, those it takes.
         defaults: What is recorded for options that were not given.
         plans: Whether its engines hold plans, which it alone can read, in place of ONNX graphs.
+        lowering: Of the step graphs, the one that it runs best.
         opening: Of Opening, the fields a user may give.
         ways: (manifest, provider or None) -> every opening in which this machine can run a folder.
         status: (machine) -> row -> "ready", or what is missing.
@@ -58,6 +59,7 @@ class BackendKind:
     status: Callable[[Machine], dict[str, str]]
     defaults: BuildOptions = _NO_DEFAULTS
     plans: bool = False
+    lowering: str = PORTABLE
     why_not_default: Callable[[Machine], str] | None = None
 
     def open(self, folder: Path, manifest: Manifest, opening: Opening) -> Backend:
@@ -236,6 +238,7 @@ register(
         opening=frozenset({"provider", "threads"}),
         ways=_ways_of_onnxruntime,
         status=ort.status,
+        lowering=ONNXRUNTIME,
         why_not_default=lambda machine: "",
     )
 )

@@ -1,10 +1,9 @@
 """Bundle -> engine for ONNX Runtime: optimised tokenizer graphs, fused steps in float32 or with
-integer weights, compared with PyTorch's reference on this machine.
+integer weights.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from m2kit import contract
-from m2kit.build import Build, BuildOptions, Target, Trial, WeightBytes
+from m2kit.build import Build, BuildOptions, Target, WeightBytes
 from m2kit.contract import PORTABLE
 from m2kit.engines.building import Job
 from m2kit.engines.graph_files import WeightsFile, op_counts, save_graph
@@ -20,13 +19,8 @@ from m2kit.engines.ort.quantization import SCHEMES, quantize_graph
 from m2kit.errors import BackendError, InputError, require
 from m2kit.manifest import GraphEntry, Manifest
 from m2kit.precision import Precision
-from m2kit.runtime.bench.timing import position_seconds
-from m2kit.runtime.engine import Engine
-from m2kit.runtime.ort.backend import OnnxRuntimeBackend
-from m2kit.runtime.parity import prove
 
 Lowerings = dict[str, dict[str, GraphEntry]]
-_CANDIDATES = (Precision.FLOAT32, *SCHEMES)  # of auto
 
 
 def onnxruntime(options: BuildOptions) -> Callable[[Job], Manifest]:
@@ -40,67 +34,26 @@ def onnxruntime(options: BuildOptions) -> Callable[[Job], Manifest]:
 
 
 def _build(job: Job) -> Manifest:
-    """Build, and compare on this machine."""
-    source, wanted = job.source, job.options.precision
+    """Write an engine's files."""
+    source, precision = job.source, job.precision
     if source.precision is not Precision.FLOAT32:
         raise InputError(
             f"{job.bundle} is in half precision, which is for TensorRT: onnxruntime engines are "
             "built from a bundle of `m2kit export --precision fp32`"
         )
-    if source.spec.transformer is None and wanted != Precision.FLOAT32:
+    if source.spec.transformer is None and job.options.precision != Precision.FLOAT32:
         raise InputError(
             f"{job.bundle} holds a tokenizer only, and integer weights are those of the steps; "
             "build it in fp32"
         )
-    return _build_one(job, wanted) if isinstance(wanted, Precision) else _fastest(job)
-
-
-def _fastest(job: Job) -> Manifest:
-    """Build every precision in turn, keep the fastest that passes the gate."""
-    best: tuple[float, Manifest] | None = None
-    tried: dict[str, Trial] = {}
-    for precision in _CANDIDATES:
-        trial = job.folder / precision.value
-        trial.mkdir()
-        manifest = _build_one(replace(job, folder=trial), precision)
-        seconds = float("inf")
-        if precision is Precision.FLOAT32:
-            manifest.parity.require("the engine")
-        if manifest.parity.passed:
-            job.begin(f"timing {precision.flag}")
-            backend = OnnxRuntimeBackend(trial, manifest)
-            with Engine(
-                manifest.spec, backend, defaults=manifest.sampling, info=manifest
-            ) as engine:
-                seconds = position_seconds(engine)
-            tried[precision.value] = Trial(True, round(seconds * 1e3, 3))
-        else:
-            tried[precision.value] = Trial(False)
-        if best is None or seconds < best[0]:
-            if best is not None:
-                shutil.rmtree(job.folder / best[1].precision.value)
-            best = (seconds, manifest)
-        else:
-            shutil.rmtree(trial)
-    assert best is not None
-    manifest = best[1]
-    kept = job.folder / manifest.precision.value
-    for path in kept.iterdir():
-        path.rename(job.folder / path.name)
-    kept.rmdir()
-    return replace(manifest, build=replace(manifest.built, tried=tried))
-
-
-def _build_one(job: Job, precision: Precision) -> Manifest:
-    """Write one engine's files and compare them with the reference; the gate is the caller's."""
     job.begin(f"writing graphs and weights, {precision.flag}")
     with WeightsFile(job.folder) as weights:
-        lowerings, matmuls = _write_graphs(job, precision, weights)
+        lowerings, matmuls = _write_graphs(job, weights)
         weight_bytes = _weight_bytes(job.folder, lowerings)
     scheme = SCHEMES.get(precision)
     version = str(require("onnxruntime", extra="cpu", what="the onnxruntime backend").__version__)
     build = Build(
-        backend=OnnxRuntimeBackend.name,
+        backend=contract.ONNXRUNTIME,
         backend_version=version,
         bundle=job.bundle.resolve().name,
         options=job.options,
@@ -108,16 +61,15 @@ def _build_one(job: Job, precision: Precision) -> Manifest:
         weight_bytes=weight_bytes,
         quantization=None if scheme is None else scheme.record(matmuls),
     )
-    written = replace(job.source, lowerings=lowerings, precision=precision)
-    manifest = job.engine(written, build, {"onnxruntime": version})
-    return replace(manifest, parity=prove(job.folder, manifest, job.begin))
+    written = replace(source, lowerings=lowerings, precision=precision)
+    return job.engine(written, build, {"onnxruntime": version})
 
 
-def _write_graphs(job: Job, precision: Precision, weights: WeightsFile) -> tuple[Lowerings, int]:
+def _write_graphs(job: Job, weights: WeightsFile) -> tuple[Lowerings, int]:
     """Write the graphs an engine of this precision holds; returns its lowerings and how many
     matmuls were quantized."""
+    precision, matmuls = job.precision, 0
     lowerings: Lowerings = {PORTABLE: {}}
-    matmuls = 0
     for lowering, graphs in sorted(job.source.lowerings.items()):  # the steps' weights lie first
         for graph, entry in graphs.items():
             is_step = graph in contract.STEP_GRAPHS

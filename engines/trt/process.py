@@ -17,14 +17,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
 from m2kit.build import AMPERE, SAME_CAPABILITY, BuildOptions, Plan
-from m2kit.contract import GraphIO
 from m2kit.errors import BackendError, InputError, M2KitError, require
 from m2kit.records import read_record, to_json
 from m2kit.runtime.trt.library import (
@@ -48,55 +47,9 @@ _COMPUTING = (  # layer types whose precision matters; the others move values or
     "SOFTMAX", "UNARY",
 )  # fmt: skip
 _FLOATS = ("FLOAT", "HALF", "BF16")
-_LOW_MEMORY_WORKSPACE = 256 << 20
+_LOW_MEMORY_WORKSPACE = 256  # MiB
 _LOW_MEMORY_TACTICS = 1 << 30
 _LOW_MEMORY_LEVEL = 2  # of 0 to 5: skips the tactics that need most memory and time
-
-
-@dataclass(frozen=True, slots=True)
-class PlanOptions:
-    """How plans are built.
-
-    Attributes:
-        product: A key of PRODUCTS.
-        capabilities: tensorrt-rtx: compute capabilities of the target GPUs; tensorrt builds for
-            the GPU that is there.
-        version_compatible: Plans that newer versions of TensorRT run too; slower.
-        hardware_compatible: None, "ampere" (any GPU from 8.0 on) or "same-capability".
-        optimization_level: 0 (fastest build) to 5; None is TensorRT's own choice.
-        workspace_bytes: Working memory that a tactic may use; None is all there is.
-        low_memory: Cap what the builder may try, for devices with little memory.
-        timing_cache: File of measured tactics, read and extended; None for none.
-    """
-
-    product: str
-    capabilities: tuple[str, ...] = ()
-    version_compatible: bool = False
-    hardware_compatible: str | None = None
-    optimization_level: int | None = None
-    workspace_bytes: int | None = None
-    low_memory: bool = False
-    timing_cache: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        options: BuildOptions,
-        product: str,
-        capabilities: tuple[str, ...],
-        timing_cache: Path | None,
-    ) -> PlanOptions:
-        """The part of an engine's options that plans are built with."""
-        return cls(
-            product=product,
-            capabilities=capabilities,
-            version_compatible=options.version_compatible,
-            hardware_compatible=options.hardware_compatible,
-            optimization_level=options.opt_level,
-            workspace_bytes=options.workspace << 20 if options.workspace else None,
-            low_memory=options.low_memory,
-            timing_cache=str(timing_cache) if timing_cache else None,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +60,17 @@ class _Request:
         graph: The ONNX file, from the folder in which the process runs.
         plan: Name of the plan's file.
         shapes: Of the inputs.
+        product: A key of PRODUCTS.
         options: How.
+        timing_cache: File of measured tactics, read and extended.
     """
 
     graph: str
     plan: str
     shapes: tuple[tuple[int, ...], ...]
-    options: PlanOptions
+    product: str
+    options: BuildOptions
+    timing_cache: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +102,22 @@ def targets(trt: ModuleType, capabilities: Sequence[str]) -> list[tuple[int, int
 
 
 def build_plan(
-    graph: Path, plan: Path, tensors: GraphIO, sizes: Mapping[str, int], options: PlanOptions
+    graph: Path,
+    plan: Path,
+    shapes: tuple[tuple[int, ...], ...],
+    product: str,
+    options: BuildOptions,
+    timing_cache: Path | None = None,
 ) -> Plan:
     """Parse a typed graph and build it, every shape static.
 
     Args:
         graph: The ONNX file; its precision is taken as it is.
         plan: Where to write the plan.
-        tensors: The graph's contract.
-        sizes: Value of each symbolic dimension (R, B, H, W, h, w).
-        options: How.
+        shapes: Of the inputs, in the contract's order.
+        product: A key of PRODUCTS.
+        options: How; tensorrt builds for the GPU that is there.
+        timing_cache: File of measured tactics, read and extended.
 
     Raises:
         BackendError: TensorRT does not take the graph or an option, with its own reasons; or its
@@ -163,26 +126,28 @@ def build_plan(
     request = _Request(
         graph=os.path.relpath(graph.resolve(), plan.parent.resolve()),
         plan=plan.name,
-        shapes=tuple(tensor.fixed_shape(sizes) for tensor in tensors.inputs),
+        shapes=shapes,
+        product=product,
         options=options,
+        timing_cache=str(timing_cache) if timing_cache else None,
     )
     done = subprocess.run(
         [sys.executable, "-m", __name__, json.dumps(to_json(request))],
         capture_output=True,
         text=True,
         cwd=plan.parent,
-        env=_environment(options.product),
+        env=_environment(product),
         preexec_fn=_settle,
     )
     if -done.returncode in _MEMORY_SIGNALS:
         raise BackendError(
             f"building {graph.stem} was killed by signal {-done.returncode}: probably not enough "
-            f"memory; {_memory_cure(options.product)}"
+            f"memory; {_memory_cure(product)}"
         )
     if done.returncode < 0:
         raise BackendError(
             f"building {graph.stem} crashed with signal {-done.returncode} inside "
-            f"{PRODUCTS[options.product].title}; `m2kit doctor` shows versions"
+            f"{PRODUCTS[product].title}; `m2kit doctor` shows versions"
         )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -228,9 +193,8 @@ class _Reasons(logging.Handler):
 
 def _build(request: _Request) -> Plan:
     """What `build_plan` has its process do."""
-    options = request.options
-    trt, product = load_tensorrt(options.product), PRODUCTS[options.product]
-    what = f"building for {options.product}"
+    trt, product = load_tensorrt(request.product), PRODUCTS[request.product]
+    what = f"building for {request.product}"
     polygraphy = require("polygraphy", extra=product.extra, what=what)
     from polygraphy.backend.trt import EngineBytesFromNetwork, network_from_onnx_path
     from polygraphy.logger import G_LOGGER
@@ -245,8 +209,8 @@ def _build(request: _Request) -> Plan:
         )
         for index, shape in enumerate(request.shapes):
             network.get_input(index).shape = shape
-        with _timings(options.timing_cache) as (known, found):
-            config = _config(trt, options, known)(builder, network)
+        with _timings(request.timing_cache) as (known, found):
+            config = _config(trt, request, known)(builder, network)
             config.clear_flag(trt.BuilderFlag.TF32)  # float32 islands mean float32
             own_memory = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
             if own_memory is not None:  # TensorRT-RTX: or the plan could not be captured
@@ -258,7 +222,7 @@ def _build(request: _Request) -> Plan:
         shown = "; ".join(reasons.lines[:_ERRORS_SHOWN]) or str(error)
         title, graph = product.title, Path(request.graph).stem
         if out_of_memory(shown):
-            cure = _memory_cure(options.product)
+            cure = _memory_cure(request.product)
             raise BackendError(
                 f"not enough memory to build {graph} ({title} says: {shown}); {cure}"
             ) from error
@@ -286,24 +250,22 @@ def _timings(path: str | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | N
         temporary.unlink(missing_ok=True)
 
 
-def _config(trt: ModuleType, options: PlanOptions, known: IO[bytes] | None) -> Any:
+def _config(trt: ModuleType, request: _Request, known: IO[bytes] | None) -> Any:
     """Polygraphy's loader of the builder's configuration."""
-    if options.product == TENSORRT_RTX:
+    options = request.options
+    if request.product == TENSORRT_RTX:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        return CreateConfigRTX(compute_capabilities=targets(trt, options.capabilities))
+        return CreateConfigRTX(compute_capabilities=targets(trt, options.compute_capabilities))
     from polygraphy.backend.trt import CreateConfig
 
-    low = options.low_memory
-    limits = {}
-    workspace = options.workspace_bytes or (_LOW_MEMORY_WORKSPACE if low else None)
-    if workspace is not None:
-        limits[trt.MemoryPoolType.WORKSPACE] = workspace
-    if low:
+    limits, workspace, level = {}, options.workspace, options.opt_level
+    if options.low_memory:
         limits[trt.MemoryPoolType.TACTIC_DRAM] = _LOW_MEMORY_TACTICS
-    level = options.optimization_level
-    if level is None and low:
-        level = _LOW_MEMORY_LEVEL
+        workspace = workspace or _LOW_MEMORY_WORKSPACE
+        level = _LOW_MEMORY_LEVEL if level is None else level
+    if workspace is not None:
+        limits[trt.MemoryPoolType.WORKSPACE] = workspace << 20
     return CreateConfig(
         tf32=False,
         load_timing_cache=known,

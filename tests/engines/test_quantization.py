@@ -12,6 +12,7 @@ from conftest import DIGITS_CHECKPOINT, GOLDEN, run_m2kit, tiny_spec
 
 import m2kit
 from m2kit.build import BuildOptions, Trial
+from m2kit.engines import building
 from m2kit.engines.building import build_engine
 from m2kit.engines.graph_files import WeightsFile
 from m2kit.engines.ort import builder, quantization
@@ -263,7 +264,7 @@ def test_a_graph_with_nothing_to_quantize_is_an_error(exported, tmp_path, monkey
 
 def test_auto_keeps_the_fastest_that_passes(exported, tmp_path, monkeypatch):
     speeds = {FLOAT32: 3.0, INT8: 2.0, INT4: 1.0}
-    monkeypatch.setattr(builder, "position_seconds", lambda engine: speeds[engine.info.precision])
+    monkeypatch.setattr(building, "position_seconds", lambda engine: speeds[engine.info.precision])
     bundle = exported(TINY, heads=4)[0]  # int4 does not pass here
     manifest = build(bundle, tmp_path / "a.engine", AUTO)
     assert manifest.precision is INT8

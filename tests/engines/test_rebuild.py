@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from m2kit.build import BuildOptions
 from m2kit.cli import cli
+from m2kit.engines import building
 from m2kit.engines.building import build_engine
-from m2kit.engines.ort import builder
 from m2kit.manifest import ENGINE
 from m2kit.manifest_file import read_manifest
 from m2kit.precision import AUTO, Precision
@@ -69,7 +69,7 @@ def prepared(gpu, monkeypatch):
             asked.append(engine)
             return speeds[engine.info.precision] + 0.001 * len(asked)
 
-        monkeypatch.setattr(builder, "position_seconds", seconds)
+        monkeypatch.setattr(building, "position_seconds", seconds)
 
     return prepare
 

@@ -21,7 +21,7 @@ from m2kit.config import PRESETS
 from m2kit.engines.building import build_engine
 from m2kit.engines.half_precision import write_half
 from m2kit.engines.trt.estimate import needed_bytes
-from m2kit.engines.trt.process import PlanOptions, build_plan
+from m2kit.engines.trt.process import build_plan
 from m2kit.errors import BackendError, InputError
 from m2kit.folder_check import check_folder
 from m2kit.manifest import BUNDLE, ENGINE
@@ -32,7 +32,7 @@ from m2kit.precision import Precision
 pytest.importorskip("tensorrt_rtx")
 TARGETS = ("8.6", "8.9")  # what it builds for by default
 ONE = ("8.6",)
-PLAN = PlanOptions("tensorrt-rtx", ONE)
+PLAN = ("tensorrt-rtx", BuildOptions(compute_capabilities=ONE))
 
 
 def build(bundle, folder, capabilities=TARGETS, **options):
@@ -49,10 +49,10 @@ def bundles(exported):
     }
 
 
-def static_sizes(spec):
-    """Every symbolic dimension of one image."""
-    (height, width), (down, right) = spec.image_size, spec.tokenizer.strides
-    return {"R": 2, "B": 1, "H": height, "W": width, "h": height // down, "w": width // right}
+def static_shapes(spec, graph):
+    """Of a graph's inputs, for one image."""
+    sizes = {"R": 2, "B": 1} | contract.image_dimensions(spec, spec.image_size)
+    return tuple(tensor.fixed_shape(sizes) for tensor in contract.graph_io(spec, graph).inputs)
 
 
 @pytest.mark.parametrize("name", ["ar_tiny", "digits"])
@@ -82,11 +82,10 @@ def test_all_five_graphs_become_plans_and_twice_the_same_bytes(bundles, tmp_path
 def test_the_parsed_network_has_the_precision_of_every_mark(bundles, tmp_path, name):
     manifest = read_manifest(bundles[name], BUNDLE)
     write_half(bundles[name], manifest, tmp_path)
-    sizes = static_sizes(manifest.spec)
     for graph in contract.graph_names(manifest.spec):
         path = tmp_path / f"{graph}.onnx"
-        io = contract.graph_io(manifest.spec, graph)
-        built = build_plan(path, tmp_path / "x.plan", io, sizes, PLAN)
+        shapes = static_shapes(manifest.spec, graph)
+        built = build_plan(path, tmp_path / "x.plan", shapes, *PLAN)
         assert "TF32" not in built.flags
         layers = built.layers
         marks = {"FLOAT": [], "HALF": []}
@@ -133,10 +132,9 @@ def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
     path.write_bytes(model.SerializeToString())
     (tmp_path / "half").mkdir()
     write_half(tmp_path / "bundle", manifest, tmp_path / "half")
-    io = contract.graph_io(manifest.spec, "inter_step")
-    sizes = static_sizes(manifest.spec)
+    shapes = static_shapes(manifest.spec, "inter_step")
     graph = tmp_path / "half" / "inter_step.onnx"
-    layers = build_plan(graph, tmp_path / "x.plan", io, sizes, PLAN).layers
+    layers = build_plan(graph, tmp_path / "x.plan", shapes, *PLAN).layers
     assert layers["UNARY HALF"] == 2 * manifest.spec.transformer.inter_layers
 
 
@@ -161,13 +159,12 @@ def test_a_compute_capability_it_has_not_is_refused_with_those_it_has(bundles, t
 
 def test_a_graph_that_tensorrt_does_not_take_is_one_error_with_its_reason(bundles, tmp_path):
     manifest = read_manifest(bundles["ar_tiny"], BUNDLE)
-    io = contract.graph_io(manifest.spec, "lfq")
     model = onnx.load(bundles["ar_tiny"] / "lfq.onnx")
     model.graph.node[0].op_type = "Bernoulli"
     (tmp_path / "lfq.onnx").write_bytes(model.SerializeToString())
-    sizes = static_sizes(manifest.spec)
+    shapes = static_shapes(manifest.spec, "lfq")
     with pytest.raises(BackendError, match=r"TensorRT-RTX .* does not take lfq: .*Bernoulli"):
-        build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", io, sizes, PLAN)
+        build_plan(tmp_path / "lfq.onnx", tmp_path / "lfq.plan", shapes, *PLAN)
     assert not (tmp_path / "lfq.plan").exists()
 
 

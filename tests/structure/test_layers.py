@@ -1,6 +1,7 @@
 """The import table of docs/architecture.md."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,10 @@ ALLOWED = {  # imported packages and rooms, at the top of a module
 LAZY = {  # in addition, inside a function
     "toolkit/cli": ROOMS,
     "training": {"matplotlib"},
+}
+NAMED = {  # rooms of the parts that a table names as "module:attribute", imported when used
+    "toolkit": {"m2kit.training.models", "m2kit.training.checkpoints", "m2kit.export.graphs"},
+    "runtime": {"m2kit.runtime", "m2kit.engines"},
 }
 DOORS = {"toolkit/__init__.py": {"m2kit.runtime"}, "toolkit/__main__.py": set()}  # of the package
 
@@ -87,6 +92,13 @@ def test_a_module_imports_only_what_its_folder_may(path):
         allowed = ALLOWED[folder] | (set() if top else LAZY.get(folder, set()))
         allowed |= DOORS.get(str(path.relative_to(ROOT)), set())
         assert permitted(name, allowed), f"{path}: {name} {'at the top' if top else 'inside'}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_table_names_parts_only_of_the_rooms_it_may(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and re.fullmatch(r"m2kit[\w.]*:\w+", str(node.value)):
+            assert permitted(node.value.replace(":", "."), NAMED.get(room(path), set())), node.value
 
 
 def test_the_check_itself_notices_a_forbidden_import():

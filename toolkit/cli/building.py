@@ -226,11 +226,12 @@ def build_engine(
     options = BuildOptions(**given, precision=precision)
     if backend == AUTO:
         backend = _backend_here()
-    backend_named(backend).complete(options)  # refuses before anything is read
+    kind = backend_named(backend)
+    kind.complete(options)  # refuses before anything is read
     from m2kit.engines.building import build_engine as build
 
-    if backend == contract.ONNXRUNTIME:
-        _note_of_steps(read_manifest(bundle, BUNDLE))
+    if kind.lowering != contract.PORTABLE:
+        _note_of_steps(read_manifest(bundle, BUNDLE), kind.lowering)
     with stages() as begin:
         manifest = build(bundle, destination, backend, options, begin)
     if manifest.parity.passed is False:
@@ -258,16 +259,16 @@ def _backend_here() -> str:
     return backend
 
 
-def _note_of_steps(source: Manifest) -> None:
-    """Say why the faster, fused steps are not taken, where they are not."""
+def _note_of_steps(source: Manifest, lowering: str) -> None:
+    """Say why the faster, fused steps of a lowering are not taken, where they are not."""
     spec = source.spec
-    if spec.transformer is None or source.fused:
+    if spec.transformer is None or lowering in source.lowerings:
         return
     why = (
         f"heads of {spec.transformer.head_size} channels are no multiple of "
         f"{contract.FUSED_HEAD_SIZES}, which ONNX Runtime's fused attention needs"
     )
-    if contract.ONNXRUNTIME in contract.lowerings(spec):
+    if lowering in contract.lowerings(spec):
         why = "this bundle has no fused ones, which are faster; `m2kit export` writes them"
     note(f"taking the portable steps: {why}")
 

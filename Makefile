@@ -4,7 +4,7 @@ BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
-.PHONY: help install demo demo-train demo-evaluate test test-hostile test-gpu check mypy types docs bench \
+.PHONY: help install demo demo-train demo-evaluate test test-hostile test-gpu check mypy docs bench \
   bench-export bench-plans clean
 
 help:  ## show this list
@@ -44,13 +44,8 @@ check: install mypy  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-mypy: install types  ## types alone
-	MYPYPATH=.types $(BIN)/mypy --config-file setup.cfg -p m2kit
-
-types:  ## links for mypy, which cannot follow the folder mapping of an editable install
-	rm -rf .types && mkdir -p .types/m2kit
-	for path in toolkit/*; do ln -s "../../$$path" .types/m2kit/; done
-	for name in training export engines runtime; do ln -s "../../$$name" .types/m2kit/; done
+mypy: install  ## types alone
+	MYPYPATH=src $(BIN)/mypy --config-file setup.cfg -p m2kit
 
 docs: install  ## write docs/cli.md from the commands' own help
 	$(BIN)/python docs/cli.py
@@ -64,5 +59,5 @@ bench-export: install  ## time, memory and disk of exporting a published size: P
 bench-plans: install  ## the same, and its half-precision TensorRT-RTX plans, built without a GPU
 	$(BIN)/python examples/sizes/measure.py $(or $(PRESET),ar-b) build/sizes --plans
 
-clean:  ## remove build and .types
-	rm -rf build .types
+clean:  ## remove build
+	rm -rf build

@@ -1,4 +1,6 @@
+import os
 import pydoc
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,40 +20,61 @@ MAPPING = {
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+def clone(tmp_path_factory):
+    """What git has of the project, in a folder named m2kit."""
+    folder = tmp_path_factory.mktemp("home") / "m2kit"
+    listing = ["git", "ls-files", "-co", "--exclude-standard", "--deduplicate"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if os.path.lexists(ROOT / name) and not name.startswith(("tests/", "examples/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name, follow_symlinks=False)
+    return folder
+
+
+def pip(*arguments):
+    command = [sys.executable, "-m", "pip", "--quiet", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(clone):
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", clone.parent, clone)
+    return next(clone.parent.glob("*.whl"))
+
+
+@pytest.mark.parametrize("kind", ["editable", "wheel"])
+def test_m2kit_is_imported_from_the_clone_its_parent_and_elsewhere(kind, clone, wheel, tmp_path):
+    """A clone named m2kit must not become an empty namespace package in the folder above it."""
+    what = ["--editable", clone] if kind == "editable" else [wheel]
+    pip("install", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site", *what)
+    script = (
+        f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n"
+        "import m2kit, m2kit.engines.building; print(m2kit.open_engine.__module__, m2kit.__file__)"
     )
-    for name in tracked.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "examples/")):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            str(folder),
-            str(source),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    known = [path for path in sys.path if "site-packages" in path]
+    isolated = {"PYTHONPATH": os.pathsep.join(known), "PATH": os.environ["PATH"]}
+    for place in (clone, clone.parent, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", script],
+            cwd=place, env=isolated, capture_output=True, text=True,
+        )  # fmt: skip
+        home = clone / "src" if kind == "editable" else tmp_path / "site"
+        assert done.stdout.split() == ["m2kit.runtime.opening", f"{home}/m2kit/__init__.py"], (
+            place, done.stderr,
+        )  # fmt: skip
+
+
+def test_src_links_every_entry_of_toolkit_and_each_other_folder():
+    entries = [path.name for path in (ROOT / "toolkit").iterdir() if path.name != "__pycache__"]
+    expected = {name: f"../../toolkit/{name}" for name in entries}
+    expected |= {name: f"../../{name}" for name in MAPPING if name != "toolkit"}
+    links = {path.name: os.readlink(path) for path in (ROOT / "src/m2kit").iterdir()}
+    assert links == expected, "ln -s ../../toolkit/NAME src/m2kit/"
 
 
 def test_every_module_of_the_five_folders_is_in_the_wheel(wheel):
+    wheel = zipfile.ZipFile(wheel)
     expected = {
         f"{target}/{path.relative_to(ROOT / folder)}"
         for folder, target in MAPPING.items()
@@ -63,6 +86,7 @@ def test_every_module_of_the_five_folders_is_in_the_wheel(wheel):
 
 
 def test_site_packages_gets_one_name(wheel):
+    wheel = zipfile.ZipFile(wheel)
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"m2kit", f"m2kit-{m2kit.__version__}.dist-info"}
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))

@@ -1,0 +1,1 @@
+../../toolkit/folder_check.py

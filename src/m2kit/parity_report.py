@@ -1,0 +1,1 @@
+../../toolkit/parity_report.py

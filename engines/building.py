@@ -13,9 +13,8 @@ import m2kit
 from m2kit.build import Build, BuildOptions, Trial
 from m2kit.contract import REFERENCE_FILE
 from m2kit.folder_check import check_folder
-from m2kit.folders import new_folder
-from m2kit.manifest import BUNDLE, ENGINE, Manifest, manifest_name
-from m2kit.manifest_file import files_table, read_manifest, write_manifest
+from m2kit.manifest import BUNDLE, ENGINE, Manifest
+from m2kit.manifest_file import files_table, new_model_folder, read_manifest, write_manifest
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
@@ -104,7 +103,7 @@ def build_engine(
     begin("checking the bundle")
     source = read_manifest(bundle, BUNDLE)
     check_folder(bundle, source, trust_seen_weights=False)
-    with new_folder(destination, manifest_name(ENGINE)) as folder:
+    with new_model_folder(destination, ENGINE) as folder:
         if isinstance(options.precision, Precision):
             job = Job(bundle, source, folder, options, options.precision, begin)
             manifest = _proved(build, job)

@@ -13,9 +13,8 @@ from pathlib import Path
 from m2kit.contract import REFERENCE_FILE
 from m2kit.engines.emulation import EmulatedBackend
 from m2kit.engines.half_precision import write_half
-from m2kit.folders import new_folder
-from m2kit.manifest import BUNDLE, Manifest, manifest_name
-from m2kit.manifest_file import files_table, write_manifest
+from m2kit.manifest import BUNDLE, Manifest
+from m2kit.manifest_file import files_table, new_model_folder, write_manifest
 from m2kit.progress import Begin, silent
 from m2kit.runtime.parity import prove
 
@@ -35,7 +34,7 @@ def write_half_bundle(
         ParityError: The values do not fit into half precision, or the emulation of the half
             graphs is further from PyTorch than m2kit.tolerances allows.
     """
-    with new_folder(destination, manifest_name(BUNDLE)) as folder:
+    with new_model_folder(destination, BUNDLE) as folder:
         exact = folder / "exact"
         source = make_exact(exact)
         begin("turning the graphs into half precision")

@@ -19,10 +19,9 @@ from m2kit.export.graphs.intra_step import intra_step
 from m2kit.export.reference import make_reference
 from m2kit.export.writer import DeclaredWeights, GraphWriter, Load
 from m2kit.families.family import FAMILIES
-from m2kit.folders import new_folder
 from m2kit.host import release_freed_memory
-from m2kit.manifest import BUNDLE, GraphEntry, Manifest, manifest_name
-from m2kit.manifest_file import files_table, write_manifest
+from m2kit.manifest import BUNDLE, GraphEntry, Manifest
+from m2kit.manifest_file import files_table, new_model_folder, write_manifest
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
@@ -55,7 +54,7 @@ def export_bundle(
     """
     require("onnxruntime", extra="cpu", what="export's parity check")
     spec = checkpoint.spec
-    with new_folder(destination, manifest_name(BUNDLE)) as folder:
+    with new_model_folder(destination, BUNDLE) as folder:
         begin("writing graphs and weights")
         writers = write_graphs(spec, folder, checkpoint.loader())
         manifest = Manifest(

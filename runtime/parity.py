@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from m2kit.atomic import new_file
 from m2kit.errors import BackendError, FolderError
-from m2kit.folders import new_file
 from m2kit.manifest import ENGINE, Manifest, manifest_name
 from m2kit.manifest_file import manifest_text
 from m2kit.parity_report import ParityReport

@@ -6,12 +6,15 @@ field by field (records.py), and its fields against one another and against the 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from m2kit import contract
+from m2kit.atomic import is_leftover, new_folder
 from m2kit.build import Build
 from m2kit.config import ModelSpec
 from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, REFERENCE_FILE, WEIGHTS_FILE
@@ -37,6 +40,43 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def manifest_text(manifest: Manifest) -> str:
     """What the manifest's file holds."""
     return json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n"
+
+
+def new_model_folder(destination: Path, kind: str) -> AbstractContextManager[Path]:
+    """A temporary folder that becomes a bundle or an engine when the block ends without an error.
+
+    Raises:
+        FolderError: The destination cannot be written, or `check_replaceable` refuses it.
+    """
+    return new_folder(destination, functools.partial(check_replaceable, kind=kind))
+
+
+def check_replaceable(folder: Path, kind: str) -> None:
+    """Refuse to replace what is not a folder of this kind that m2kit wrote, of any schema, with
+    nothing in it but what its manifest lists.
+
+    Raises:
+        FolderError: It is something else, or holds files of others.
+    """
+    name, cure = manifest_name(kind), "or choose another output with -o"
+    what = f"{folder} exists and will not be replaced"
+    if not (folder / name).is_file():
+        raise FolderError(f"{what}: it holds no {name}; remove it {cure}")
+    try:
+        value = read_json(folder / name)
+        digest = value.pop("digest") if isinstance(value, dict) else None
+        if digest != sha256_of_json(value) or not isinstance(value["files"], dict):
+            raise BadRecord("not as m2kit wrote it")
+    except (BadRecord, KeyError) as error:
+        raise FolderError(f"{what}: its {name} is not m2kit's; remove it {cure}") from error
+    strangers = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in (name, *value["files"]) and not is_leftover(path.name)
+    )
+    if strangers:
+        shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        raise FolderError(f"{what}: {name} does not list {shown}; move that away {cure}")
 
 
 def files_table(folder: Path) -> dict[str, FileEntry]:

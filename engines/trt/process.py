@@ -48,7 +48,6 @@ _COMPUTING = (  # layer types whose precision matters; the others move values or
 )  # fmt: skip
 _FLOATS = ("FLOAT", "HALF", "BF16")
 _LOW_MEMORY_WORKSPACE = 256  # MiB
-_LOW_MEMORY_TACTICS = 1 << 30
 _LOW_MEMORY_LEVEL = 2  # of 0 to 5: skips the tactics that need most memory and time
 
 
@@ -261,7 +260,6 @@ def _config(trt: ModuleType, request: _Request, known: IO[bytes] | None) -> Any:
 
     limits, workspace, level = {}, options.workspace, options.opt_level
     if options.low_memory:
-        limits[trt.MemoryPoolType.TACTIC_DRAM] = _LOW_MEMORY_TACTICS
         workspace = workspace or _LOW_MEMORY_WORKSPACE
         level = _LOW_MEMORY_LEVEL if level is None else level
     if workspace is not None:

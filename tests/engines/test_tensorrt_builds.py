@@ -79,7 +79,7 @@ def test_options_reach_the_builder(bundle, tmp_path, gpu):
     assert (found["level"], found["limits"]) == (0, {"WORKSPACE": 64 << 20})
     build(bundle, tmp_path / "b.engine", low_memory=True)
     found = asked(tmp_path / "b.engine")
-    assert found["limits"] == {"WORKSPACE": 256 << 20, "TACTIC_DRAM": 1 << 30}
+    assert found["limits"] == {"WORKSPACE": 256 << 20}
     assert found["level"] == 2
 
 

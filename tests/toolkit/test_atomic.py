@@ -1,0 +1,249 @@
+import ctypes
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m2kit import atomic
+from m2kit.atomic import is_leftover, new_file, new_folder
+from m2kit.errors import FolderError
+
+MARK = "m2kit-0123456789abcdef0123456789abcdef"
+STRANGERS = (".notes.tmp-999999.txt", ".work.tmp-999999.d", ".x.m2kit-12.txt", "x.m2kit", ".m2kit")
+
+
+def check(folder):
+    if not (folder / "bundle.json").is_file():
+        raise FolderError(f"{folder} exists and will not be replaced")
+
+
+def make(path, text="new"):
+    with new_folder(path, check) as folder:
+        (folder / "bundle.json").write_text(text)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def another_process():
+    """Leftovers are looked for once a process and folder."""
+    atomic._remove_leftovers.cache_clear()
+
+
+@pytest.fixture
+def running():
+    """Starts a process that is inside a block and says its temporary path, and ends it."""
+    started = []
+
+    def start(block):
+        script = (
+            "import time\nfrom pathlib import Path\nfrom m2kit.atomic import *\n"
+            f"with {block} as path:\n    print(path, flush=True)\n    time.sleep(60)\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        started.append(process)
+        return process, Path(process.stdout.readline().decode().strip())
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_folder_appears_only_when_complete(tmp_path):
+    target = tmp_path / "deep" / "x.bundle"
+    with new_folder(target, check) as folder:
+        (folder / "bundle.json").write_text("{}")
+        assert not target.exists() and is_leftover(folder.name)
+    assert names(target) == ["bundle.json"]
+    assert names(target.parent) == ["x.bundle"]
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_an_error_leaves_nothing_and_keeps_the_old_one(tmp_path, monkeypatch, in_one_step):
+    if not in_one_step:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: None)
+    target = tmp_path / "x.bundle"
+    make(target, "old")
+    with pytest.raises(RuntimeError), new_folder(target, check) as folder:
+        (folder / "bundle.json").write_text("new")
+        raise RuntimeError
+    assert (target / "bundle.json").read_text() == "old"
+    assert names(tmp_path) == ["x.bundle"]
+    make(target)
+    assert (target / "bundle.json").read_text() == "new"
+    assert names(tmp_path) == ["x.bundle"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_not_ours_is_never_replaced(tmp_path, kind):
+    target = tmp_path / "x.bundle"
+    if kind == "file":
+        target.write_text("precious")
+    else:
+        target.mkdir()
+        (target / "precious").write_text("precious")
+    with pytest.raises(FolderError, match="will not be replaced"):
+        make(target)
+    assert target.exists()
+    assert names(tmp_path) == ["x.bundle"]
+
+
+def test_what_came_while_it_was_written_is_not_replaced_either(tmp_path):
+    target = tmp_path / "x.bundle"
+    with (
+        pytest.raises(FolderError, match="will not be replaced"),
+        new_folder(target, check) as folder,
+    ):
+        (folder / "bundle.json").write_text("new")
+        target.mkdir()
+        (target / "precious").write_text("precious")
+    assert names(target) == ["precious"]
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "real").mkdir()
+    make(tmp_path / "real" / "v1.bundle", "old")
+    (tmp_path / "latest.bundle").symlink_to("real/v1.bundle")
+    make(tmp_path / "latest.bundle")
+    (tmp_path / "a.png").symlink_to("real/stored")
+    with new_file(tmp_path / "a.png") as path:
+        assert path.suffix == ".png" and path.parent == tmp_path / "real"
+        path.write_text("picture")
+    assert os.readlink(tmp_path / "latest.bundle") == "real/v1.bundle"
+    assert (tmp_path / "real" / "v1.bundle" / "bundle.json").read_text() == "new"
+    assert (tmp_path / "real" / "stored").read_text() == "picture"
+    assert names(tmp_path) == ["a.png", "latest.bundle", "real"]
+    assert names(tmp_path / "real") == ["stored", "v1.bundle"]
+
+
+def test_a_file_appears_only_when_complete(tmp_path):
+    target = tmp_path / "a.png"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), new_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with new_file(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert names(tmp_path) == ["a.png"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_name_as_long_as_a_name_can_be(tmp_path):
+    name = "ä" * 120 + ".png"
+    with new_file(tmp_path / name) as path:
+        path.write_text("new")
+    make(tmp_path / ("ä" * 127))
+    make(tmp_path / ("ä" * 127))
+    assert names(tmp_path) == sorted([name, "ä" * 127])
+
+
+def test_what_dead_runs_left_is_removed_and_what_others_have_is_not(tmp_path, running):
+    for name in STRANGERS:
+        (tmp_path / name).write_text("precious")
+    (tmp_path / f".link.{MARK}").symlink_to(tmp_path / STRANGERS[0])
+    os.mkfifo(tmp_path / f".pipe.{MARK}")
+    dead, folder = running(f"new_folder(Path({str(tmp_path / 'x')!r}), print)")
+    (folder / "weights.bin").write_text("half")
+    dead.kill()
+    dead.wait()
+    _, file = running(f"new_file(Path({str(tmp_path / 'a.png')!r}))")
+    living = {file.name}
+    kept = {*STRANGERS, f".link.{MARK}", f".pipe.{MARK}", *living}
+    for _ in range(2):
+        atomic._remove_leftovers.cache_clear()
+        with new_file(tmp_path / "a.png") as temporary:
+            temporary.write_text("whole")
+        assert set(names(tmp_path)) == kept | {"a.png"}
+
+
+def test_another_users_leftover_stops_nobody(tmp_path, monkeypatch):
+    """As in a sticky folder, where one may look at it and lock it, but not remove it."""
+    leftover = tmp_path / f".x.{MARK}.png"
+    leftover.write_text("half")
+
+    def refuse(self, **_):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with new_file(tmp_path / "a.png") as path:
+            path.write_text("whole")
+    assert (tmp_path / "a.png").read_text() == "whole" and leftover.exists()
+
+
+def test_a_run_killed_between_its_two_renames_gives_the_old_folder_back(tmp_path):
+    target = tmp_path / "x.bundle"
+    make(target, "old")
+    target.rename(tmp_path / f".x.bundle.{MARK}.replaced")
+    atomic._remove_leftovers.cache_clear()
+    with pytest.raises(RuntimeError), new_folder(target, check):
+        raise RuntimeError
+    assert (target / "bundle.json").read_text() == "old"
+
+
+def test_a_file_system_without_locks_keeps_leftovers_and_is_written_to(tmp_path, monkeypatch):
+    def none(descriptor, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    (tmp_path / f".x.{MARK}").mkdir()
+    make(tmp_path / "x")
+    assert names(tmp_path) == [f".x.{MARK}", "x"]
+
+
+def test_a_path_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="choose another output"):
+        make(tmp_path / "file" / "x.bundle")
+    with pytest.raises(FolderError, match="choose another"), new_file(tmp_path / "file" / "a.png"):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to make process namespaces")
+def test_containers_that_share_a_folder_leave_each_others_work(tmp_path):
+    """Each has its own process ids, so that an id says nothing of who lives."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom m2kit.atomic import new_file\n"
+        "for number in range(30):\n"
+        "    with new_file(Path(f'{sys.argv[1]}-{number}.txt')) as path:\n"
+        "        time.sleep(0.002)\n"
+        "        path.write_text('whole')\n"
+    )
+    runs = [
+        subprocess.Popen(
+            ["unshare", "-pf", "--mount-proc", sys.executable, "-c", script, tmp_path / str(shard)],
+            stderr=subprocess.PIPE,
+        )
+        for shard in range(4)
+    ]
+    errors = [run.communicate()[1].decode() for run in runs]
+    if any("unshare" in error for error in errors):
+        pytest.skip("process namespaces are not permitted here")
+    assert errors == [""] * 4
+    expected = [f"{shard}-{number}.txt" for shard in range(4) for number in range(30)]
+    assert names(tmp_path) == sorted(expected)
+
+
+def test_a_run_that_was_process_1_and_killed_blocks_nobody(tmp_path):
+    script = (
+        "import os, signal\nfrom pathlib import Path\nfrom m2kit.atomic import new_folder\n"
+        f"with new_folder(Path({str(tmp_path / 'x')!r}), print) as folder:\n"
+        "    (folder / 'half').write_text('half')\n"
+        f"    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert len(names(tmp_path)) == 1
+    make(tmp_path / "x")
+    assert names(tmp_path) == ["x"]

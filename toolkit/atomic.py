@@ -1,0 +1,204 @@
+"""Files and folders that appear whole or not at all, beside files of others.
+
+What is written has a random name with a mark nobody else uses, and the writer holds a lock on it
+for as long as it lives (flock, which processes of other containers and users see too). It is
+flushed and renamed when complete. What has the mark and no holder was left by a killed run: the
+next one in that folder removes it, where it may. Where a file system has no locks, it stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from m2kit.errors import FolderError
+
+_MARKED = re.compile(r"\.(.*)\.m2kit-[0-9a-f]{32}(|\.[^.]+)", re.DOTALL)
+_OLD = ".replaced"  # ends the name of a folder that is being replaced
+_STEM_BYTES = 100  # of a destination's name that its temporary name shows
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary folder that becomes `destination` when the block ends without an error.
+
+    Args:
+        destination: Where the folder shall be; a link is written through.
+        check: Called with what is there already, if anything is; raises FolderError unless that
+            may be replaced. It is asked again at the end.
+
+    Raises:
+        FolderError: `destination` may not be replaced, or its parent cannot be written.
+    """
+    destination = Path(os.path.realpath(destination))
+    if os.path.lexists(destination):
+        check(destination)
+    with _written(destination) as stack:
+        temporary = stack.enter_context(_temporary(destination, "", Path.mkdir))
+        yield temporary
+        _flush(temporary)
+        if os.path.lexists(destination):
+            check(destination)
+            _exchange(temporary, destination)
+        else:
+            temporary.rename(destination)
+
+
+@contextlib.contextmanager
+def new_file(destination: Path) -> Iterator[Path]:
+    """A temporary, empty file that becomes `destination` when the block ends without an error.
+
+    Args:
+        destination: Where the file shall be; a link is written through.
+
+    Raises:
+        FolderError: It cannot be written there.
+    """
+    suffix = destination.suffix
+    destination = Path(os.path.realpath(destination))
+    with _written(destination) as stack:
+        temporary = stack.enter_context(_temporary(destination, suffix, _touch))
+        yield temporary
+        _flush(temporary)
+        temporary.replace(destination)
+
+
+@contextlib.contextmanager
+def _written(destination: Path) -> Iterator[contextlib.ExitStack]:
+    """Makes the parent; tells a failure of the system as one line."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(destination.parent)
+        with contextlib.ExitStack() as stack:
+            yield stack
+    except OSError as error:
+        cure = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise FolderError(
+            f"cannot write {destination}: {error.strerror or error}; {cure}choose another output"
+        ) from error
+
+
+@contextlib.contextmanager
+def _temporary(destination: Path, suffix: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Makes a marked path beside `destination` and holds its lock; what is left of it goes."""
+    stem = os.fsdecode(os.fsencode(destination.name.removesuffix(suffix))[:_STEM_BYTES])
+    descriptor = None
+    while descriptor is None:  # another run's cleaning may have come in between
+        path = destination.parent / f".{stem}.m2kit-{secrets.token_hex(16)}{suffix}"
+        make(path)
+        descriptor = _hold(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        os.close(descriptor)
+
+
+def _touch(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def _hold(path: Path) -> int | None:
+    """A descriptor that holds the lock of a path; None where it is gone or another's.
+
+    Where the file system has no locks it holds nothing, and nobody else can either.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        return descriptor
+    if not os.path.lexists(path):
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name is one that only unfinished or killed runs of m2kit use."""
+    return _MARKED.fullmatch(name) is not None
+
+
+@functools.cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what dead runs left in a folder, where that is possible; once, since it may hold many
+    files."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            found = _MARKED.fullmatch(name)
+            if found:
+                with contextlib.suppress(OSError):
+                    _remove_leftover(folder / name, found)
+
+
+def _remove_leftover(path: Path, found: re.Match[str]) -> None:
+    """Remove one, unless it has a holder."""
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        destination = path.parent / found.group(1)
+        if found.group(2) == _OLD and not os.path.lexists(destination):
+            path.rename(destination)  # killed between two renames: give the old one back
+        else:
+            _remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _exchange(temporary: Path, destination: Path) -> None:
+    """Rename into place what replaces a folder; the old one is then `temporary`, and goes with it.
+
+    In one step where the system can; in two where not, the old one moved aside and restored if
+    the second fails.
+    """
+    paths = (os.fsencode(temporary), _AT_FDCWD, os.fsencode(destination))
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None and renameat2(_AT_FDCWD, *paths, _RENAME_EXCHANGE) == 0:
+        return
+    old = destination.parent / f".{destination.name}.m2kit-{secrets.token_hex(16)}{_OLD}"
+    destination.rename(old)
+    try:
+        temporary.rename(destination)
+    except OSError:
+        old.rename(destination)
+        raise
+    _remove(old)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder and its files, to the disk."""
+    for item in [*(path.iterdir() if path.is_dir() else ()), path]:
+        descriptor = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import stat
 from pathlib import Path
 
+from m2kit.atomic import new_file
 from m2kit.contract import PLAN_SUFFIX, WEIGHTS_FILE, TensorSpec
 from m2kit.errors import FolderError
 from m2kit.folders import sha256_of_file
@@ -117,10 +118,5 @@ def _sha256(path: Path, trust_seen: bool) -> str:
 
 def _remember(memory: Path, seen: dict[str, str]) -> None:
     """Keep the newest 100 entries; a cache folder that cannot be written is only slower."""
-    temporary = memory.with_suffix(f".{os.getpid()}")
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FolderError), new_file(memory) as temporary:
         temporary.write_text(json.dumps(dict(list(seen.items())[-100:])), encoding="utf-8")
-        temporary.replace(memory)
-    except OSError:
-        return

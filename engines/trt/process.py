@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+from m2kit.atomic import new_file
 from m2kit.build import AMPERE, SAME_CAPABILITY, BuildOptions, Plan
 from m2kit.errors import BackendError, InputError, M2KitError, require
 from m2kit.records import read_record, to_json
@@ -239,14 +240,9 @@ def _timings(path: str | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | N
         yield None, None
         return
     file = Path(path)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    try:
-        with contextlib.ExitStack() as stack:
-            known = stack.enter_context(file.open("rb")) if file.is_file() else None
-            yield known, stack.enter_context(temporary.open("wb"))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(file) as temporary, contextlib.ExitStack() as stack:
+        known = stack.enter_context(file.open("rb")) if file.is_file() else None
+        yield known, stack.enter_context(temporary.open("wb"))
 
 
 def _config(trt: ModuleType, request: _Request, known: IO[bytes] | None) -> Any:

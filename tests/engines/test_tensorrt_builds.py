@@ -16,6 +16,7 @@ from conftest import GOLDEN
 
 import m2kit
 from m2kit import contract
+from m2kit.atomic import is_leftover
 from m2kit.build import BuildOptions
 from m2kit.cli import cli
 from m2kit.engines.building import build_engine
@@ -310,12 +311,12 @@ def test_a_killed_build_leaves_nothing_that_opens_and_the_next_succeeds(bundle, 
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".a.engine.tmp-*/lfq*.plan")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".a.engine.m2kit-*/lfq*.plan")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".a.engine.tmp-")
+    assert is_leftover(left.name)
     with pytest.raises(FolderError, match="expected an engine folder"):
         m2kit.open_engine(left)
     build(bundle, tmp_path / "a.engine")

@@ -6,7 +6,7 @@ reads outputs after it. The KV cache belongs to the step, never to the decoding 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,17 +44,27 @@ class Step(Protocol):
         """Append what the last run computed to the cache, at `position`."""
 
 
-class Steps(Protocol):
+@dataclass
+class Steps:
     """The two step graphs for one number of rows; the inter step's hidden output feeds the intra
-    step without passing through the caller."""
+    step without passing through the caller.
 
-    @property
-    def inter(self) -> Step:
-        """The step over positions."""
+    Attributes:
+        inter: The step over positions.
+        intra: The step over the sub-tokens of one position.
+    """
 
-    @property
-    def intra(self) -> Step:
-        """The step over the sub-tokens of one position."""
+    inter: Step
+    intra: Step
+
+
+class WatchedStep:
+    """A step that is run by another function, which runs it and notes what it wants to know."""
+
+    def __init__(self, step: Step, run: Callable[[int], None]) -> None:
+        """Run `step` by `run`."""
+        self.inputs, self.outputs = step.inputs, step.outputs
+        self.reset, self.run, self.commit = step.reset, run, step.commit
 
 
 def step_buffers(spec: TransformerSpec, graph: str, rows: int) -> tuple[Buffers, Buffers]:

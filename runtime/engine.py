@@ -197,9 +197,7 @@ class Engine:
         spec = self.transformer
         classes, resolved = self.check_draw(class_ids, sampling)
         numbers = check_image_numbers(image_numbers, len(classes))
-        rows = classes
-        if resolved.guided:
-            rows = np.concatenate([classes, np.full_like(classes, spec.classes)])
+        rows = self.row_classes(classes, resolved)
         steps = self.backend.open_steps(len(rows))
         sampler = Sampler(resolved, numbers, spec.positions)
         return generate_positions(steps, spec, rows, len(classes), sampler)
@@ -235,6 +233,14 @@ class Engine:
         spec = self.transformer
         classes = self._check_classes(class_ids, spec.classes - 1)
         return classes, (sampling or Sampling()).resolve(spec.sub_tokens, self.defaults)
+
+    def row_classes(
+        self, classes: npt.NDArray[np.int64], sampling: ResolvedSampling
+    ) -> npt.NDArray[np.int64]:
+        """(R) class of every row: of B images, and with guidance the unconditional one for each."""
+        if not sampling.guided:
+            return classes
+        return np.concatenate([classes, np.full_like(classes, self.transformer.classes)])
 
     def draw_at_once(self, sampling: Sampling | None, batch: int | None = None) -> int:
         """Images that are drawn at once: `batch`, or as many as is good here."""

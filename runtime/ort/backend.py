@@ -165,7 +165,10 @@ class OnnxRuntimeBackend(HostBackend):
 
     def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
-        return OnnxRuntimeSteps(self, rows)
+        inter = OnnxRuntimeStep(self, contract.INTER_STEP, rows, contract.POSITION, shared={})
+        hidden = {contract.HIDDEN: inter.outputs[contract.HIDDEN]}
+        intra = OnnxRuntimeStep(self, contract.INTRA_STEP, rows, contract.SUB_POSITION, hidden)
+        return Steps(inter, intra)
 
     def active(self) -> JsonObject:
         """What runs and how."""
@@ -182,17 +185,6 @@ class OnnxRuntimeBackend(HostBackend):
         self._closed = True
         self._sessions.clear()
         release_freed_memory()
-
-
-class OnnxRuntimeSteps:
-    """Both step graphs; the hidden buffer of the inter step is an input of the intra step."""
-
-    def __init__(self, backend: OnnxRuntimeBackend, rows: int) -> None:
-        """Allocate and bind."""
-        inter, intra = contract.STEP_GRAPHS
-        self.inter = OnnxRuntimeStep(backend, inter, rows, contract.POSITION, shared={})
-        hidden = {contract.HIDDEN: self.inter.outputs[contract.HIDDEN]}
-        self.intra = OnnxRuntimeStep(backend, intra, rows, contract.SUB_POSITION, shared=hidden)
 
 
 class OnnxRuntimeStep:

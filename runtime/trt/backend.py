@@ -113,7 +113,7 @@ class TensorRTBackend:
                 for graph in contract.STEP_GRAPHS
             }
             self._steps = StepGraphs(self._gpu, plans)
-        return self._steps.lease(rows)
+        return self._steps.open(rows)
 
     def active(self) -> JsonObject:
         """What runs and how: versions, GPU, CUDA graphs, and the layers of the networks the plans

@@ -15,6 +15,7 @@ import numpy as np
 
 from m2kit import contract
 from m2kit.errors import BackendError
+from m2kit.runtime.backend import Steps
 from m2kit.runtime.cuda import ALIGNMENT_BYTES, Gpu, Memory
 from m2kit.runtime.trt.plan import OpenedPlan
 
@@ -24,7 +25,7 @@ class StepGraphs:
 
     Attributes:
         recorded: Graph -> "yes", or why it is not replayed as a CUDA graph.
-        leased: The steps that may run.
+        lease: Of the steps that may run; None where none may.
     """
 
     def __init__(self, gpu: Gpu, plans: Mapping[str, OpenedPlan]) -> None:
@@ -32,7 +33,7 @@ class StepGraphs:
         self.gpu, self._plans = gpu, plans
         caches = {graph: _Cache(plan) for graph, plan in plans.items()}
         self.memory = self._allocate(caches)
-        self.leased: TensorRTSteps | None = None
+        self.lease: object = None
         self.recorded: dict[str, str] = {}
         try:
             self.graphs = {
@@ -42,10 +43,14 @@ class StepGraphs:
             self.close()
             raise
 
-    def lease(self, rows: int) -> TensorRTSteps:
-        """Steps of `rows` rows."""
-        self.leased = TensorRTSteps(self, rows)
-        return self.leased
+    def open(self, rows: int) -> Steps:
+        """Steps of `rows` rows, the only ones that may run from now on."""
+        self.lease = object()
+        inter, intra = contract.STEP_GRAPHS
+        return Steps(
+            TensorRTStep(self, inter, contract.POSITION, rows),
+            TensorRTStep(self, intra, contract.SUB_POSITION, rows),
+        )
 
     def _allocate(self, caches: Mapping[str, _Cache]) -> Memory:
         """What the host writes, then what it reads, then what stays on the GPU; one scratch."""
@@ -90,7 +95,7 @@ class StepGraphs:
 
     def close(self) -> None:
         """Release plans and memory."""
-        self.leased = None
+        self.lease = None
         for plan in self._plans.values():
             plan.close()
         self.memory.free()
@@ -168,25 +173,13 @@ class _StepGraph:
         return "yes"
 
 
-class TensorRTSteps:
-    """Both step graphs, of which the first `rows` rows are used."""
-
-    def __init__(self, graphs: StepGraphs, rows: int) -> None:
-        """Views of the shared buffers."""
-        inter, intra = contract.STEP_GRAPHS
-        self.inter = TensorRTStep(self, graphs, inter, contract.POSITION, rows)
-        self.intra = TensorRTStep(self, graphs, intra, contract.SUB_POSITION, rows)
-
-
 class TensorRTStep:
     """One step graph. Inputs may be written again once the next intra run has returned."""
 
-    def __init__(
-        self, steps: TensorRTSteps, graphs: StepGraphs, graph: str, position_name: str, rows: int
-    ) -> None:
+    def __init__(self, graphs: StepGraphs, graph: str, position_name: str, rows: int) -> None:
         """Views of one graph's buffers."""
         step = graphs.graphs[graph]
-        self._steps, self._graphs, self._step = steps, graphs, step
+        self._graphs, self._lease, self._step = graphs, graphs.lease, step
         self._position = step.arrays[position_name]
         written = {name: step.arrays[name] for name in step.inputs if name != position_name}
         self.inputs = {name: array[:rows] for name, array in written.items()}
@@ -200,7 +193,7 @@ class TensorRTStep:
         Raises:
             BackendError: Another generation has begun on this engine since.
         """
-        if self._graphs.leased is not self._steps:
+        if self._graphs.lease is not self._lease:
             raise BackendError(
                 "another generation has begun on this engine, or it was closed; a TensorRT engine "
                 "holds one generation at a time: finish it before the next, or open it twice"
@@ -212,7 +205,7 @@ class TensorRTStep:
         Raises:
             BackendError: Another generation has begun on this engine since, or CUDA failed.
         """
-        if self._graphs.leased is not self._steps:
+        if self._graphs.lease is not self._lease:
             self.reset()
         self._position[0] = position
         for padding, last in self._padding:

@@ -23,7 +23,7 @@ from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.families.family import FAMILIES
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import HostBackend, step_buffers
+from m2kit.runtime.backend import HostBackend, Steps, step_buffers
 from m2kit.training.models.rope import rotary_table
 from m2kit.training.models.transformer import NORM_EPS
 
@@ -129,7 +129,7 @@ class _Weights:
         self.rope = rotary_table(spec.grid, spec.head_size, spec.rope_base)
 
 
-class EagerSteps:
+class EagerSteps(Steps):
     """Inter and intra step; the hidden buffer of one is an input of the other."""
 
     def __init__(

@@ -6,7 +6,7 @@ What counts as the same depends on the precision; the limits are in m2kit.tolera
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ from m2kit.tolerances import (
 )
 
 Array = npt.NDArray[Any]
+Judge: TypeAlias = "_Float32 | _Half"
 _LIKELIEST = "image of the likeliest ids"
 
 
@@ -88,16 +89,12 @@ def compare(
 
 
 def _images(
-    engine: Engine,
-    reference: Reference,
-    trajectory: Trajectory,
-    judge: _Float32 | _Half,
-    chosen: Array,
+    engine: Engine, reference: Reference, trajectory: Trajectory, judge: Judge, chosen: Array
 ) -> tuple[Check, Quality]:
     """What the engine's own choices look like: judged at the reference's tokens, where every choice
     has the same context; told, but not judged, for the path it takes by itself."""
     forced = engine.decode(chosen.reshape(reference.tokens.shape))
-    sampling = Sampling(greedy=True, guidance=tuple(trajectory.guidance.tolist()))
+    sampling = Sampling(greedy=True, guidance=trajectory.guidance.tolist())
     drawn = engine.sample(trajectory.class_ids, sampling)
     differs = (drawn != reference.tokens).any(axis=-1).reshape(len(drawn), -1)
     quality = Quality(
@@ -146,9 +143,11 @@ class _Float32:
 
 
 class _Half:
-    """What counts as the same where one side computes in half precision."""
+    """What counts as the same where one side computes in half precision; with other tolerances, as
+    near enough for steps with integer weights: the quality gate."""
 
-    tolerances = HALF_TOLERANCES
+    def __init__(self, tolerances: dict[str, float] = HALF_TOLERANCES) -> None:
+        self.tolerances = tolerances
 
     def latents(self, found: Array, expected: Array) -> Check:
         differing = (found > 0) != (expected > 0)
@@ -191,22 +190,13 @@ class _Half:
         return measured({KL: kl, ARG_MAX: float(missed.mean())}, limits)
 
 
-class _Quantized(_Half):
-    """What counts as near enough for steps with integer weights: the quality gate."""
-
-    def __init__(self, precision: Precision) -> None:
-        self.tolerances = QUANTIZED_TOLERANCES[precision.value]
-
-
-def _judge_of(precision: Precision) -> _Float32 | _Half:
-    if precision.quantized:
-        return _Quantized(precision)
-    return _Half() if precision is Precision.FLOAT16 else _Float32()
+def _judge_of(precision: Precision) -> Judge:
+    if precision is Precision.FLOAT32:
+        return _Float32()
+    return _Half(QUANTIZED_TOLERANCES[precision.value] if precision.quantized else HALF_TOLERANCES)
 
 
-def _tokenizer_checks(
-    engine: Engine, reference: Reference, judge: _Float32 | _Half
-) -> dict[str, Check]:
+def _tokenizer_checks(engine: Engine, reference: Reference, judge: Judge) -> dict[str, Check]:
     size = tuple(map(int, reference.images.shape[2:]))
     sizes = engine.backend.image_sizes or (size,)
     checks = _finite_checks(engine, [other for other in sizes if other != size])
@@ -236,11 +226,7 @@ def _finite_checks(engine: Engine, sizes: list[tuple[int, ...]]) -> dict[str, Ch
 
 
 def _transformer_checks(
-    engine: Engine,
-    reference: Reference,
-    trajectory: Trajectory,
-    judge: _Float32 | _Half,
-    advance: Advance,
+    engine: Engine, reference: Reference, trajectory: Trajectory, judge: Judge, advance: Advance
 ) -> tuple[dict[str, Check], Array]:
     """The checks, and the engine's likeliest ids (B, N, K) at the reference's tokens."""
     spec, classes = engine.transformer, trajectory.class_ids

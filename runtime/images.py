@@ -71,9 +71,8 @@ def padded(images: npt.NDArray[np.float32], strides: tuple[int, ...]) -> npt.NDA
 def cropped(images: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """The inverse of `padded`: (B, 3, *padded size) cut back to (B, 3, *size)."""
     starts = [(a - b) // 2 for a, b in zip(images.shape[2:], size, strict=True)]
-    for axis, (start, count) in enumerate(zip(starts, size, strict=True), start=2):
-        images = images.take(range(start, start + count), axis=axis)
-    return images
+    inner = (slice(start, start + n) for start, n in zip(starts, size, strict=True))
+    return images[tuple([slice(None), slice(None), *inner])]
 
 
 def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -6,7 +6,7 @@ reads outputs after it. The KV cache belongs to the step, never to the decoding 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,10 @@ from m2kit.records import JsonObject
 
 CPU, CUDA = "cpu", "cuda"  # of --provider
 IMAGES_AT_ONCE = 16  # where neither user nor backend says
+POSITION_INPUTS = {
+    contract.INTER_STEP: contract.POSITION,
+    contract.INTRA_STEP: contract.SUB_POSITION,
+}
 Buffers = dict[str, npt.NDArray[Any]]
 
 
@@ -71,16 +75,17 @@ def step_buffers(spec: TransformerSpec, graph: str, rows: int) -> tuple[Buffers,
     """Zeroed host arrays for what a step's caller writes and reads: its inputs without position
     and cache, and its outputs without the cache's new rows."""
     io = contract.step_io(spec, graph)
-    hidden = {contract.POSITION, contract.SUB_POSITION, contract.PRESENT}
+    hidden = {POSITION_INPUTS[graph], contract.PRESENT}
     inputs, outputs = (
-        {
-            tensor.name: np.zeros(tensor.fixed_shape({"R": rows}), tensor.numpy_dtype("float32"))
-            for tensor in part
-            if tensor.name not in hidden and not contract.is_past(tensor.name)
-        }
+        [t for t in part if t.name not in hidden and not contract.is_past(t.name)]
         for part in (io.inputs, io.outputs)
     )
-    return inputs, outputs
+    return zeros(inputs, rows, "float32"), zeros(outputs, rows, "float32")
+
+
+def zeros(tensors: Iterable[contract.TensorSpec], rows: int, compute: str) -> Buffers:
+    """Name -> zeroed host array, of a step's inputs or outputs."""
+    return {t.name: np.zeros(t.fixed_shape({"R": rows}), t.numpy_dtype(compute)) for t in tensors}
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,11 @@ def _judge_of(precision: Precision) -> Judge:
 def _tokenizer_checks(engine: Engine, reference: Reference, judge: Judge) -> dict[str, Check]:
     size = tuple(map(int, reference.images.shape[2:]))
     sizes = engine.backend.image_sizes or (size,)
-    checks = _finite_checks(engine, [other for other in sizes if other != size])
+    checks = {
+        f"tokenizer at {' x '.join(map(str, other))}": _finite(engine, other)
+        for other in sizes
+        if other != size
+    }
     if size not in sizes:
         return checks
     latents = engine.latents(reference.images)
@@ -213,16 +217,12 @@ def _tokenizer_checks(engine: Engine, reference: Reference, judge: Judge) -> dic
     }
 
 
-def _finite_checks(engine: Engine, sizes: list[tuple[int, ...]]) -> dict[str, Check]:
-    """All that can be said of image sizes that the reference does not have."""
-    checks = {}
-    for size in sizes:
-        image = np.zeros((1, 3, *size), np.float32)
-        latents, decoded = engine.latents(image), engine.decode(engine.encode(image))
-        bad = sum(int((~np.isfinite(array)).sum()) for array in (latents, decoded))
-        name = f"tokenizer at {' x '.join(map(str, size))}"
-        checks[name] = measured({NOT_FINITE: bad}, HALF_TOLERANCES)
-    return checks
+def _finite(engine: Engine, size: tuple[int, ...]) -> Check:
+    """All that can be said of an image size that the reference does not have."""
+    image = np.zeros((1, 3, *size), np.float32)
+    latents, decoded = engine.latents(image), engine.decode(engine.encode(image))
+    bad = sum(int((~np.isfinite(array)).sum()) for array in (latents, decoded))
+    return measured({NOT_FINITE: bad}, HALF_TOLERANCES)
 
 
 def _transformer_checks(

@@ -128,10 +128,7 @@ class Engine:
         return np.concatenate(decoded)
 
     def score(
-        self,
-        class_ids: npt.ArrayLike,
-        tokens: npt.ArrayLike,
-        advance: Advance = lambda count: None,
+        self, class_ids: npt.ArrayLike, tokens: npt.ArrayLike, advance: Advance = lambda count: None
     ) -> list[npt.NDArray[np.float32]]:
         """Teacher-forced conditional logits, through the same cached steps as `sample`.
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from m2kit.errors import InputError
 from m2kit.folders import check_output, new_file
 
-_GAP_PIXELS = 2
+_GAP = 2  # pixels
 
 
 def read_image(path: Path) -> npt.NDArray[np.float32]:
@@ -97,12 +97,11 @@ def write_grid(
     count, height, width, _ = pixels.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    gap = _GAP_PIXELS
     grid = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8
+        (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8
     )
     for index in range(count):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        top, left = (index // columns) * (height + _GAP), (index % columns) * (width + _GAP)
         grid[top : top + height, left : left + width] = pixels[index]
     with new_file(path) as temporary:
         Image.fromarray(grid).save(temporary)

@@ -56,9 +56,9 @@ def probabilities(
 
 
 def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: npt.NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
-    return result
+    weights: npt.NDArray[np.float64] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
 
 
 def draw(
@@ -87,20 +87,14 @@ def guide(logits: npt.NDArray[np.float32], images: int, scale: float) -> npt.NDA
     if scale == 1 or len(logits) == images:
         return conditional
     unconditional = logits[images:]
-    mixed: npt.NDArray[np.float32] = unconditional + np.float32(scale) * (
-        conditional - unconditional
-    )
-    return mixed
+    return unconditional + np.float32(scale) * (conditional - unconditional)
 
 
 class Sampler:
     """Draws the ids of a batch of images, sub-token by sub-token."""
 
     def __init__(
-        self,
-        sampling: ResolvedSampling,
-        image_numbers: npt.NDArray[np.uint64],
-        positions: int,
+        self, sampling: ResolvedSampling, image_numbers: npt.NDArray[np.uint64], positions: int
     ) -> None:
         """Prepare the uniforms of every draw (none for greedy decoding)."""
         self.sampling = sampling

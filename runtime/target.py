@@ -19,13 +19,7 @@ _SHOWN = 12  # characters of a hash
 
 
 def check_machine(folder: Path, manifest: Manifest, version: str, device: Device) -> None:
-    """Refuse an engine of another machine.
-
-    Args:
-        folder: The engine.
-        manifest: Its manifest, of a TensorRT engine.
-        version: TensorRT's version here.
-        device: The GPU here.
+    """Refuse a TensorRT engine of another machine than this one, with TensorRT's version and GPU.
 
     Raises:
         FolderError: Names each field that differs.
@@ -72,15 +66,10 @@ def _device_fits(build: Build, device: Device) -> bool:
 def check_bundle(folder: Path, manifest: Manifest) -> None:
     """Refuse an engine when the bundle it was built from, still beside it, now holds another model.
 
-    Args:
-        folder: The engine.
-        manifest: Its manifest.
-
     Raises:
         FolderError: Names what differs.
     """
-    name = manifest.built.bundle
-    bundle = folder.resolve().parent / name
+    bundle = folder.resolve().parent / manifest.built.bundle
     if kind_of_folder(bundle) != BUNDLE:
         return
     try:
@@ -95,7 +84,7 @@ def check_bundle(folder: Path, manifest: Manifest) -> None:
     ]
     if differing:
         raise FolderError(
-            f"{folder} was built from another {name} than the one beside it "
+            f"{folder} was built from another {bundle.name} than the one beside it "
             f"({'; '.join(differing)}); build it again with "
             f"`{manifest.rebuild_command(folder)}`, or move that bundle away"
         )

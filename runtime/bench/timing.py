@@ -45,14 +45,8 @@ def time_positions(
     positions: int | None = None,
     advance: Advance = lambda count: None,
 ) -> tuple[Laps, npt.NDArray[np.int64]]:
-    """Draw images of the first classes and time every position after a warm-up.
-
-    Args:
-        engine: Any backend.
-        sampling: How to draw.
-        images: B.
-        positions: How many, from the first; all by default.
-        advance: Called with 1 after each.
+    """Draw images (B) of the first classes and, after a warm-up, time so many positions from the
+    first, or all; `advance` is called with 1 after each.
 
     Returns:
         (positions, 3) seconds in the inter step, in the intra step's K runs, and in all; and the

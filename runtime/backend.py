@@ -110,50 +110,35 @@ class Opening:
         return ", ".join(part for part in (lowering, provider) if part)
 
 
-class HostBackend:
-    """The defaults of a backend: any number of images and rows, any image size of the model, on
-    the host's processor, by threads that are not counted."""
-
-    largest_rows: int | None = None
-    image_sizes: tuple[tuple[int, ...], ...] | None = None
-
-    @property
-    def threads(self) -> int | None:
-        """Not counted."""
-        return None
-
-    @property
-    def device(self) -> str:
-        """The host's processor."""
-        return host_name()
-
-    def images_at_once(self, size: tuple[int, ...]) -> int:
-        """A batch that keeps results in memory."""
-        return IMAGES_AT_ONCE
-
-
 class Backend(Protocol):
-    """One opened model."""
+    """One opened model. What inherits it has the defaults of a backend on the host's processor: any
+    number of images and rows, any image size of the model, by threads that are not counted."""
 
     @property
     def largest_rows(self) -> int | None:
         """Rows that the steps take at once; None is any number."""
+        return None
 
     @property
     def image_sizes(self) -> tuple[tuple[int, ...], ...] | None:
         """Sizes in pixels, such as (height, width), of the images it takes; None is any the model
         takes."""
+        return None
 
     @property
     def threads(self) -> int | None:
-        """Threads of the host that compute; None where the host does not compute."""
+        """Threads of the host that compute; None where it does not, or they are not counted."""
+        return None
 
     @property
     def device(self) -> str:
         """What it runs on, in words: where two differ, so may results."""
+        return host_name()
 
     def images_at_once(self, size: tuple[int, ...]) -> int:
-        """Images of a size in pixels that encoder, quantizer and decoder take at once."""
+        """Images of a size in pixels that encoder, quantizer and decoder take at once; by default a
+        batch that keeps results in memory."""
+        return IMAGES_AT_ONCE
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, quantizer or decoder on named inputs; returns its named outputs."""

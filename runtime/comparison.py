@@ -55,14 +55,9 @@ def compare(
     precision: Precision = Precision.FLOAT32,
     tokenizer: bool = True,
 ) -> ParityReport:
-    """Run everything the reference knows about and report the differences.
-
-    Args:
-        engine: The opened model.
-        reference: What PyTorch computed.
-        advance: Called after each position of the trajectory.
-        precision: The engine's, which decides what counts as the same.
-        tokenizer: Compare encoder, quantizer and decoder too.
+    """Run everything the reference knows about, encoder, quantizer and decoder only with
+    `tokenizer`, and report the differences; the engine's precision decides what counts as the same,
+    and `advance` is called after each position of the trajectory.
 
     Returns:
         Differences as `tolerances.difference` measures them. For integer weights the checks of

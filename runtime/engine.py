@@ -77,15 +77,10 @@ class Engine:
     def encode(
         self, images: npt.ArrayLike, *, batch: int | None = None, begin: Begin = silent
     ) -> npt.NDArray[np.int64]:
-        """Tokens of images.
+        """Tokens (B, h, w, K) int64 of images (B, 3, H, W) float32 in [-1, 1]; any B.
 
-        Args:
-            images: (B, 3, H, W) float32 in [-1, 1]; any B.
-            batch: Images computed at once, at most; by default as many as is good here.
-            begin: Called when all is checked, with the number of images.
-
-        Returns:
-            (B, h, w, K) int64.
+        At most `batch` images are computed at once, by default as many as is good here; `begin` is
+        called when all is checked, with the number of images.
 
         Raises:
             InputError: Wrong shape, size or range.
@@ -101,15 +96,9 @@ class Engine:
     def decode(
         self, tokens: npt.ArrayLike, *, batch: int | None = None, begin: Begin = silent
     ) -> npt.NDArray[np.float32]:
-        """Images of tokens.
+        """Images (B, 3, H, W) float32, about [-1, 1], of tokens (B, h, w, K), integers; any B.
 
-        Args:
-            tokens: (B, h, w, K) integers; any B.
-            batch: Images computed at once, at most; by default as many as is good here.
-            begin: Called when all is checked, with the number of images.
-
-        Returns:
-            (B, 3, H, W) float32, about [-1, 1].
+        `batch` and `begin` as for `encode`.
 
         Raises:
             InputError: Not integers of that shape, or an id outside its sub-vocabulary.
@@ -149,7 +138,7 @@ class Engine:
         parts = []
         rows = self.backend.largest_rows or 2 * IMAGES_AT_ONCE
         for part, forced in zip(_parts(classes, rows), _parts(checked, rows), strict=True):
-            known = KnownTokens(forced, len(part), spec)
+            known = KnownTokens(forced, spec)
             steps = self.backend.open_steps(len(part))
             for _ in generate_positions(steps, spec, part, len(part), known):
                 advance(1)

@@ -84,14 +84,8 @@ def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 def write_grid(
     path: Path, images: npt.NDArray[np.float32], *, columns: int, scale: int = 1
 ) -> None:
-    """Write images as one grid PNG, row by row.
-
-    Args:
-        path: Where to; written whole or not at all.
-        images: (B, 3, H, W) float32 in [-1, 1].
-        columns: Images per row.
-        scale: Whole factor by which each pixel is enlarged.
-    """
+    """Write images (B, 3, H, W) float32 in [-1, 1] as one grid PNG, row by row: so many columns,
+    each pixel enlarged by a whole scale. The file is written whole or not at all."""
     check_output(path, ".png")
     pixels = uint8_from_images(images).repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = pixels.shape

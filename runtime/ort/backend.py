@@ -25,8 +25,8 @@ from m2kit.runtime.backend import (
     CPU,
     CUDA,
     POSITION_INPUTS,
+    Backend,
     Buffers,
-    HostBackend,
     Opening,
     Steps,
     zeros,
@@ -48,7 +48,7 @@ def usable_providers() -> tuple[str, ...]:
     return (CPU, CUDA) if has_cuda else (CPU,)
 
 
-class OnnxRuntimeBackend(HostBackend):
+class OnnxRuntimeBackend(Backend):
     """The Backend protocol over ONNX Runtime sessions, opened when first used."""
 
     name = "onnxruntime"

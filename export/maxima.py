@@ -7,7 +7,6 @@ output that holds the maxima of all its values, so that no intermediate array is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from m2kit.contract import INTER_STEP, INTRA_STEP, PORTABLE, GraphIO, TensorSpec
 from m2kit.export.writer import PROBE, GraphWriter
 from m2kit.manifest import Manifest
-from m2kit.runtime.backend import Opening, Step, Steps
+from m2kit.runtime.backend import Opening, Step, Steps, WatchedStep
 from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 
 
@@ -58,9 +57,9 @@ class ProbeBackend(OnnxRuntimeBackend):
     def open_steps(self, rows: int) -> Steps:
         """Step graphs that note their maxima at every run."""
         steps = super().open_steps(rows)
-        return WatchedSteps(
-            inter=WatchedStep(steps.inter, self._maxima[INTER_STEP]),
-            intra=WatchedStep(steps.intra, self._maxima[INTRA_STEP]),
+        return Steps(
+            inter=_watched(steps.inter, self._maxima[INTER_STEP]),
+            intra=_watched(steps.intra, self._maxima[INTRA_STEP]),
         )
 
     def maxima(self) -> dict[str, dict[str, float]]:
@@ -88,24 +87,11 @@ class ProbeBackend(OnnxRuntimeBackend):
             path.unlink()
 
 
-@dataclass(frozen=True, slots=True)
-class WatchedSteps:
-    """Both step graphs, watched."""
+def _watched(step: Step, maxima: npt.NDArray[np.float32]) -> WatchedStep:
+    """The step, whose every run adds to the maxima."""
 
-    inter: Step
-    intra: Step
+    def run(position: int) -> None:
+        step.run(position)
+        np.maximum(maxima, step.outputs[PROBE], out=maxima)
 
-
-class WatchedStep:
-    """A step graph whose every run adds to the maxima."""
-
-    def __init__(self, step: Step, maxima: npt.NDArray[np.float32]) -> None:
-        """Watch `step`."""
-        self.inputs, self.outputs = step.inputs, step.outputs
-        self.reset, self.commit = step.reset, step.commit
-        self._step, self._maxima = step, maxima
-
-    def run(self, position: int) -> None:
-        """Compute one position and note its maxima."""
-        self._step.run(position)
-        np.maximum(self._maxima, self.outputs[PROBE], out=self._maxima)
+    return WatchedStep(step, run)

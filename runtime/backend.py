@@ -6,7 +6,7 @@ reads outputs after it. The KV cache belongs to the step, never to the decoding 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,10 @@ from m2kit.records import JsonObject
 
 CPU, CUDA = "cpu", "cuda"  # of --provider
 IMAGES_AT_ONCE = 16  # where neither user nor backend says
+POSITION_INPUTS = {
+    contract.INTER_STEP: contract.POSITION,
+    contract.INTRA_STEP: contract.SUB_POSITION,
+}
 Buffers = dict[str, npt.NDArray[Any]]
 
 
@@ -44,33 +48,44 @@ class Step(Protocol):
         """Append what the last run computed to the cache, at `position`."""
 
 
-class Steps(Protocol):
+@dataclass
+class Steps:
     """The two step graphs for one number of rows; the inter step's hidden output feeds the intra
-    step without passing through the caller."""
+    step without passing through the caller.
 
-    @property
-    def inter(self) -> Step:
-        """The step over positions."""
+    Attributes:
+        inter: The step over positions.
+        intra: The step over the sub-tokens of one position.
+    """
 
-    @property
-    def intra(self) -> Step:
-        """The step over the sub-tokens of one position."""
+    inter: Step
+    intra: Step
+
+
+class WatchedStep:
+    """A step that is run by another function, which runs it and notes what it wants to know."""
+
+    def __init__(self, step: Step, run: Callable[[int], None]) -> None:
+        """Run `step` by `run`."""
+        self.inputs, self.outputs = step.inputs, step.outputs
+        self.reset, self.run, self.commit = step.reset, run, step.commit
 
 
 def step_buffers(spec: TransformerSpec, graph: str, rows: int) -> tuple[Buffers, Buffers]:
     """Zeroed host arrays for what a step's caller writes and reads: its inputs without position
     and cache, and its outputs without the cache's new rows."""
     io = contract.step_io(spec, graph)
-    hidden = {contract.POSITION, contract.SUB_POSITION, contract.PRESENT}
+    hidden = {POSITION_INPUTS[graph], contract.PRESENT}
     inputs, outputs = (
-        {
-            tensor.name: np.zeros(tensor.fixed_shape({"R": rows}), tensor.numpy_dtype("float32"))
-            for tensor in part
-            if tensor.name not in hidden and not contract.is_past(tensor.name)
-        }
+        [t for t in part if t.name not in hidden and not contract.is_past(t.name)]
         for part in (io.inputs, io.outputs)
     )
-    return inputs, outputs
+    return zeros(inputs, rows, "float32"), zeros(outputs, rows, "float32")
+
+
+def zeros(tensors: Iterable[contract.TensorSpec], rows: int, compute: str) -> Buffers:
+    """Name -> zeroed host array, of a step's inputs or outputs."""
+    return {t.name: np.zeros(t.fixed_shape({"R": rows}), t.numpy_dtype(compute)) for t in tensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,50 +110,35 @@ class Opening:
         return ", ".join(part for part in (lowering, provider) if part)
 
 
-class HostBackend:
-    """The defaults of a backend: any number of images and rows, any image size of the model, on
-    the host's processor, by threads that are not counted."""
-
-    largest_rows: int | None = None
-    image_sizes: tuple[tuple[int, ...], ...] | None = None
-
-    @property
-    def threads(self) -> int | None:
-        """Not counted."""
-        return None
-
-    @property
-    def device(self) -> str:
-        """The host's processor."""
-        return host_name()
-
-    def images_at_once(self, size: tuple[int, ...]) -> int:
-        """A batch that keeps results in memory."""
-        return IMAGES_AT_ONCE
-
-
 class Backend(Protocol):
-    """One opened model."""
+    """One opened model. What inherits it has the defaults of a backend on the host's processor: any
+    number of images and rows, any image size of the model, by threads that are not counted."""
 
     @property
     def largest_rows(self) -> int | None:
         """Rows that the steps take at once; None is any number."""
+        return None
 
     @property
     def image_sizes(self) -> tuple[tuple[int, ...], ...] | None:
         """Sizes in pixels, such as (height, width), of the images it takes; None is any the model
         takes."""
+        return None
 
     @property
     def threads(self) -> int | None:
-        """Threads of the host that compute; None where the host does not compute."""
+        """Threads of the host that compute; None where it does not, or they are not counted."""
+        return None
 
     @property
     def device(self) -> str:
         """What it runs on, in words: where two differ, so may results."""
+        return host_name()
 
     def images_at_once(self, size: tuple[int, ...]) -> int:
-        """Images of a size in pixels that encoder, quantizer and decoder take at once."""
+        """Images of a size in pixels that encoder, quantizer and decoder take at once; by default a
+        batch that keeps results in memory."""
+        return IMAGES_AT_ONCE
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, quantizer or decoder on named inputs; returns its named outputs."""

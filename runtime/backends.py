@@ -212,7 +212,7 @@ def _one_way(manifest: Manifest, provider: str | None) -> tuple[Opening, ...]:
 register(
     BackendKind(
         name=TENSORRT,
-        opener="m2kit.runtime.trt.backend:open_backend",
+        opener="m2kit.runtime.trt.backend:TensorRTBackend",
         builder="m2kit.engines.trt.builder:tensorrt",
         precisions=(Precision.FLOAT16, Precision.FLOAT32),
         options=frozenset(
@@ -231,7 +231,7 @@ register(
 register(
     BackendKind(
         name=ONNXRUNTIME,
-        opener="m2kit.runtime.ort.backend:open_backend",
+        opener="m2kit.runtime.ort.backend:OnnxRuntimeBackend",
         builder="m2kit.engines.ort.builder:onnxruntime",
         precisions=(Precision.FLOAT32, Precision.INT8, Precision.INT4, AUTO),
         options=frozenset({"precision", "accept_quality"}),
@@ -245,7 +245,7 @@ register(
 register(
     BackendKind(
         name=TENSORRT_RTX,
-        opener="m2kit.runtime.trt.backend:open_backend",
+        opener="m2kit.runtime.trt.backend:TensorRTBackend",
         builder="m2kit.engines.trt.builder:tensorrt_rtx",
         precisions=(Precision.FLOAT16, Precision.FLOAT32),
         options=frozenset(_PLANS | {"compute_capabilities"}),

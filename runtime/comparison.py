@@ -6,7 +6,7 @@ What counts as the same depends on the precision; the limits are in m2kit.tolera
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ from m2kit.tolerances import (
 )
 
 Array = npt.NDArray[Any]
+Judge: TypeAlias = "_Float32 | _Half"
 _LIKELIEST = "image of the likeliest ids"
 
 
@@ -54,14 +55,9 @@ def compare(
     precision: Precision = Precision.FLOAT32,
     tokenizer: bool = True,
 ) -> ParityReport:
-    """Run everything the reference knows about and report the differences.
-
-    Args:
-        engine: The opened model.
-        reference: What PyTorch computed.
-        advance: Called after each position of the trajectory.
-        precision: The engine's, which decides what counts as the same.
-        tokenizer: Compare encoder, quantizer and decoder too.
+    """Run everything the reference knows about, encoder, quantizer and decoder only with
+    `tokenizer`, and report the differences; the engine's precision decides what counts as the same,
+    and `advance` is called after each position of the trajectory.
 
     Returns:
         Differences as `tolerances.difference` measures them. For integer weights the checks of
@@ -88,16 +84,12 @@ def compare(
 
 
 def _images(
-    engine: Engine,
-    reference: Reference,
-    trajectory: Trajectory,
-    judge: _Float32 | _Half,
-    chosen: Array,
+    engine: Engine, reference: Reference, trajectory: Trajectory, judge: Judge, chosen: Array
 ) -> tuple[Check, Quality]:
     """What the engine's own choices look like: judged at the reference's tokens, where every choice
     has the same context; told, but not judged, for the path it takes by itself."""
     forced = engine.decode(chosen.reshape(reference.tokens.shape))
-    sampling = Sampling(greedy=True, guidance=tuple(trajectory.guidance.tolist()))
+    sampling = Sampling(greedy=True, guidance=trajectory.guidance.tolist())
     drawn = engine.sample(trajectory.class_ids, sampling)
     differs = (drawn != reference.tokens).any(axis=-1).reshape(len(drawn), -1)
     quality = Quality(
@@ -146,9 +138,11 @@ class _Float32:
 
 
 class _Half:
-    """What counts as the same where one side computes in half precision."""
+    """What counts as the same where one side computes in half precision; with other tolerances, as
+    near enough for steps with integer weights: the quality gate."""
 
-    tolerances = HALF_TOLERANCES
+    def __init__(self, tolerances: dict[str, float] = HALF_TOLERANCES) -> None:
+        self.tolerances = tolerances
 
     def latents(self, found: Array, expected: Array) -> Check:
         differing = (found > 0) != (expected > 0)
@@ -191,25 +185,20 @@ class _Half:
         return measured({KL: kl, ARG_MAX: float(missed.mean())}, limits)
 
 
-class _Quantized(_Half):
-    """What counts as near enough for steps with integer weights: the quality gate."""
-
-    def __init__(self, precision: Precision) -> None:
-        self.tolerances = QUANTIZED_TOLERANCES[precision.value]
-
-
-def _judge_of(precision: Precision) -> _Float32 | _Half:
-    if precision.quantized:
-        return _Quantized(precision)
-    return _Half() if precision is Precision.FLOAT16 else _Float32()
+def _judge_of(precision: Precision) -> Judge:
+    if precision is Precision.FLOAT32:
+        return _Float32()
+    return _Half(QUANTIZED_TOLERANCES[precision.value] if precision.quantized else HALF_TOLERANCES)
 
 
-def _tokenizer_checks(
-    engine: Engine, reference: Reference, judge: _Float32 | _Half
-) -> dict[str, Check]:
+def _tokenizer_checks(engine: Engine, reference: Reference, judge: Judge) -> dict[str, Check]:
     size = tuple(map(int, reference.images.shape[2:]))
     sizes = engine.backend.image_sizes or (size,)
-    checks = _finite_checks(engine, [other for other in sizes if other != size])
+    checks = {
+        f"tokenizer at {' x '.join(map(str, other))}": _finite(engine, other)
+        for other in sizes
+        if other != size
+    }
     if size not in sizes:
         return checks
     latents = engine.latents(reference.images)
@@ -223,24 +212,16 @@ def _tokenizer_checks(
     }
 
 
-def _finite_checks(engine: Engine, sizes: list[tuple[int, ...]]) -> dict[str, Check]:
-    """All that can be said of image sizes that the reference does not have."""
-    checks = {}
-    for size in sizes:
-        image = np.zeros((1, 3, *size), np.float32)
-        latents, decoded = engine.latents(image), engine.decode(engine.encode(image))
-        bad = sum(int((~np.isfinite(array)).sum()) for array in (latents, decoded))
-        name = f"tokenizer at {' x '.join(map(str, size))}"
-        checks[name] = measured({NOT_FINITE: bad}, HALF_TOLERANCES)
-    return checks
+def _finite(engine: Engine, size: tuple[int, ...]) -> Check:
+    """All that can be said of an image size that the reference does not have."""
+    image = np.zeros((1, 3, *size), np.float32)
+    latents, decoded = engine.latents(image), engine.decode(engine.encode(image))
+    bad = sum(int((~np.isfinite(array)).sum()) for array in (latents, decoded))
+    return measured({NOT_FINITE: bad}, HALF_TOLERANCES)
 
 
 def _transformer_checks(
-    engine: Engine,
-    reference: Reference,
-    trajectory: Trajectory,
-    judge: _Float32 | _Half,
-    advance: Advance,
+    engine: Engine, reference: Reference, trajectory: Trajectory, judge: Judge, advance: Advance
 ) -> tuple[dict[str, Check], Array]:
     """The checks, and the engine's likeliest ids (B, N, K) at the reference's tokens."""
     spec, classes = engine.transformer, trajectory.class_ids

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ class Gpu:
 
     Attributes:
         stream: The stream's handle, as an integer.
+        synchronize: Waits until all work given to the stream is done.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class Gpu:
         self.call("cudaSetDevice", 0)
         self._stream = self.call("cudaStreamCreateWithFlags", _NON_BLOCKING)
         self.stream = int(self._stream)
+        self.synchronize = self.bound("cudaStreamSynchronize", self._stream)
         self._recorded: list[Any] = []
 
     def call(self, function: str, *arguments: Any) -> Any:
@@ -57,11 +60,17 @@ class Gpu:
             f"CUDA failed in {function} ({status_text(self._runtime, status)}); {cure}"
         )
 
-    def synchronize(self) -> None:
-        """Wait until all work given to the stream is done."""
-        (status,) = self._runtime.cudaStreamSynchronize(self._stream)
-        if int(status):
-            raise self.failure("cudaStreamSynchronize", status)
+    def bound(self, function: str, *arguments: Any) -> Callable[[], None]:
+        """A call of a function of the CUDA runtime that returns nothing but its status, prepared
+        once; it raises as `call` does."""
+        prepared = getattr(self._runtime, function)
+
+        def run() -> None:
+            (status,) = prepared(*arguments)
+            if int(status):
+                raise self.failure(function, status)
+
+        return run
 
     def clear(self, address: int, size: int) -> None:
         """Queue zeros: on this stream, which does not wait for the one of a plain cudaMemset."""
@@ -101,14 +110,7 @@ class Gpu:
                 self.release("cudaGraphDestroy", graph)
         self._recorded.append(recorded)
         self.call("cudaGraphUpload", recorded, self._stream)
-        launch, stream = runtime.cudaGraphLaunch, self._stream
-
-        def launch_recorded() -> None:
-            (status,) = launch(recorded, stream)
-            if int(status):
-                raise self.failure("cudaGraphLaunch", status)
-
-        return launch_recorded
+        return self.bound("cudaGraphLaunch", recorded, self._stream)
 
     def strided_copies(
         self, source: int, cache: int, *, row: int, rows: int, capacity: int, pitch: int, depth: int
@@ -124,9 +126,7 @@ class Gpu:
             pitch: Bytes from one block of the cache to the next; a multiple of row * capacity.
             depth: Blocks.
         """
-        runtime = self._runtime
-        launch, stream = runtime.cudaMemcpy3DAsync, self._stream
-        width = row * capacity
+        runtime, width = self._runtime, row * capacity
 
         def at(position: int) -> Callable[[], None]:
             parameters = runtime.cudaMemcpy3DParms()
@@ -135,13 +135,7 @@ class Gpu:
             parameters.dstPos = runtime.make_cudaPos(position * row, 0, 0)
             parameters.extent = runtime.make_cudaExtent(row, rows, depth)
             parameters.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-
-            def commit() -> None:
-                (status,) = launch(parameters, stream)
-                if int(status):
-                    raise self.failure("cudaMemcpy3DAsync", status)
-
-            return commit
+            return self.bound("cudaMemcpy3DAsync", parameters, self._stream)
 
         return [at(position) for position in range(capacity)]
 
@@ -175,26 +169,16 @@ class Memory:
         shared: Mapping[str, tuple[tuple[int, ...], str]],
         private: Mapping[str, int],
     ) -> None:
-        """Allocate.
-
-        Args:
-            gpu: Where.
-            shared: Name -> (shape, dtype) of what the host sees.
-            private: Name -> bytes of what it does not.
-        """
+        """Allocate: name -> (shape, dtype) of what the host sees, name -> bytes of the rest."""
         self._gpu = gpu
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        sizes = {
-            name: int(np.prod(shape)) * np.dtype(dtype).itemsize
-            for name, (shape, dtype) in shared.items()
-        }
-        self._sizes = sizes
+        self._sizes = {name: size_bytes(*tensor) for name, tensor in shared.items()}
         self._offsets: dict[str, int] = {}
         total = 0
-        for name, size in {**sizes, **private}.items():
+        for name, size in {**self._sizes, **private}.items():
             self._offsets[name] = total
-            total += max(aligned(size), ALIGNMENT_BYTES)
-        host_bytes = sum(aligned(size) for size in sizes.values())
+            total += max(_aligned(size), ALIGNMENT_BYTES)
+        host_bytes = sum(map(_aligned, self._sizes.values()))
         self._host = gpu.call("cudaHostAlloc", host_bytes, 0)
         self._device: Any = None
         try:
@@ -203,10 +187,12 @@ class Memory:
         except BackendError:
             self.free()
             raise
-        ctypes.memset(self._host, 0, host_bytes)
         self.addresses = {name: self._device + at for name, at in self._offsets.items()}
+        host = np.ctypeslib.as_array((ctypes.c_uint8 * host_bytes).from_address(self._host))
+        host[:] = 0
         for name, (shape, dtype) in shared.items():
-            self.arrays[name] = _array(self._host + self._offsets[name], shape, dtype)
+            at = self._offsets[name]
+            self.arrays[name] = host[at : at + self._sizes[name]].view(dtype).reshape(shape)
 
     def upload(self, first: str, last: str) -> None:
         """Queue one copy to the GPU of the shared places from `first` to `last`."""
@@ -230,14 +216,10 @@ class Memory:
         self._gpu.release("cudaFreeHost", self._host)
 
 
-def aligned(size: int) -> int:
-    """The next multiple of the alignment."""
+def size_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Of an array."""
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _array(address: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """A numpy array over host memory that this module owns."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = (ctypes.c_uint8 * size).from_address(address)
-    array: npt.NDArray[Any] = np.frombuffer(memoryview(raw), np.dtype(dtype)).reshape(shape)
-    return array

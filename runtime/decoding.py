@@ -39,15 +39,14 @@ class KnownTokens:
     """A token source that forces given tokens and keeps the logits it is shown.
 
     Attributes:
-        logits: K arrays (R, N, V_k) float32, filled as the loop runs.
+        logits: K arrays (B, N, V_k) float32, filled as the loop runs.
     """
 
-    def __init__(self, tokens: npt.NDArray[np.int64], rows: int, spec: TransformerSpec) -> None:
-        """Force tokens (B, h, w, K) on `rows` rows."""
-        self._tokens = tokens.reshape(len(tokens), spec.positions, spec.sub_tokens)
-        self.logits = [
-            np.empty((rows, spec.positions, size), np.float32) for size in spec.vocabularies
-        ]
+    def __init__(self, tokens: npt.NDArray[np.int64], spec: TransformerSpec) -> None:
+        """Force tokens (B, h, w, K) on as many rows."""
+        shape = (len(tokens), spec.positions)
+        self._tokens = tokens.reshape(*shape, spec.sub_tokens)
+        self.logits = [np.empty((*shape, size), np.float32) for size in spec.vocabularies]
 
     def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Keep the logits, return the known ids."""

@@ -44,17 +44,14 @@ def probe() -> tuple[tuple[Device, ...], str]:
         status, properties = runtime.cudaGetDeviceProperties(index)
         if int(status):
             return (), f"CUDA cannot describe GPU {index} ({status_text(runtime, status)})"
-        name = properties.name
-        name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        devices.append(Device(name, f"{properties.major}.{properties.minor}"))
+        capability = f"{properties.major}.{properties.minor}"
+        devices.append(Device(_text(properties.name), capability))
     return tuple(devices), "ok"
 
 
 def find_device(what: str) -> Device:
-    """The first GPU that CUDA shows; CUDA_VISIBLE_DEVICES chooses another.
-
-    Args:
-        what: What needs it, as the start of a sentence.
+    """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses another); `what` needs it, as the
+    start of a sentence.
 
     Raises:
         BackendError: No cuda-bindings, no driver, a driver that is too old, or no GPU.
@@ -91,6 +88,8 @@ def _dotted(version: int) -> str:
 
 def status_text(runtime: Any, status: Any) -> str:
     """A CUDA status in CUDA's words."""
-    _, text = runtime.cudaGetErrorString(status)
-    text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-    return f"{status.name}: {text}"
+    return f"{status.name}: {_text(runtime.cudaGetErrorString(status)[1])}"
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -6,7 +6,7 @@ wrap the PyTorch model in the same class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,7 @@ class Engine:
         info: Manifest | None = None,
     ) -> None:
         """Wrap an opened backend."""
-        self.spec, self.info, self.backend = spec, info, backend
-        self.defaults = defaults
+        self.spec, self.backend, self.defaults, self.info = spec, backend, defaults, info
 
     def __enter__(self) -> Engine:
         """The engine itself."""
@@ -63,7 +62,8 @@ class Engine:
             InputError: Wrong shape, size or range.
         """
         checked = self._check_images(images)
-        return self._join(self._latents, self._at_once(checked.shape[2:], batch), checked)
+        at_once = self._at_once(checked.shape[2:], batch)
+        return np.concatenate([self._latents(part) for part in _parts(checked, at_once)])
 
     def quantize(
         self, latents: npt.NDArray[np.float32], *, batch: int | None = None
@@ -75,51 +75,30 @@ class Engine:
         return np.concatenate(codes), np.concatenate(tokens)
 
     def encode(
-        self,
-        images: npt.ArrayLike,
-        *,
-        batch: int | None = None,
-        begin: Begin = silent,
+        self, images: npt.ArrayLike, *, batch: int | None = None, begin: Begin = silent
     ) -> npt.NDArray[np.int64]:
-        """Tokens of images.
+        """Tokens (B, h, w, K) int64 of images (B, 3, H, W) float32 in [-1, 1]; any B.
 
-        Args:
-            images: (B, 3, H, W) float32 in [-1, 1]; any B.
-            batch: Images computed at once, at most; by default as many as is good here.
-            begin: Called when all is checked, with the number of images.
-
-        Returns:
-            (B, h, w, K) int64.
+        At most `batch` images are computed at once, by default as many as is good here; `begin` is
+        called when all is checked, with the number of images.
 
         Raises:
             InputError: Wrong shape, size or range.
         """
         checked = self._check_images(images)
         advance = begin("encoding", len(checked))
-
-        def encode(part: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-            _, tokens = self._quantize(self._latents(part))
+        encoded = []
+        for part in _parts(checked, self._at_once(checked.shape[2:], batch)):
+            encoded.append(self._quantize(self._latents(part))[1])
             advance(len(part))
-            return tokens
-
-        return self._join(encode, self._at_once(checked.shape[2:], batch), checked)
+        return np.concatenate(encoded)
 
     def decode(
-        self,
-        tokens: npt.ArrayLike,
-        *,
-        batch: int | None = None,
-        begin: Begin = silent,
+        self, tokens: npt.ArrayLike, *, batch: int | None = None, begin: Begin = silent
     ) -> npt.NDArray[np.float32]:
-        """Images of tokens.
+        """Images (B, 3, H, W) float32, about [-1, 1], of tokens (B, h, w, K), integers; any B.
 
-        Args:
-            tokens: (B, h, w, K) integers; any B.
-            batch: Images computed at once, at most; by default as many as is good here.
-            begin: Called when all is checked, with the number of images.
-
-        Returns:
-            (B, 3, H, W) float32, about [-1, 1].
+        `batch` and `begin` as for `encode`.
 
         Raises:
             InputError: Not integers of that shape, or an id outside its sub-vocabulary.
@@ -129,21 +108,16 @@ class Engine:
         grid = checked.shape[1:-1]
         spec.tokenizer.check_grid(grid)
         advance = begin("decoding", len(checked))
-
-        def decode(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        decoded = []
+        for part in _parts(checked, self._at_once(spec.size_of_grid(grid), batch)):
             codes = spec.tokenizer.codes_from_tokens(part, spec.vocabularies)
-            image: npt.NDArray[np.float32]
-            image = self.backend.run(contract.DECODER, {contract.CODES: codes})[contract.IMAGE]
+            found = self.backend.run(contract.DECODER, {contract.CODES: codes})
+            decoded.append(found[contract.IMAGE])
             advance(len(part))
-            return image
-
-        return self._join(decode, self._at_once(spec.size_of_grid(grid), batch), checked)
+        return np.concatenate(decoded)
 
     def score(
-        self,
-        class_ids: npt.ArrayLike,
-        tokens: npt.ArrayLike,
-        advance: Advance = lambda count: None,
+        self, class_ids: npt.ArrayLike, tokens: npt.ArrayLike, advance: Advance = lambda count: None
     ) -> list[npt.NDArray[np.float32]]:
         """Teacher-forced conditional logits, through the same cached steps as `sample`.
 
@@ -164,7 +138,7 @@ class Engine:
         parts = []
         rows = self.backend.largest_rows or 2 * IMAGES_AT_ONCE
         for part, forced in zip(_parts(classes, rows), _parts(checked, rows), strict=True):
-            known = KnownTokens(forced, len(part), spec)
+            known = KnownTokens(forced, spec)
             steps = self.backend.open_steps(len(part))
             for _ in generate_positions(steps, spec, part, len(part), known):
                 advance(1)
@@ -197,9 +171,7 @@ class Engine:
         spec = self.transformer
         classes, resolved = self.check_draw(class_ids, sampling)
         numbers = check_image_numbers(image_numbers, len(classes))
-        rows = classes
-        if resolved.guided:
-            rows = np.concatenate([classes, np.full_like(classes, spec.classes)])
+        rows = self.row_classes(classes, resolved)
         steps = self.backend.open_steps(len(rows))
         sampler = Sampler(resolved, numbers, spec.positions)
         return generate_positions(steps, spec, rows, len(classes), sampler)
@@ -217,12 +189,12 @@ class Engine:
         classes, _ = self.check_draw(class_ids, sampling)
         numbers = check_image_numbers(image_numbers, len(classes))
         at_once = self.draw_at_once(sampling, batch)
-        drawn_parts = []
+        parts = []
         for part, own in zip(_parts(classes, at_once), _parts(numbers, at_once), strict=True):
             for drawn in self.generate(part, sampling, image_numbers=own):
                 tokens = drawn.tokens
-            drawn_parts.append(tokens)
-        return np.concatenate(drawn_parts)
+            parts.append(tokens)
+        return np.concatenate(parts)
 
     def check_draw(
         self, class_ids: npt.ArrayLike, sampling: Sampling | None
@@ -235,6 +207,14 @@ class Engine:
         spec = self.transformer
         classes = self._check_classes(class_ids, spec.classes - 1)
         return classes, (sampling or Sampling()).resolve(spec.sub_tokens, self.defaults)
+
+    def row_classes(
+        self, classes: npt.NDArray[np.int64], sampling: ResolvedSampling
+    ) -> npt.NDArray[np.int64]:
+        """(R) class of every row: of B images, and with guidance the unconditional one for each."""
+        if not sampling.guided:
+            return classes
+        return np.concatenate([classes, np.full_like(classes, self.transformer.classes)])
 
     def draw_at_once(self, sampling: Sampling | None, batch: int | None = None) -> int:
         """Images that are drawn at once: `batch`, or as many as is good here."""
@@ -308,21 +288,13 @@ class Engine:
         return min(good, _checked_batch(batch) or good)
 
     def _latents(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        latent: npt.NDArray[np.float32]
-        latent = self.backend.run(contract.ENCODER, {contract.IMAGE: images})[contract.LATENT]
-        return latent
+        return self.backend.run(contract.ENCODER, {contract.IMAGE: images})[contract.LATENT]
 
     def _quantize(
         self, latents: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         found = self.backend.run(self.spec.tokenizer.quantizer, {contract.LATENT: latents})
         return found[contract.CODES], found[contract.TOKENS]
-
-    def _join(
-        self, function: Callable[[Any], npt.NDArray[Any]], at_once: int, array: npt.NDArray[Any]
-    ) -> npt.NDArray[Any]:
-        parts = [function(part) for part in _parts(array, at_once)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _parts(array: npt.NDArray[Any], at_once: int) -> Iterator[npt.NDArray[Any]]:

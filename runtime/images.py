@@ -17,7 +17,7 @@ from m2kit.atomic import new_file
 from m2kit.errors import InputError
 from m2kit.folders import check_output
 
-_GAP_PIXELS = 2
+_GAP = 2  # pixels
 
 
 def read_image(path: Path) -> npt.NDArray[np.float32]:
@@ -72,9 +72,8 @@ def padded(images: npt.NDArray[np.float32], strides: tuple[int, ...]) -> npt.NDA
 def cropped(images: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """The inverse of `padded`: (B, 3, *padded size) cut back to (B, 3, *size)."""
     starts = [(a - b) // 2 for a, b in zip(images.shape[2:], size, strict=True)]
-    for axis, (start, count) in enumerate(zip(starts, size, strict=True), start=2):
-        images = images.take(range(start, start + count), axis=axis)
-    return images
+    inner = (slice(start, start + n) for start, n in zip(starts, size, strict=True))
+    return images[tuple([slice(None), slice(None), *inner])]
 
 
 def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -86,25 +85,18 @@ def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 def write_grid(
     path: Path, images: npt.NDArray[np.float32], *, columns: int, scale: int = 1
 ) -> None:
-    """Write images as one grid PNG, row by row.
-
-    Args:
-        path: Where to; written whole or not at all.
-        images: (B, 3, H, W) float32 in [-1, 1].
-        columns: Images per row.
-        scale: Whole factor by which each pixel is enlarged.
-    """
+    """Write images (B, 3, H, W) float32 in [-1, 1] as one grid PNG, row by row: so many columns,
+    each pixel enlarged by a whole scale. The file is written whole or not at all."""
     check_output(path, ".png")
     pixels = uint8_from_images(images).repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = pixels.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    gap = _GAP_PIXELS
     grid = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8
+        (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8
     )
     for index in range(count):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        top, left = (index // columns) * (height + _GAP), (index % columns) * (width + _GAP)
         grid[top : top + height, left : left + width] = pixels[index]
     with new_file(path) as temporary:
         Image.fromarray(grid).save(temporary)

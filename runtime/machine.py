@@ -65,13 +65,13 @@ def read_machine() -> Machine:
             distributions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    devices, cuda = probe()
+    (devices, cuda), l4t = probe(), read_l4t()
     return Machine(
         distributions=distributions,
         gpus=tuple(map(str, devices)),
         cuda=cuda,
         driver=driver_version(_text(_DRIVER_FILE)),
-        l4t=(l4t := read_l4t()),
+        l4t=l4t,
         power_mode=_power_mode() if l4t else None,
     )
 

@@ -53,17 +53,16 @@ def open_engine(
     engine = Engine(manifest.spec, backend, defaults=manifest.sampling, info=manifest)
     if backend.device not in manifest.parity.devices:
         try:
-            engine.info = _first_run(engine, folder, begin)
+            engine.info = _first_run(engine, manifest, folder, begin)
         except BaseException:
             backend.close()
             raise
     return engine
 
 
-def _first_run(engine: Engine, folder: Path, begin: Begin) -> Manifest:
+def _first_run(engine: Engine, manifest: Manifest, folder: Path, begin: Begin) -> Manifest:
     """Compare with the reference, and remember the result where the folder is writable."""
-    manifest, device = engine.info, engine.backend.device
-    assert manifest is not None
+    device = engine.backend.device
     begin(f"first run on {device}")
     report = prove(folder, manifest, begin, opened=engine.backend)
     report.require(f"{folder} on {device}", accept_quality=manifest.built.options.accept_quality)

@@ -24,7 +24,6 @@ from m2kit.tokens import check_tokens
 Array = npt.NDArray[Any]
 _MOST_IMAGES = 64
 _NAMES = ("images", "latents", "codes", "code_tokens", "tokens", "decoded")  # arrays of every one
-_OF_TRAJECTORY = ("class_ids", "guidance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,8 @@ class Reference:
         """Write the reference into a bundle."""
         arrays = {name: getattr(self, name) for name in _NAMES}
         if self.trajectory is not None:
-            arrays |= {name: getattr(self.trajectory, name) for name in _OF_TRAJECTORY}
+            arrays["class_ids"] = self.trajectory.class_ids
+            arrays["guidance"] = self.trajectory.guidance
             arrays |= {f"logits_{k}": part for k, part in enumerate(self.trajectory.logits)}
         np.savez(folder / REFERENCE_FILE, **arrays)
 
@@ -81,11 +81,9 @@ def read_reference(folder: Path, spec: ModelSpec) -> Reference:
     """
     path = folder / REFERENCE_FILE
     try:
-        arrays = read_npz(path)
+        return _reference(read_npz(path), spec)
     except (DamagedArchive, OSError) as error:
         raise FolderError(f"{path} is not a readable reference; export the model again") from error
-    try:
-        return _reference(arrays, spec)
     except (_Wrong, InputError) as error:
         raise FolderError(f"{path}: {error}; export the model again") from error
 
@@ -98,7 +96,7 @@ def _reference(arrays: dict[str, Array], spec: ModelSpec) -> Reference:
     transformer, tokenizer, count = spec.transformer, spec.tokenizer, spec.sub_tokens
     names = list(_NAMES)
     if transformer:
-        names += [*_OF_TRAJECTORY, *(f"logits_{k}" for k in range(count))]
+        names += ["class_ids", "guidance", *(f"logits_{k}" for k in range(count))]
     if set(arrays) != set(names):
         raise _Wrong(f"expected the arrays {', '.join(names)}, found {', '.join(sorted(arrays))}")
     images = arrays["images"]

@@ -18,16 +18,11 @@ from m2kit.sampling import ResolvedSampling, is_integer
 def uniforms(
     seed: int, image_numbers: npt.NDArray[np.uint64], draws: int
 ) -> npt.NDArray[np.float64]:
-    """The uniforms of each image: position-major, sub-token-minor.
+    """The N * K uniforms of each image, position-major, sub-token-minor: (B, draws) float64 in
+    [0, 1), multiples of 2^-53.
 
-    Args:
-        seed: 0 <= seed < 2^64.
-        image_numbers: (B) uint64.
-        draws: N * K.
-
-    Returns:
-        (B, draws) float64 in [0, 1), multiples of 2^-53: Philox4x64-10 under the key
-        (seed, image number), whose raw stream numpy keeps stable across versions.
+    They are Philox4x64-10 under the key (seed, image number), each in 0..2^64-1, whose raw stream
+    numpy keeps stable across versions.
     """
     out = np.empty((len(image_numbers), draws))
     for row, number in enumerate(image_numbers):
@@ -56,22 +51,18 @@ def probabilities(
 
 
 def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: npt.NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
-    return result
+    weights: npt.NDArray[np.float64] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
 
 
 def draw(
     probability: npt.NDArray[np.float64], uniform: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """The first id whose cumulative probability exceeds u times the total.
+    """(B, V) probabilities, ids ascending, and (B) uniforms in [0, 1) -> (B) int64: the first id
+    whose cumulative probability exceeds u times the total, which need not be 1.
 
-    Args:
-        probability: (B, V), ids ascending; need not be normalised.
-        uniform: (B) in [0, 1).
-
-    Returns:
-        (B) int64. u * total < total in float64 for every u <= 1 - 2^-53, so an id always exists.
+    u * total < total in float64 for every u <= 1 - 2^-53, so an id always exists.
     """
     cumulative = np.cumsum(probability, axis=-1)
     threshold = uniform[:, None] * cumulative[:, -1:]
@@ -87,20 +78,14 @@ def guide(logits: npt.NDArray[np.float32], images: int, scale: float) -> npt.NDA
     if scale == 1 or len(logits) == images:
         return conditional
     unconditional = logits[images:]
-    mixed: npt.NDArray[np.float32] = unconditional + np.float32(scale) * (
-        conditional - unconditional
-    )
-    return mixed
+    return unconditional + np.float32(scale) * (conditional - unconditional)
 
 
 class Sampler:
     """Draws the ids of a batch of images, sub-token by sub-token."""
 
     def __init__(
-        self,
-        sampling: ResolvedSampling,
-        image_numbers: npt.NDArray[np.uint64],
-        positions: int,
+        self, sampling: ResolvedSampling, image_numbers: npt.NDArray[np.uint64], positions: int
     ) -> None:
         """Prepare the uniforms of every draw (none for greedy decoding)."""
         self.sampling = sampling

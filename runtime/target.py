@@ -15,37 +15,29 @@ from m2kit.manifest_file import kind_of_folder, read_manifest
 from m2kit.records import JsonObject
 from m2kit.runtime.device import Device
 
-_ORIGIN = ("source", "spec", "sampling")
 _SHOWN = 12  # characters of a hash
 
 
 def check_machine(folder: Path, manifest: Manifest, version: str, device: Device) -> None:
-    """Refuse an engine of another machine.
-
-    Args:
-        folder: The engine.
-        manifest: Its manifest, of a TensorRT engine.
-        version: TensorRT's version here.
-        device: The GPU here.
+    """Refuse a TensorRT engine of another machine than this one, with TensorRT's version and GPU.
 
     Raises:
         FolderError: Names each field that differs.
     """
     build = manifest.built
     target, here = build.target, Target.here()
-    fields = {
-        "operating system": (target.os, here.os),
-        "architecture": (target.architecture, here.architecture),
-    }
-    differing = [
-        f"{name}: built for {built}, here {found}"
-        for name, (built, found) in fields.items()
-        if built != found
-    ]
+    gpu = "compute capability " + ", ".join(target.compute_capabilities)
+    if target.gpu:
+        gpu = str(Device(target.gpu, target.compute_capabilities[0]))
+    differing = []
+    if target.os != here.os:
+        differing.append(f"operating system: built for {target.os}, here {here.os}")
+    if target.architecture != here.architecture:
+        differing.append(f"architecture: built for {target.architecture}, here {here.architecture}")
     if not _version_fits(build, version):
         differing.append(f"TensorRT: built with {build.backend_version}, here {version}")
     if not _device_fits(build, device):
-        differing.append(f"GPU: built for {_built_for(target)}, here {device}")
+        differing.append(f"GPU: built for {gpu}, here {device}")
     if differing:
         raise FolderError(
             f"{folder} was built for another machine ({'; '.join(differing)}); build it here with "
@@ -53,20 +45,13 @@ def check_machine(folder: Path, manifest: Manifest, version: str, device: Device
         )
 
 
-def _built_for(target: Target) -> str:
-    if target.gpu:
-        return str(Device(target.gpu, target.compute_capabilities[0]))
-    return "compute capability " + ", ".join(target.compute_capabilities)
-
-
 def _version_fits(build: Build, version: str) -> bool:
     """The very version; of a version-compatible engine also a newer one, up to the next major."""
     built = build.backend_version
     if built == version or not build.options.version_compatible:
         return built == version
-    numbers = [re.findall(r"\d+", text)[:3] for text in (built, version)]
-    old, new = (tuple(map(int, found)) for found in numbers)
-    return bool(old) and bool(new) and old <= new and new[0] <= old[0] + 1
+    old, new = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (built, version))
+    return bool(old and new) and old <= new and new[0] <= old[0] + 1
 
 
 def _device_fits(build: Build, device: Device) -> bool:
@@ -81,40 +66,34 @@ def _device_fits(build: Build, device: Device) -> bool:
 def check_bundle(folder: Path, manifest: Manifest) -> None:
     """Refuse an engine when the bundle it was built from, still beside it, now holds another model.
 
-    Args:
-        folder: The engine.
-        manifest: Its manifest.
-
     Raises:
         FolderError: Names what differs.
     """
-    name = manifest.built.bundle
-    bundle = folder.resolve().parent / name
+    bundle = folder.resolve().parent / manifest.built.bundle
     if kind_of_folder(bundle) != BUNDLE:
         return
     try:
         now = read_manifest(bundle, BUNDLE)
     except FolderError:  # damaged, or of another m2kit: not a sign of another model
         return
+    built, found = _origin(manifest), _origin(now)
     differing = [
-        f"{field}: engine {_short(built)}, bundle {_short(found)}"
-        for field, built, found in _origins(manifest, now)
-        if built != found
+        f"{field}: engine {_short(built.get(field))}, bundle {_short(found.get(field))}"
+        for field in sorted({*built, *found})
+        if built.get(field) != found.get(field)
     ]
     if differing:
         raise FolderError(
-            f"{folder} was built from another {name} than the one beside it "
+            f"{folder} was built from another {bundle.name} than the one beside it "
             f"({'; '.join(differing)}); build it again with "
             f"`{manifest.rebuild_command(folder)}`, or move that bundle away"
         )
 
 
-def _origins(engine: Manifest, bundle: Manifest) -> list[tuple[str, Any, Any]]:
-    """Field, the engine's value, the bundle's: of source, spec and sampling defaults."""
-    first, second = (
-        _flat({n: manifest.to_json().get(n) for n in _ORIGIN}) for manifest in (engine, bundle)
-    )
-    return [(name, first.get(name), second.get(name)) for name in sorted({*first, *second})]
+def _origin(manifest: Manifest) -> JsonObject:
+    """Source, spec and sampling defaults: path of a field -> value."""
+    value = manifest.to_json()
+    return _flat({name: value.get(name) for name in ("source", "spec", "sampling")})
 
 
 def _flat(value: Any, prefix: str = "") -> JsonObject:

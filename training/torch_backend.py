@@ -13,12 +13,12 @@ import torch
 from m2kit import contract
 from m2kit.config import TransformerSpec
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import HostBackend, step_buffers
+from m2kit.runtime.backend import Backend, Steps, step_buffers
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import KeyValueCache, Transformer
 
 
-class TorchBackend(HostBackend):
+class TorchBackend(Backend):
     """PyTorch on the CPU, float32."""
 
     name = "torch"
@@ -54,7 +54,7 @@ class TorchBackend(HostBackend):
         """Nothing to release."""
 
 
-class TorchSteps:
+class TorchSteps(Steps):
     """Inter and intra step; the hidden buffer of one is an input of the other."""
 
     def __init__(self, transformer: Transformer, rows: int) -> None:

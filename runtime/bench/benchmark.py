@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.progress import Advance, Begin, silent
+from m2kit.progress import Begin, silent
 from m2kit.runtime.bench.figures import Benchmark, Comparison, Limit, Stage
 from m2kit.runtime.bench.memory import PositionWeights
-from m2kit.runtime.bench.timing import Laps, PositionLaps, bandwidth_gb_s, time_positions
+from m2kit.runtime.bench.timing import Laps, bandwidth_gb_s, time_positions
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling
 
@@ -43,29 +43,16 @@ class Baseline:
 
 @dataclass(slots=True)
 class _Measured:
-    laps: list[PositionLaps] = field(default_factory=list)
+    """Of each round: laps (n, 3) of positions, seconds of all positions, laps of decoding."""
+
+    laps: list[Laps] = field(default_factory=list)
+    drawn: list[float] = field(default_factory=list)
     decode: list[Laps] = field(default_factory=list)
 
-    def measure(
-        self,
-        engine: Engine,
-        sampling: Sampling,
-        images: int,
-        positions: int | None,
-        advance: Advance,
-    ) -> None:
-        """Draw once and decode what was drawn a few times."""
-        laps, tokens = time_positions(engine, sampling, images, positions, advance)
-        self.laps.append(laps)
-        self.decode.append(_seconds(engine.decode, tokens))
-
-    def image_laps(self, positions: int) -> Laps:
+    @property
+    def image_laps(self) -> Laps:
         """Seconds of each batch of images: all its positions, and their decoding."""
-        drawn = [
-            lap.whole.sum() if len(lap.whole) == positions else np.median(lap.whole) * positions
-            for lap in self.laps
-        ]
-        return np.array(drawn) + np.median(np.concatenate(self.decode))
+        return np.array(self.drawn) + np.median(np.concatenate(self.decode))
 
 
 def benchmark(
@@ -89,30 +76,22 @@ def benchmark(
         baselines: Name -> what to compare with.
         begin: Called with the name of each stage.
     """
-    spec, threads = engine.transformer, engine.backend.threads
-    attempts = 0
-    while attempts < _ATTEMPTS:
+    blank = np.zeros((images, 3, *engine.spec.size_of_grid(engine.transformer.grid)), np.float32)
+    steady, attempts = False, 0
+    while not steady and attempts < _ATTEMPTS:
         attempts += 1
-        before = _bandwidth("measuring memory bandwidth", threads, begin)
-        own, others = _rounds(engine, sampling, images, rounds, dict(baselines or {}), begin)
+        before = _bandwidth("measuring memory bandwidth", engine, begin)
+        own, others = _rounds(engine, sampling, images, rounds, baselines or {}, begin)
         begin("encoding")
-        size = engine.spec.size_of_grid(spec.grid)
-        encode = _seconds(engine.encode, np.zeros((images, 3, *size), np.float32))
-        after = _bandwidth("measuring memory bandwidth again", threads, begin)
-        steady = before is None or after is None
-        if before is not None and after is not None:
-            steady = abs(before - after) <= _STEADY * max(before, after)
-        if steady:
-            break
-    bandwidth = max(before, after) if before is not None and after is not None else None
-    found = _Figures.of(own, spec.positions)
-    image_ms = round(found.image / images * 1e3, 1)
-    need = _position_weights(engine) if bandwidth else None
-    limit = None
-    if need is not None and bandwidth is not None:
-        least = need.total / bandwidth / 1e9
-        reached = round(least / float(np.median(found.whole)), 4)
-        limit = Limit(need.total, round(least * 1e3, 3), reached)
+        encode = _seconds(engine.encode, blank)
+        after = _bandwidth("measuring memory bandwidth again", engine, begin)
+        reads = [read for read in (before, after) if read is not None]  # both, or none
+        bandwidth = max(reads, default=None)
+        steady = not reads or max(reads) - min(reads) <= _STEADY * max(reads)
+    stages, limit = _stages(engine, own, encode, bandwidth)
+    inter, intra, whole = np.concatenate(own.laps).sum(axis=0)
+    image_seconds = float(np.median(own.image_laps)) / images
+    image_ms = round(image_seconds * 1e3, 1)
     return Benchmark(
         batch=images,
         bandwidth_gb_s=bandwidth,
@@ -120,16 +99,13 @@ def benchmark(
         bandwidth_after_gb_s=after,
         steady=steady,
         attempts=attempts,
-        stages=_stages(found, own, encode, need, split=bandwidth is not None),
+        stages=stages,
         image_ms=image_ms,
-        images_per_second=round(images / found.image, 4),
-        ar_images_per_second=round(images / found.drawn, 4),
-        overhead_share=round(float(found.rest.sum() / found.whole.sum()), 4),
+        images_per_second=round(1 / image_seconds, 4),
+        ar_images_per_second=round(images / float(np.median(own.drawn)), 4),
+        overhead_share=round(float((whole - inter - intra) / whole), 4),
         limit=limit,
-        baselines={
-            name: _comparison(measured, spec.positions, images, image_ms)
-            for name, measured in others.items()
-        },
+        baselines={name: _comparison(other, images, image_ms) for name, other in others.items()},
     )
 
 
@@ -141,88 +117,73 @@ def _rounds(
     baselines: Mapping[str, Baseline],
     begin: Begin,
 ) -> tuple[_Measured, dict[str, _Measured]]:
-    positions = engine.transformer.positions
+    """Draw and decode with the engine in every round, with each baseline in the first."""
+    whole = engine.transformer.positions
+
+    def measure(measured: _Measured, what: Baseline, stage: str) -> None:
+        advance = begin(stage, what.positions or whole)
+        laps, tokens = time_positions(what.engine, sampling, images, what.positions, advance)
+        seconds = laps[:, 2]
+        measured.laps.append(laps)
+        measured.drawn.append(
+            float(seconds.sum() if len(laps) == whole else np.median(seconds) * whole)
+        )
+        measured.decode.append(_seconds(what.engine.decode, tokens))
+
     own, others = _Measured(), {name: _Measured() for name in baselines}
     for lap in range(rounds):
-        advance = begin(f"drawing, round {lap + 1} of {rounds}", positions)
-        own.measure(engine, sampling, images, None, advance)
+        measure(own, Baseline(engine), f"drawing, round {lap + 1} of {rounds}")
         for name, other in baselines.items() if lap == 0 else ():
-            advance = begin(f"drawing with {name}", other.positions or positions)
-            others[name].measure(other.engine, sampling, images, other.positions, advance)
+            measure(others[name], other, f"drawing with {name}")
     return own, others
 
 
-@dataclass(frozen=True, slots=True)
-class _Figures:
-    """Laps of every position, and seconds of a batch: whole, and without decoding."""
-
-    inter: Laps
-    intra: Laps
-    whole: Laps
-    rest: Laps
-    image_laps: Laps
-    image: float
-    drawn: float
-
-    @classmethod
-    def of(cls, measured: _Measured, positions: int) -> _Figures:
-        inter, intra, whole, rest = (
-            np.concatenate([getattr(lap, name) for lap in measured.laps])
-            for name in ("inter", "intra", "whole", "sampling")
-        )
-        image_laps = measured.image_laps(positions)
-        drawn = float(np.median([lap.whole.sum() for lap in measured.laps]))
-        return cls(inter, intra, whole, rest, image_laps, float(np.median(image_laps)), drawn)
-
-
 def _stages(
-    found: _Figures, own: _Measured, encode: Laps, need: PositionWeights | None, *, split: bool
-) -> dict[str, Stage]:
-    steps = {"inter": found.inter, "intra": found.intra}
-    if not split:
-        steps = {"steps": found.inter + found.intra}
-    stages = {name: Stage.of(laps) for name, laps in steps.items()}
-    if need is not None:
-        for name, count in (("inter", need.inter), ("intra", need.intra)):
-            speed = round(count / float(np.median(steps[name])) / 1e9, 2)
-            stages[name] = replace(stages[name], weight_bytes=count, gb_s=speed)
-    return {
+    engine: Engine, own: _Measured, encode: Laps, bandwidth: float | None
+) -> tuple[dict[str, Stage], Limit | None]:
+    inter, intra, whole = np.concatenate(own.laps).T
+    if bandwidth is None:
+        steps, limit = {"steps": Stage.of(inter + intra)}, None
+    else:
+        stored = engine.info.built.weight_bytes if engine.info else None
+        need = PositionWeights.of(stored, engine.transformer.sub_tokens) if stored else None
+        steps = {
+            "inter": Stage.of(inter, need.inter if need else None),
+            "intra": Stage.of(intra, need.intra if need else None),
+        }
+        limit = Limit.of(need.total, bandwidth, float(np.median(whole))) if need else None
+    stages = {
         "encode": Stage.of(encode),
-        **stages,
-        "sampling": Stage.of(found.rest),
-        "position": Stage.of(found.whole),
+        **steps,
+        "sampling": Stage.of(whole - inter - intra),  # the loop, guidance, filters and draws
+        "position": Stage.of(whole),
         "decode": Stage.of(np.concatenate(own.decode)),
-        "image": Stage.of(found.image_laps),
+        "image": Stage.of(own.image_laps),
     }
+    return stages, limit
 
 
-def _position_weights(engine: Engine) -> PositionWeights | None:
-    stored = engine.info.built.weight_bytes if engine.info else None
-    return PositionWeights.of(stored, engine.transformer.sub_tokens) if stored else None
-
-
-def _comparison(measured: _Measured, positions: int, images: int, own_ms: float) -> Comparison:
-    milliseconds = float(np.median(measured.image_laps(positions))) / images * 1e3
+def _comparison(measured: _Measured, images: int, own_ms: float) -> Comparison:
+    milliseconds = float(np.median(measured.image_laps)) / images * 1e3
     return Comparison(
         image_ms=round(milliseconds, 1),
-        position_ms=Stage.of(measured.laps[0].whole).median_ms,
+        position_ms=Stage.of(measured.laps[0][:, 2]).median_ms,
         image_speedup=round(milliseconds / own_ms, 2),
     )
 
 
-def _bandwidth(label: str, threads: int | None, begin: Begin) -> float | None:
-    if threads is None:
+def _bandwidth(stage: str, engine: Engine, begin: Begin) -> float | None:
+    if engine.backend.threads is None:
         return None
-    begin(label)
-    return round(bandwidth_gb_s(threads), 2)
+    begin(stage)
+    return round(bandwidth_gb_s(engine.backend.threads), 2)
 
 
 def _seconds(function: Callable[[Any], Any], argument: npt.NDArray[Any]) -> Laps:
     """Seconds of each of a few calls, after one to warm up."""
     function(argument)
-    laps = np.empty(_ROUNDS)
-    for lap in range(_ROUNDS):
-        began = time.perf_counter()
+    marks = [time.perf_counter()]
+    for _ in range(_ROUNDS):
         function(argument)
-        laps[lap] = time.perf_counter() - began
-    return laps
+        marks.append(time.perf_counter())
+    return np.diff(marks)

@@ -27,10 +27,11 @@ class Stage:
     weight_bytes: int | None = None
 
     @classmethod
-    def of(cls, laps: Laps) -> Stage:
+    def of(cls, laps: Laps, weight_bytes: int | None = None) -> Stage:
         """The stage of these laps."""
-        median, p95 = np.percentile(laps * 1e3, [50, 95])
-        return cls(round(float(median), 4), round(float(p95), 4), None)
+        median, p95 = map(float, np.percentile(laps * 1e3, [50, 95]))
+        gb_s = round(weight_bytes / median / 1e6, 2) if weight_bytes is not None else None
+        return cls(round(median, 4), round(p95, 4), gb_s, weight_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,12 @@ class Limit:
     weight_bytes: int
     milliseconds: float
     share_reached: float
+
+    @classmethod
+    def of(cls, weight_bytes: int, bandwidth_gb_s: float, position_seconds: float) -> Limit:
+        """For positions that took so long."""
+        least = weight_bytes / bandwidth_gb_s / 1e9
+        return cls(weight_bytes, round(least * 1e3, 3), round(least / position_seconds, 4))
 
 
 @dataclass(frozen=True, slots=True)

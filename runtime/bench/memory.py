@@ -60,16 +60,9 @@ def cache_bytes(engine: Engine, rows: int) -> int:
 
 
 def memory_use(engine: Engine, rows: int) -> tuple[MemoryUse, float]:
-    """What drawing with R rows takes, and the seconds that measuring the decoder took.
-
-    Args:
-        engine: Freshly opened; its decoder is opened by this.
-        rows: R, twice the images drawn at once where they are guided.
-    """
+    """What drawing with R rows takes, and the seconds that measuring the decoder took; of a freshly
+    opened engine, whose decoder is opened by this."""
     spec, channels = engine.transformer, engine.spec.tokenizer.code_channels
-    stored = engine.info.built.weight_bytes if engine.info else None
-    encoder = (contract.ENCODER, engine.spec.tokenizer.quantizer)
-    unused = sum(stored.graphs.get(graph, 0) for graph in encoder) if stored else 0
     if engine.backend.image_sizes is None:  # a small image opens the decoder and needs next to none
         small = np.ones((1, channels, 2, *[1] * (len(spec.grid) - 1)), "f")
         engine.backend.run(contract.DECODER, {contract.CODES: small})
@@ -79,9 +72,12 @@ def memory_use(engine: Engine, rows: int) -> tuple[MemoryUse, float]:
     engine.backend.run(contract.DECODER, {contract.CODES: codes})
     seconds = time.perf_counter() - began
     after = resident_bytes()
-    weights = stored.total - unused if stored else None
     decoder = after - before if after and before else None
+    weights = total = None
+    if engine.info and (stored := engine.info.built.weight_bytes):
+        unused = (contract.ENCODER, engine.spec.tokenizer.quantizer)
+        weights = stored.total - sum(stored.graphs.get(graph, 0) for graph in unused)
     caches = cache_bytes(engine, rows)
-    known = weights is not None and decoder is not None
-    total = (weights or 0) + (decoder or 0) + caches
-    return MemoryUse(caches, weights, decoder, total if known else None), seconds
+    if weights is not None and decoder is not None:
+        total = weights + caches + decoder
+    return MemoryUse(caches, weights, decoder, total), seconds

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from m2kit.progress import Advance
-from m2kit.runtime.backend import Backend, Step, Steps
+from m2kit.runtime.backend import Step, Steps, WatchedStep
+from m2kit.runtime.decoding import generate_positions
 from m2kit.runtime.engine import Engine
+from m2kit.runtime.sampling import Sampler, check_image_numbers
 from m2kit.sampling import Sampling
 
 _BUFFER_FLOATS = 250_000_000  # 1 GB, far beyond any cache
@@ -36,108 +38,48 @@ def bandwidth_gb_s(threads: int) -> float:
     return buffer.nbytes / best / 1e9
 
 
-class _TimedStep:
-    """A step that notes how long its runs take."""
-
-    def __init__(self, step: Step) -> None:
-        self.inputs, self.outputs = step.inputs, step.outputs
-        self.reset, self.commit = step.reset, step.commit
-        self._step = step
-        self.seconds = 0.0
-
-    def run(self, position: int) -> None:
-        """Run and add up."""
-        began = time.perf_counter()
-        self._step.run(position)
-        self.seconds += time.perf_counter() - began
-
-
-@dataclass(slots=True)
-class _TimedSteps:
-    inter: _TimedStep
-    intra: _TimedStep
-
-
-class _TimedBackend:
-    """A backend whose steps are timed, opened once."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.largest_rows, self.image_sizes = backend.largest_rows, backend.image_sizes
-        self.threads, self.device = backend.threads, backend.device
-        self.run, self.active, self.close = backend.run, backend.active, backend.close
-        self.images_at_once = backend.images_at_once
-        self._backend = backend
-        self._opened: dict[int, _TimedSteps] = {}
-
-    def open_steps(self, rows: int) -> Steps:
-        """The steps for so many rows."""
-        if rows not in self._opened:
-            steps = self._backend.open_steps(rows)
-            self._opened[rows] = _TimedSteps(_TimedStep(steps.inter), _TimedStep(steps.intra))
-        return self._opened[rows]
-
-    @property
-    def steps(self) -> _TimedSteps:
-        """The only steps that were opened."""
-        (opened,) = self._opened.values()
-        return opened
-
-
-@dataclass(frozen=True, slots=True)
-class PositionLaps:
-    """Seconds of every position of one generation."""
-
-    inter: Laps
-    intra: Laps  # all K runs
-    whole: Laps
-
-    @property
-    def sampling(self) -> Laps:
-        """What is outside the backend's runs: guidance, filters, draws, the loop itself."""
-        return self.whole - self.inter - self.intra
-
-
 def time_positions(
     engine: Engine,
     sampling: Sampling,
     images: int = 1,
     positions: int | None = None,
     advance: Advance = lambda count: None,
-) -> tuple[PositionLaps, npt.NDArray[np.int64]]:
-    """Draw images of the first classes and time every position after a warm-up.
-
-    Args:
-        engine: Any backend.
-        sampling: How to draw.
-        images: B.
-        positions: How many, from the first; all by default.
-        advance: Called with 1 after each.
+) -> tuple[Laps, npt.NDArray[np.int64]]:
+    """Draw images (B) of the first classes and, after a warm-up, time so many positions from the
+    first, or all; `advance` is called with 1 after each.
 
     Returns:
-        The laps, and the tokens (B, h, w, K).
+        (positions, 3) seconds in the inter step, in the intra step's K runs, and in all; and the
+        tokens (B, h, w, K).
     """
-    timed = _TimedBackend(engine.backend)
-    own = Engine(engine.spec, timed, defaults=engine.defaults)
-    classes = np.arange(images) % engine.transformer.classes
-    count = positions or engine.transformer.positions
-    for drawn in own.generate(classes, sampling):
-        if drawn.position + 1 >= min(_WARM_UP, count):
-            break
-    laps = []
-    steps = timed.steps
-    before = (steps.inter.seconds, steps.intra.seconds, time.perf_counter())
-    for drawn in own.generate(classes, sampling):
-        after = (steps.inter.seconds, steps.intra.seconds, time.perf_counter())
-        laps.append(np.subtract(after, before))
-        before = after
+    spec = engine.transformer
+    classes, resolved = engine.check_draw(np.arange(images) % spec.classes, sampling)
+    rows = engine.row_classes(classes, resolved)
+    sampler = Sampler(resolved, check_image_numbers(None, images), spec.positions)
+    opened, seconds = engine.backend.open_steps(len(rows)), np.zeros(2)
+    steps = Steps(_timed(opened.inter, seconds[:1]), _timed(opened.intra, seconds[1:]))
+    for _ in islice(generate_positions(steps, spec, rows, images, sampler), _WARM_UP):
+        pass
+    laps = [(*seconds, time.perf_counter())]
+    for drawn in islice(generate_positions(steps, spec, rows, images, sampler), positions):
+        laps.append((*seconds, time.perf_counter()))
         advance(1)
         tokens = drawn.tokens
-        if drawn.position + 1 == count:
-            break
-    return PositionLaps(*np.array(laps).T), tokens
+    return np.diff(laps, axis=0), tokens
+
+
+def _timed(step: Step, seconds: Laps) -> WatchedStep:
+    """The step, whose runs add what they take to the only element of `seconds`."""
+
+    def run(position: int) -> None:
+        began = time.perf_counter()
+        step.run(position)
+        seconds[0] += time.perf_counter() - began
+
+    return WatchedStep(step, run)
 
 
 def position_seconds(engine: Engine, positions: int = 24) -> float:
     """Median seconds of a position of one image, with the model's own sampling."""
     laps, _ = time_positions(engine, Sampling(), positions=positions)
-    return float(np.median(laps.whole))
+    return float(np.median(laps[:, 2]))

@@ -21,22 +21,23 @@ from m2kit.errors import BackendError, require
 from m2kit.host import available_cores, host_name, release_freed_memory
 from m2kit.manifest import Manifest
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import CPU, CUDA, HostBackend, Opening, Steps
+from m2kit.runtime.backend import (
+    CPU,
+    CUDA,
+    POSITION_INPUTS,
+    Backend,
+    Buffers,
+    Opening,
+    Steps,
+    zeros,
+)
 from m2kit.runtime.device import probe
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 # float32 means float32: TF32 keeps 10 bits of a product's mantissa.
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-# A session's threads stop spinning when its run ends: otherwise those of the inter step take the
-# processor from the intra step, and both are half as fast.
-_SESSION_OPTIONS = {"session.force_spinning_stop": "1"}
 _PIXELS_AT_ONCE = 256 * 256  # of encoder and decoder
 _AS_IT_IS = Opening()
-
-
-def open_backend(folder: Path, manifest: Manifest, opening: Opening) -> OnnxRuntimeBackend:
-    """What the table of backends opens."""
-    return OnnxRuntimeBackend(folder, manifest, opening)
 
 
 def usable_providers() -> tuple[str, ...]:
@@ -47,19 +48,14 @@ def usable_providers() -> tuple[str, ...]:
     return (CPU, CUDA) if has_cuda else (CPU,)
 
 
-class OnnxRuntimeBackend(HostBackend):
+class OnnxRuntimeBackend(Backend):
     """The Backend protocol over ONNX Runtime sessions, opened when first used."""
 
     name = "onnxruntime"
 
     def __init__(self, folder: Path, manifest: Manifest, opening: Opening = _AS_IT_IS) -> None:
-        """Prepare to open the graphs of a folder.
-
-        Args:
-            folder: A bundle or engine folder.
-            manifest: Its manifest.
-            opening: The provider is "cpu" or "cuda"; threads are as many as this process has
-                cores; the lowering is the fused one on a CPU, where the folder has it.
+        """Prepare to open the graphs of a bundle or engine: by default on the CPU, in as many
+        threads as this process has cores, and fused there where the folder has that lowering.
 
         Raises:
             BackendError: onnxruntime is not installed, that provider is missing or cannot start, or
@@ -69,12 +65,12 @@ class OnnxRuntimeBackend(HostBackend):
         self.ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
         self._folder, self._manifest = folder, manifest
         self._on_cpu = (opening.provider or CPU) == CPU
+        self.compute = manifest.precision.compute  # float32 or float16
         self._host_threads = opening.threads or available_cores()
         self._provider = _provider(self.ort, opening.provider or CPU)
-        self._fused = dict(manifest.fused)
+        self._fused = set(manifest.fused)
         if opening.lowering == contract.PORTABLE or not self._on_cpu:
-            portable = manifest.lowerings[contract.PORTABLE]
-            self._fused = {g: entry for g, entry in self._fused.items() if g not in portable}
+            self._fused -= set(manifest.lowerings[contract.PORTABLE])
         if manifest.precision.quantized and not self._on_cpu:
             raise BackendError(
                 f"this engine ({manifest.precision.value}) is for a CPU alone; use "
@@ -117,17 +113,12 @@ class OnnxRuntimeBackend(HostBackend):
         """What the file of a graph takes and gives."""
         return contract.graph_io(self._manifest.spec, graph, self.lowering(graph))
 
-    @property
-    def compute(self) -> str:
-        """float32 or float16: the compute type of the graphs."""
-        return self._manifest.precision.compute
-
     def options(self) -> Any:
-        """Session options of every graph."""
+        """Session options of every graph: its threads stop spinning when a run ends, or those of
+        the inter step would take the processor from the intra step, and both be half as fast."""
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = self._host_threads
-        for name, value in _SESSION_OPTIONS.items():
-            options.add_session_config_entry(name, value)
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
     def session(self, graph: str) -> Any:
@@ -165,7 +156,9 @@ class OnnxRuntimeBackend(HostBackend):
 
     def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
-        return OnnxRuntimeSteps(self, rows)
+        inter = OnnxRuntimeStep(self, contract.INTER_STEP, rows, shared={})
+        hidden = {contract.HIDDEN: inter.outputs[contract.HIDDEN]}
+        return Steps(inter, OnnxRuntimeStep(self, contract.INTRA_STEP, rows, shared=hidden))
 
     def active(self) -> JsonObject:
         """What runs and how."""
@@ -184,55 +177,28 @@ class OnnxRuntimeBackend(HostBackend):
         release_freed_memory()
 
 
-class OnnxRuntimeSteps:
-    """Both step graphs; the hidden buffer of the inter step is an input of the intra step."""
-
-    def __init__(self, backend: OnnxRuntimeBackend, rows: int) -> None:
-        """Allocate and bind."""
-        inter, intra = contract.STEP_GRAPHS
-        self.inter = OnnxRuntimeStep(backend, inter, rows, contract.POSITION, shared={})
-        hidden = {contract.HIDDEN: self.inter.outputs[contract.HIDDEN]}
-        self.intra = OnnxRuntimeStep(backend, intra, rows, contract.SUB_POSITION, shared=hidden)
-
-
 class OnnxRuntimeStep:
     """One step graph: buffers bound once, the cache one array (2L, R, H, S, d)."""
 
-    def __init__(
-        self,
-        backend: OnnxRuntimeBackend,
-        graph: str,
-        rows: int,
-        position_name: str,
-        shared: dict[str, npt.NDArray[Any]],
-    ) -> None:
-        """Allocate and bind every input and output of the graph for `rows` rows."""
+    def __init__(self, backend: OnnxRuntimeBackend, graph: str, rows: int, shared: Buffers) -> None:
+        """Allocate and bind every input and output of the graph for `rows` rows; inputs that are
+        `shared` with another graph are bound as they are."""
         io, compute = backend.io(graph), backend.compute
         self._session = backend.session(graph)
         self._binding = self._session.io_binding()
         past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
         self.cache = np.zeros((len(past), *past[0].fixed_shape({"R": rows})), compute)
         caches = {tensor.name: self.cache[index] for index, tensor in enumerate(past)}
-        own: dict[str, npt.NDArray[Any]] = {
-            tensor.name: np.zeros(tensor.fixed_shape({"R": rows}), tensor.numpy_dtype(compute))
-            for tensor in io.inputs
-            if tensor.name not in caches and tensor.name not in shared
-        }
-        in_place = {contract.updated(name): array for name, array in caches.items()}
-        self.outputs: dict[str, npt.NDArray[Any]] = {
-            tensor.name: np.zeros(tensor.fixed_shape({"R": rows}), tensor.numpy_dtype(compute))
-            for tensor in io.outputs
-            if tensor.name not in in_place
-        }
+        updated = {contract.updated(name): array for name, array in caches.items()}
+        self.inputs = zeros([t for t in io.inputs if t.name not in caches], rows, compute) | shared
+        self.outputs = zeros([t for t in io.outputs if t.name not in updated], rows, compute)
         self._present = self.outputs.get(contract.PRESENT)  # None: the graph writes in place
-        if self._present is not None:
-            in_place = {}
-        for name, array in {**own, **shared, **caches}.items():
+        for name, array in {**self.inputs, **caches}.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        in_place = updated if self._present is None else {}
         for name, array in {**self.outputs, **in_place}.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._position = own.pop(position_name)
-        self.inputs = {**own, **shared}
+        self._position = self.inputs.pop(POSITION_INPUTS[graph])
 
     def reset(self) -> None:
         """Begin a new sequence; rows written before are masked, so nothing is cleared."""

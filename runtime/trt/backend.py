@@ -30,20 +30,12 @@ from m2kit.runtime.trt.plan import OpenedPlan
 from m2kit.runtime.trt.steps import StepGraphs
 
 
-def open_backend(folder: Path, manifest: Manifest, opening: Opening) -> TensorRTBackend:
-    """What the table of backends opens; there is nothing to choose."""
-    return TensorRTBackend(folder, manifest)
-
-
 class TensorRTBackend:
     """The Backend protocol over TensorRT plans. One thread; one generation at a time."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Look for the GPU, then for TensorRT, and compare both with what the engine is for.
-
-        Args:
-            folder: An engine folder.
-            manifest: Its manifest.
+    def __init__(self, folder: Path, manifest: Manifest, opening: Opening) -> None:
+        """Look for the GPU, then for TensorRT, and compare both with what the engine is for; in
+        the opening is nothing to choose.
 
         Raises:
             BackendError: No GPU, driver or TensorRT that can run it.
@@ -53,7 +45,7 @@ class TensorRTBackend:
         self.name = build.backend
         self._folder, self._manifest = folder, manifest
         device = find_device(f"{folder}, an engine for {self.name},")
-        self._device = str(device)
+        self.device = str(device)
         self._trt = load_tensorrt(self.name)
         check_machine(folder, manifest, str(self._trt.__version__), device)
         self._gpu = Gpu()
@@ -62,17 +54,10 @@ class TensorRTBackend:
         if build.options.version_compatible:  # such a plan brings its own runtime, which is code
             self._runtime.engine_host_code_allowed = True
         self._rows = build.rows or 2
-        self.largest_rows: int | None = self._rows
-        self.image_sizes: tuple[tuple[int, ...], ...] | None = build.image_sizes
-        self.threads: int | None = None
+        self.largest_rows, self.image_sizes, self.threads = self._rows, build.image_sizes, None
         self._tokenizer: dict[tuple[str, tuple[int, ...]], _TokenizerGraph] = {}
         self._steps: StepGraphs | None = None
         self._closed = False
-
-    @property
-    def device(self) -> str:
-        """The GPU's name and compute capability."""
-        return self._device
 
     def images_at_once(self, size: tuple[int, ...]) -> int:
         """As many as the engine was built for."""
@@ -102,23 +87,18 @@ class TensorRTBackend:
             InputError: More rows than the engine was built for.
         """
         self._check_open()
-        self._check_batch(rows, self.largest_rows, "rows (two an image with guidance)")
+        self._check_batch(rows, self._rows, "rows (two an image with guidance)")
         if self._steps is None:
-            plans = {
-                graph: self._open_plan(
-                    graph,
-                    self._manifest.graph_file(contract.PORTABLE, graph),
-                    {"R": self._rows},
-                )
-                for graph in contract.STEP_GRAPHS
-            }
-            self._steps = StepGraphs(self._gpu, plans)
-        return self._steps.lease(rows)
+            self._steps = StepGraphs(
+                self._gpu, {g: self._open_plan(g, {"R": self._rows}) for g in contract.STEP_GRAPHS}
+            )
+        return self._steps.open(rows)
 
     def active(self) -> JsonObject:
         """What runs and how: versions, GPU, CUDA graphs, and the layers of the networks the plans
         were built from, by type and precision, which strong typing binds the plans to."""
-        recorded = {} if self._steps is None else dict(self._steps.recorded)
+        steps = self._steps.graphs if self._steps else {}
+        recorded = {graph: step.recorded for graph, step in steps.items()}
         return {
             "backend": f"{self.name} {self._trt.__version__}",
             "gpu": self.device,
@@ -140,7 +120,9 @@ class TensorRTBackend:
             self._steps = None
         self._gpu.close()
 
-    def _open_plan(self, graph: str, file: str, sizes: Mapping[str, int]) -> OpenedPlan:
+    def _open_plan(
+        self, graph: str, sizes: Mapping[str, int], image_size: tuple[int, ...] | None = None
+    ) -> OpenedPlan:
         """Deserialize one plan and check that it is what the contract says."""
         io = contract.graph_io(self._manifest.spec, graph)
         compute = self._manifest.precision.compute
@@ -152,26 +134,24 @@ class TensorRTBackend:
             self._trt,
             self._runtime,
             self._log,
-            self._folder / file,
+            self._folder / contract.plan_file(graph, image_size),
             io,
             tensors,
             rebuild=self._manifest.rebuild_command(self._folder),
         )
 
     def _open_tokenizer(self, graph: str, size: tuple[int, ...]) -> _TokenizerGraph:
-        sizes = self.image_sizes or ()
-        if size not in sizes:
-            known = " or ".join(" x ".join(map(str, known)) for known in sizes)
+        if size not in (self.image_sizes or ()):
+            known = " or ".join(" x ".join(map(str, known)) for known in self.image_sizes or ())
             raise InputError(
                 f"this engine takes images of {known} pixels, found {' x '.join(map(str, size))}; "
                 f"build it with `{self._manifest.rebuild_command(self._folder, (size,))}`"
             )
         dimensions = {"B": self._rows // 2, **contract.image_dimensions(self._manifest.spec, size)}
-        file = contract.plan_file(graph, size)
-        return _TokenizerGraph(self._gpu, self._open_plan(graph, file, dimensions))
+        return _TokenizerGraph(self._gpu, self._open_plan(graph, dimensions, size))
 
-    def _check_batch(self, found: int, largest: int | None, what: str) -> None:
-        if largest is not None and found > largest:
+    def _check_batch(self, found: int, largest: int, what: str) -> None:
+        if found > largest:
             raise InputError(
                 f"this engine takes {largest} {what} at once, asked for {found}: use --batch "
                 f"{self._rows // 2}, or build it with a larger `build-engine --batch`"
@@ -188,28 +168,22 @@ class _TokenizerGraph:
     def __init__(self, gpu: Gpu, plan: OpenedPlan) -> None:
         """Allocate and bind."""
         self._gpu, self._plan = gpu, plan
-        self._inputs, self._outputs = (
-            [tensor.name for tensor in part] for part in (plan.io.inputs, plan.io.outputs)
-        )
-        shared = {name: plan.tensors[name] for name in (*self._inputs, *self._outputs)}
-        self._memory = Memory(gpu, shared, {"scratch": plan.scratch_bytes})
+        self._memory = Memory(gpu, plan.tensors, {"scratch": plan.scratch_bytes})
         try:
-            plan.bind(self._memory.addresses, self._memory.addresses["scratch"])
+            plan.bind(gpu, self._memory, self._memory.addresses)
         except BackendError:
             self.close()
             raise
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run a batch, filled up with repeats of its last image."""
-        arrays, images = self._memory.arrays, len(next(iter(feeds.values())))
+        images = len(next(iter(feeds.values())))
         for name, feed in feeds.items():
-            arrays[name][:images] = feed
-            arrays[name][images:] = feed[-1]
-        self._memory.upload(self._inputs[0], self._inputs[-1])
-        self._plan.enqueue(self._gpu.stream)
-        self._memory.download(self._outputs[0], self._outputs[-1])
+            self._plan.inputs[name][:images] = feed
+            self._plan.inputs[name][images:] = feed[-1]
+        self._plan.queue()
         self._gpu.synchronize()
-        return {name: arrays[name][:images].copy() for name in self._outputs}
+        return {name: array[:images].copy() for name, array in self._plan.outputs.items()}
 
     def close(self) -> None:
         """Release plan and memory."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from m2kit.contract import GraphIO
 from m2kit.errors import BackendError
+from m2kit.runtime.cuda import Gpu, Memory
 from m2kit.runtime.trt.library import out_of_memory
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}  # numpy's and TensorRT's names
@@ -22,6 +23,8 @@ class OpenedPlan:
     Attributes:
         tensors: Name -> (shape, dtype) of every input and output.
         scratch_bytes: Memory that its context needs while it runs.
+        inputs: Name -> array of each input that the host writes, once it is bound.
+        outputs: Name -> array of each output that the host reads, likewise.
     """
 
     def __init__(
@@ -54,21 +57,16 @@ class OpenedPlan:
 
     def _check(self, trt: Any, path: Path) -> None:
         engine = self._engine
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        found = {
-            name: (
-                engine.get_tensor_mode(name).name,
-                tuple(engine.get_tensor_shape(name)),
-                engine.get_tensor_dtype(name).name,
-            )
-            for name in names
-        }
-        expected = {
-            tensor.name: (mode, shape, _DTYPES[dtype])
-            for mode, part in (("INPUT", self.io.inputs), ("OUTPUT", self.io.outputs))
-            for tensor in part
-            for shape, dtype in [self.tensors[tensor.name]]
-        }
+        found = {}
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            shape = tuple(engine.get_tensor_shape(name))
+            mode, dtype = engine.get_tensor_mode(name), engine.get_tensor_dtype(name)
+            found[name] = (mode.name, shape, dtype.name)
+        expected = {}
+        for mode, part in (("INPUT", self.io.inputs), ("OUTPUT", self.io.outputs)):
+            for tensor in part:
+                shape, dtype = self.tensors[tensor.name]
+                expected[tensor.name] = (mode, shape, _DTYPES[dtype])
         for name in sorted({*found, *expected}):
             if found.get(name) != expected.get(name):
                 raise BackendError(
@@ -76,19 +74,35 @@ class OpenedPlan:
                     f"found {found.get(name)}; build the engine again with `{self._rebuild}`"
                 )
 
-    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
-        """Set the address of every tensor, and of the memory the context works in."""
-        self.context.set_device_memory(scratch, self.scratch_bytes)
+    def bind(
+        self, gpu: Gpu, memory: Memory, addresses: Mapping[str, int], prefix: str = ""
+    ) -> None:
+        """Set the address of every tensor, and of the memory the context works in. What the host
+        sees of the tensors has its places in `memory` under prefix + name."""
+        self._gpu, self._memory = gpu, memory
+        self.context.set_device_memory(memory.addresses["scratch"], self.scratch_bytes)
         for name in self.tensors:
             if not self.context.set_tensor_address(name, addresses[name]):
                 raise BackendError(f"TensorRT refuses the address of {name}: {_last(self._log)}")
+        self._places = [
+            [prefix + tensor.name for tensor in part if prefix + tensor.name in memory.arrays]
+            for part in (self.io.inputs, self.io.outputs)
+        ]
+        self.inputs, self.outputs = (
+            {place.removeprefix(prefix): memory.arrays[place] for place in part}
+            for part in self._places
+        )
 
-    def enqueue(self, stream: int) -> None:
-        """Queue one run."""
-        if not self.context.execute_async_v3(stream):
+    def queue(self) -> None:
+        """Queue the copy of the inputs, one run, and the copy of the outputs."""
+        written, read = self._places
+        self._memory.upload(written[0], written[-1])
+        if not self.context.execute_async_v3(self._gpu.stream):
             raise BackendError(
                 f"TensorRT failed in {self.name}: {_last(self._log)}; `m2kit doctor` shows versions"
             )
+        if read:
+            self._memory.download(read[0], read[-1])
 
     def close(self) -> None:
         """Release the context before its engine."""

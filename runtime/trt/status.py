@@ -11,23 +11,20 @@ from m2kit.runtime.trt.library import PRODUCTS, TENSORRT, version_of
 
 def tensorrt_status(machine: Machine) -> dict[str, str]:
     """ "ready", or what is missing and how to get it."""
-    return {"tensorrt engines": _tensorrt(machine)}
-
-
-def _tensorrt(machine: Machine) -> str:
     version = tensorrt_version(machine)
-    if version is None:
-        if machine.l4t is not None:
-            return "JetPack's tensorrt is not seen: use a venv with --system-site-packages"
-        return install("tensorrt")
-    if too_old(version):
-        return f"TensorRT {version} is too old"
-    if not machine.has("cuda-bindings"):
-        return f"cuda-bindings is missing: {install(cuda_extra(machine.l4t))}"
-    if not machine.gpus:
-        return machine.gpu_status
-    build = machine.has("polygraphy")
-    return "ready" if build else "ready to run; to build, pip install polygraphy"
+    if version is None and machine.l4t is not None:
+        status = "JetPack's tensorrt is not seen: use a venv with --system-site-packages"
+    elif version is None:
+        status = install("tensorrt")
+    elif too_old(version):
+        status = f"TensorRT {version} is too old"
+    elif not machine.has("cuda-bindings"):
+        status = f"cuda-bindings is missing: {install(cuda_extra(machine.l4t))}"
+    elif machine.gpus and not machine.has("polygraphy"):
+        status = "ready to run; to build, pip install polygraphy"
+    else:
+        status = machine.gpu_status
+    return {"tensorrt engines": status}
 
 
 def tensorrt_version(machine: Machine) -> str | None:
@@ -43,17 +40,15 @@ def too_old(version: str) -> bool:
 
 def rtx_status(machine: Machine) -> dict[str, str]:
     """ "ready", or what is missing and how to get it."""
-    return {"tensorrt-rtx engines": _rtx(machine)}
-
-
-def _rtx(machine: Machine) -> str:
     if machine.l4t is not None:
-        return "TensorRT-RTX does not support a Jetson"
-    if not machine.has("tensorrt-rtx", "onnx-ir", "polygraphy"):
-        return install("rtx")
-    if not machine.has("cuda-bindings"):
-        return f"ready to build; to run, {install('rtx')} brings cuda-bindings"
-    return "ready" if machine.gpus else f"ready to build; to run: {machine.gpu_status}"
+        status = "TensorRT-RTX does not support a Jetson"
+    elif not machine.has("tensorrt-rtx", "onnx-ir", "polygraphy"):
+        status = install("rtx")
+    elif not machine.has("cuda-bindings"):
+        status = f"ready to build; to run, {install('rtx')} brings cuda-bindings"
+    else:
+        status = "ready" if machine.gpus else f"ready to build; to run: {machine.gpu_status}"
+    return {"tensorrt-rtx engines": status}
 
 
 def why_not_default(machine: Machine) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from m2kit import contract
 from m2kit.errors import BackendError
-from m2kit.runtime.cuda import ALIGNMENT_BYTES, Gpu, Memory
+from m2kit.runtime.backend import POSITION_INPUTS, Steps
+from m2kit.runtime.cuda import ALIGNMENT_BYTES, Gpu, Memory, size_bytes
 from m2kit.runtime.trt.plan import OpenedPlan
 
 
@@ -23,35 +23,34 @@ class StepGraphs:
     """Both step graphs over one block of memory, for as many rows as the engine has.
 
     Attributes:
-        recorded: Graph -> "yes", or why it is not replayed as a CUDA graph.
-        leased: The steps that may run.
+        lease: Of the steps that may run; None where none may.
+        graphs: Graph -> what runs it.
     """
 
     def __init__(self, gpu: Gpu, plans: Mapping[str, OpenedPlan]) -> None:
         """Allocate, bind, warm up and record."""
         self.gpu, self._plans = gpu, plans
+        self.lease: object = None
         caches = {graph: _Cache(plan) for graph, plan in plans.items()}
         self.memory = self._allocate(caches)
-        self.leased: TensorRTSteps | None = None
-        self.recorded: dict[str, str] = {}
         try:
             self.graphs = {
-                graph: self._prepare(graph, plan, caches[graph]) for graph, plan in plans.items()
+                graph: _StepGraph(gpu, self.memory, graph, plan, caches[graph])
+                for graph, plan in plans.items()
             }
         except BackendError:
             self.close()
             raise
 
-    def lease(self, rows: int) -> TensorRTSteps:
-        """Steps of `rows` rows."""
-        self.leased = TensorRTSteps(self, rows)
-        return self.leased
+    def open(self, rows: int) -> Steps:
+        """Steps of `rows` rows, the only ones that may run from now on."""
+        self.lease = object()
+        return Steps(*(TensorRTStep(self, graph, rows) for graph in contract.STEP_GRAPHS))
 
     def _allocate(self, caches: Mapping[str, _Cache]) -> Memory:
         """What the host writes, then what it reads, then what stays on the GPU; one scratch."""
-        shared: dict[str, tuple[tuple[int, ...], str]] = {}
-        private: dict[str, int] = {}
         inter, intra = contract.STEP_GRAPHS
+        shared: dict[str, tuple[tuple[int, ...], str]] = {}
         for graph, plan in self._plans.items():
             for tensor in plan.io.inputs:
                 if not contract.is_past(tensor.name) and tensor.name != contract.HIDDEN:
@@ -59,38 +58,16 @@ class StepGraphs:
         for tensor in self._plans[intra].io.outputs:
             if tensor.name != contract.PRESENT:
                 shared[f"{intra}/{tensor.name}"] = self._plans[intra].tensors[tensor.name]
-        shape, dtype = self._plans[inter].tensors[contract.HIDDEN]
-        private[contract.HIDDEN] = math.prod(shape) * np.dtype(dtype).itemsize
+        private = {contract.HIDDEN: size_bytes(*self._plans[inter].tensors[contract.HIDDEN])}
         for graph, cache in caches.items():
             private[f"{graph}/{contract.PRESENT}"] = cache.present_bytes
             private[f"{graph}/cache"] = cache.bytes
         private["scratch"] = max(plan.scratch_bytes for plan in self._plans.values())
         return Memory(self.gpu, shared, private)
 
-    def _prepare(self, graph: str, plan: OpenedPlan, cache: _Cache) -> _StepGraph:
-        addresses = dict(cache.addresses(self.memory.addresses[f"{graph}/cache"]))
-        for name in plan.tensors:
-            if name == contract.HIDDEN:
-                addresses[name] = self.memory.addresses[name]
-            elif name not in addresses:
-                addresses[name] = self.memory.addresses[f"{graph}/{name}"]
-        plan.bind(addresses, self.memory.addresses["scratch"])
-        step = _StepGraph(self.gpu, self.memory, graph, plan)
-        self.recorded[graph] = step.record()
-        step.commits = self.gpu.strided_copies(
-            addresses[contract.PRESENT],
-            self.memory.addresses[f"{graph}/cache"],
-            row=cache.row,
-            rows=cache.rows,
-            capacity=cache.capacity,
-            pitch=cache.pitch,
-            depth=len(cache.names),
-        )
-        return step
-
     def close(self) -> None:
         """Release plans and memory."""
-        self.leased = None
+        self.lease = None
         for plan in self._plans.values():
             plan.close()
         self.memory.free()
@@ -131,68 +108,61 @@ class _Cache:
 
 
 class _StepGraph:
-    """One step graph: run queues its inputs, the plan and its outputs."""
+    """One step graph, bound, warmed up and recorded.
 
-    def __init__(self, gpu: Gpu, memory: Memory, graph: str, plan: OpenedPlan) -> None:
-        """Find the graph's part of the shared memory."""
-        self._gpu, self._memory, self._plan = gpu, memory, plan
-        self.arrays = {
-            tensor.name: memory.arrays[f"{graph}/{tensor.name}"]
-            for tensor in (*plan.io.inputs, *plan.io.outputs)
-            if f"{graph}/{tensor.name}" in memory.arrays
-        }
-        self.inputs = [t.name for t in plan.io.inputs if t.name in self.arrays]
-        self.outputs = [t.name for t in plan.io.outputs if t.name in self.arrays]
-        self._keys = {name: f"{graph}/{name}" for name in self.arrays}
-        self.launch = self._queue
-        self.commits: list[Any] = []
+    Attributes:
+        launch: Queues its inputs, the plan and its outputs.
+        recorded: "yes", or why it is not replayed as a CUDA graph.
+        commits: For each position, what queues the copy of the new rows into the cache.
+    """
 
-    def _queue(self) -> None:
-        keys = self._keys
-        self._memory.upload(keys[self.inputs[0]], keys[self.inputs[-1]])
-        self._plan.enqueue(self._gpu.stream)
-        if self.outputs:
-            self._memory.download(keys[self.outputs[0]], keys[self.outputs[-1]])
+    def __init__(
+        self, gpu: Gpu, memory: Memory, graph: str, plan: OpenedPlan, cache: _Cache
+    ) -> None:
+        """Bind, warm up and record."""
+        self.plan, at = plan, memory.addresses
+        addresses = cache.addresses(at[f"{graph}/cache"])
+        for name in plan.tensors:
+            if name not in addresses:
+                addresses[name] = at[name if name == contract.HIDDEN else f"{graph}/{name}"]
+        plan.bind(gpu, memory, addresses, prefix=f"{graph}/")
+        self.launch = plan.queue
+        self.recorded = self._record(gpu)
+        self.commits = gpu.strided_copies(
+            addresses[contract.PRESENT],
+            at[f"{graph}/cache"],
+            row=cache.row,
+            rows=cache.rows,
+            capacity=cache.capacity,
+            pitch=cache.pitch,
+            depth=len(cache.names),
+        )
 
-    def record(self) -> str:
-        """Warm up, then have `launch` replay a CUDA graph; "yes", or why it cannot be one."""
-        self._queue()  # TensorRT allocates what it still needs in the first run
-        self._gpu.synchronize()
-        capturable = getattr(self._plan.context, "is_stream_capturable", None)  # TensorRT-RTX
-        if capturable is not None and not capturable(self._gpu.stream):
+    def _record(self, gpu: Gpu) -> str:
+        self.plan.queue()  # TensorRT allocates what it still needs in the first run
+        gpu.synchronize()
+        capturable = getattr(self.plan.context, "is_stream_capturable", None)  # TensorRT-RTX
+        if capturable is not None and not capturable(gpu.stream):
             return "no: the plan cannot be captured on this stream"
         try:
-            self.launch = self._gpu.capture(self._queue)
+            self.launch = gpu.capture(self.plan.queue)
         except BackendError as error:
             return f"no: {error}"
         return "yes"
 
 
-class TensorRTSteps:
-    """Both step graphs, of which the first `rows` rows are used."""
-
-    def __init__(self, graphs: StepGraphs, rows: int) -> None:
-        """Views of the shared buffers."""
-        inter, intra = contract.STEP_GRAPHS
-        self.inter = TensorRTStep(self, graphs, inter, contract.POSITION, rows)
-        self.intra = TensorRTStep(self, graphs, intra, contract.SUB_POSITION, rows)
-
-
 class TensorRTStep:
     """One step graph. Inputs may be written again once the next intra run has returned."""
 
-    def __init__(
-        self, steps: TensorRTSteps, graphs: StepGraphs, graph: str, position_name: str, rows: int
-    ) -> None:
+    def __init__(self, graphs: StepGraphs, graph: str, rows: int) -> None:
         """Views of one graph's buffers."""
         step = graphs.graphs[graph]
-        self._steps, self._graphs, self._step = steps, graphs, step
-        self._position = step.arrays[position_name]
-        written = {name: step.arrays[name] for name in step.inputs if name != position_name}
+        self._graphs, self._lease, self._step = graphs, graphs.lease, step
+        written = dict(step.plan.inputs)
+        self._position = written.pop(POSITION_INPUTS[graph])
         self.inputs = {name: array[:rows] for name, array in written.items()}
-        self.outputs = {name: step.arrays[name][:rows] for name in step.outputs}
+        self.outputs = {name: array[:rows] for name, array in step.plan.outputs.items()}
         self._padding = [(a[rows:], a[rows - 1 : rows]) for a in written.values() if rows < len(a)]
-        self._reads = bool(step.outputs)
 
     def reset(self) -> None:
         """Begin a new sequence; rows written before are masked, so nothing is cleared.
@@ -200,7 +170,7 @@ class TensorRTStep:
         Raises:
             BackendError: Another generation has begun on this engine since.
         """
-        if self._graphs.leased is not self._steps:
+        if self._graphs.lease is not self._lease:
             raise BackendError(
                 "another generation has begun on this engine, or it was closed; a TensorRT engine "
                 "holds one generation at a time: finish it before the next, or open it twice"
@@ -212,13 +182,13 @@ class TensorRTStep:
         Raises:
             BackendError: Another generation has begun on this engine since, or CUDA failed.
         """
-        if self._graphs.leased is not self._steps:
+        if self._graphs.lease is not self._lease:
             self.reset()
         self._position[0] = position
         for padding, last in self._padding:
             padding[:] = last
         self._step.launch()
-        if self._reads:
+        if self.outputs:  # logits, which are read
             self._graphs.gpu.synchronize()
 
     def commit(self, position: int) -> None:

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import HostBackend, step_buffers
+from m2kit.runtime.backend import Backend, step_buffers
 
 
-class FakeBackend(HostBackend):
+class FakeBackend(Backend):
     """Numpy only: block means for an encoder, a hash for a transformer."""
 
     name = "fake"

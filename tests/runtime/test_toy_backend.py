@@ -20,14 +20,14 @@ from m2kit.cli import cli
 from m2kit.errors import InputError
 from m2kit.precision import Precision
 from m2kit.runtime import backends
-from m2kit.runtime.backend import HostBackend, Opening, step_buffers
+from m2kit.runtime.backend import Backend, Opening, step_buffers
 from m2kit.runtime.backends import BackendKind
 
 onnx = pytest.importorskip("onnx")
 NAME = "abacus"
 
 
-class Abacus(HostBackend):
+class Abacus(Backend):
     """The Backend protocol over onnx.reference."""
 
     def __init__(self, folder, manifest, opening):

@@ -23,7 +23,7 @@ from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.families.family import FAMILIES
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import HostBackend, step_buffers
+from m2kit.runtime.backend import Backend, Steps, step_buffers
 from m2kit.training.models.rope import rotary_table
 from m2kit.training.models.transformer import NORM_EPS
 
@@ -32,7 +32,7 @@ _TRIALS = 24  # matrices, more than a cache holds
 _OFFICIAL_SLOTS = 8  # the official cache is 1 + N rounded up to a multiple of this
 
 
-class EagerBackend(HostBackend):
+class EagerBackend(Backend):
     """Steps and decoder of a spec, in eager PyTorch, float32."""
 
     def __init__(
@@ -129,7 +129,7 @@ class _Weights:
         self.rope = rotary_table(spec.grid, spec.head_size, spec.rope_base)
 
 
-class EagerSteps:
+class EagerSteps(Steps):
     """Inter and intra step; the hidden buffer of one is an input of the other."""
 
     def __init__(

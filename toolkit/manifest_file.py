@@ -1,7 +1,7 @@
 """bundle.json and engine.json as files: written last, and checked when they are read.
 
-A manifest is a border: whoever forges it makes its digest right too. So what is read is checked
-field by field (records.py), and its fields against one another and against the spec.
+What is read is checked field by field (records.py), and its fields against one another and against
+the spec.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from pathlib import Path
 
 from m2kit import contract
 from m2kit.build import Build
-from m2kit.config import ModelSpec
 from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, REFERENCE_FILE, WEIGHTS_FILE
 from m2kit.errors import FolderError, SpecError
 from m2kit.folders import sha256_of_file, sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, SCHEMA, FileEntry, GraphEntry, Manifest, manifest_name
 from m2kit.precision import AUTO
-from m2kit.records import BadRecord, JsonObject, read_json, read_record
+from m2kit.records import BadRecord, read_json, read_record
 
 REMAKE = {
     BUNDLE: "export it again with `m2kit export`",
@@ -68,7 +67,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
         raise FolderError(f"{folder}: expected {_article(kind)} folder, found {found}")
     if not path.is_file():
         other = kind_of_folder(folder)
-        found = f"{_article(other)}" if other else f"no {path.name}"
+        found = _article(other) if other else f"no {path.name}"
         raise FolderError(f"{folder}: expected {_article(kind)} folder, found {found}")
     try:
         value = read_json(path)
@@ -82,7 +81,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
         if digest != sha256_of_json(value):
             raise FolderError(f"{path} was changed after it was written; {REMAKE[kind]}")
         del value["schema"]
-        manifest = _manifest(value)
+        manifest = read_record(Manifest, value)
         if manifest.kind != kind:
             raise BadRecord(f"kind: expected {kind}, found {manifest.kind}")
         problem = next(_contradictions(manifest), None)
@@ -90,13 +89,6 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             raise BadRecord(problem)
     except (BadRecord, SpecError) as error:
         raise FolderError(f"{path}: {error}; {REMAKE[kind]}") from error
-    return manifest
-
-
-def _manifest(value: JsonObject) -> Manifest:
-    """The record of what `Manifest.to_json` wrote, without schema and digest."""
-    spec = ModelSpec.from_json(value.pop("spec", None))
-    manifest = read_record(Manifest, value, given={"spec": spec})
     order = sorted(manifest.lowerings, key=(PORTABLE, ONNXRUNTIME).index)  # JSON is sorted
     return replace(manifest, lowerings={name: manifest.lowerings[name] for name in order})
 
@@ -145,9 +137,6 @@ def _entry_contradictions(
     manifest: Manifest, lowering: str, graph: str, entry: GraphEntry
 ) -> Iterator[str]:
     where = f"lowerings.{lowering}.{graph}"
-    if lowering != PORTABLE and graph not in contract.STEP_GRAPHS:
-        yield f"{where}: only step graphs have that lowering"
-        return
     io = contract.graph_io(manifest.spec, graph, lowering)
     if (entry.inputs, entry.outputs) != (io.inputs, io.outputs):
         yield f"{where}: its inputs and outputs are not those of the spec"

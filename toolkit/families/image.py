@@ -46,7 +46,7 @@ class ImageTokenizerSpec:
     blocks_per_level: Annotated[int, Range(1, 64)]
     code_bits: Annotated[int, Range(1, sign_bits.MOST_BITS)]
     adaptive_norm: bool
-    bit_order: Annotated[str, Pattern("lsb|msb", "lsb or msb")]
+    bit_order: Annotated[str, Pattern("|".join(sign_bits.BIT_ORDERS), "lsb or msb")]
 
     def __post_init__(self) -> None:
         """Refuse an architecture that cannot be built."""
@@ -68,14 +68,9 @@ class ImageTokenizerSpec:
         return tuple(self.base_channels * m for m in self.channel_multipliers)
 
     @property
-    def downsampling(self) -> int:
-        """Pixels per latent position, along each side."""
-        return int(2 ** (len(self.channel_multipliers) - 1))
-
-    @property
     def strides(self) -> tuple[int, ...]:
         """Pixels per latent position along each axis."""
-        return (self.downsampling, self.downsampling)
+        return (2 ** (len(self.channel_multipliers) - 1),) * 2
 
     @property
     def code_channels(self) -> int:
@@ -99,7 +94,7 @@ class ImageTokenizerSpec:
     def check_grid(self, grid: tuple[int, ...]) -> None:
         """Raise InputError for a single position: adaptive GroupNorm needs a variance."""
         height, width = grid
-        factor = self.downsampling
+        factor = self.strides[0]
         if self.adaptive_norm and height * width < 2:
             raise InputError(
                 f"an image of {height * factor} x {width * factor} pixels is a single latent "
@@ -169,8 +164,8 @@ def _decoder(spec: ImageTokenizerSpec) -> int:
 register(
     Family(
         spec=ImageTokenizerSpec,
-        model_part="m2kit.training.models.tokenizer:Tokenizer",
-        layout_part="m2kit.training.checkpoints.image_layout:LAYOUT",
-        graphs_part="m2kit.export.graphs.image:GRAPHS",
+        model="m2kit.training.models.tokenizer:Tokenizer",
+        layout="m2kit.training.checkpoints.image_layout:LAYOUT",
+        graphs="m2kit.export.graphs.image:GRAPHS",
     )
 )

@@ -6,8 +6,7 @@ again.
 from __future__ import annotations
 
 import platform
-import shlex
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from m2kit.errors import InputError
@@ -70,13 +69,11 @@ class BuildOptions:
         """The same as words of the command line."""
         words: list[str] = []
         for name, value in self.given().items():
-            flag = flag_of(name)
             if value is True:
-                words.append(flag)
+                words.append(flag_of(name))
                 continue
-            several = isinstance(value, tuple)
-            for item in value if several else [value]:
-                words += [flag, _word(item)]
+            for item in value if isinstance(value, tuple) else [value]:
+                words += [flag_of(name), _word(item)]
         return words
 
 
@@ -207,18 +204,3 @@ class Build:
     plans: dict[str, Plan] = field(default_factory=dict)
     seconds: Annotated[float, Range(0, 1e9)] = 0.0
     peak_memory_bytes: Count = 0
-
-
-def rebuild_command(
-    build: Build, engine: str, image_sizes: tuple[tuple[int, ...], ...] = ()
-) -> str:
-    """The command that builds an engine again.
-
-    Args:
-        build: Its record.
-        engine: Name of its folder.
-        image_sizes: To build it for in addition.
-    """
-    options = replace(build.options, image_sizes=(*build.options.image_sizes, *image_sizes))
-    words = ["m2kit", "build-engine", build.bundle, "-o", engine, "--backend", build.backend]
-    return shlex.join(words + options.words())

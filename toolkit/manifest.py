@@ -9,12 +9,13 @@ what they are recorded to take and give, before any of them is opened.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from m2kit.build import Build, rebuild_command
+from m2kit.build import Build
 from m2kit.config import ModelSpec
 from m2kit.contract import ONNXRUNTIME, PORTABLE, TensorSpec
 from m2kit.folders import sha256_of_json
@@ -167,4 +168,7 @@ class Manifest:
 
     def rebuild_command(self, folder: Path, image_sizes: tuple[tuple[int, ...], ...] = ()) -> str:
         """The command that builds this engine again, for more image sizes where they are given."""
-        return rebuild_command(self.built, folder.resolve().name, image_sizes)
+        build, engine = self.built, folder.resolve().name
+        options = replace(build.options, image_sizes=(*build.options.image_sizes, *image_sizes))
+        words = ["m2kit", "build-engine", build.bundle, "-o", engine, "--backend", build.backend]
+        return shlex.join(words + options.words())

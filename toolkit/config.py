@@ -210,16 +210,6 @@ def _with_vocabularies(transformer: Any) -> Any:
     return {**rest, "vocabularies": [2**b for b in bits]}
 
 
-def field_names(record: type) -> frozenset[str]:
-    """The field names of one of the spec classes."""
-    return frozenset(field.name for field in fields(record))
-
-
-def freeze(value: Any) -> Any:
-    """JSON lists as tuples, anything else as it is."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def overrides_from_text(text: str) -> JsonObject:
     """The flat object of a --spec file: only fields that a checkpoint's shapes do not tell.
 
@@ -237,11 +227,12 @@ def overrides_from_text(text: str) -> JsonObject:
         ) from error
     if not isinstance(value, dict):
         raise SpecError(f'--spec must hold a JSON object such as {{"heads": 20}}, found {value!r}')
-    known = field_names(TransformerSpec).union(*(field_names(f.spec) for f in FAMILIES.values()))
+    records: list[type[Any]] = [TransformerSpec, *(family.spec for family in FAMILIES.values())]
+    known = {field.name for record in records for field in fields(record)}
     unknown = sorted(set(value) - known)
     if unknown:
         raise SpecError(f"--spec names unknown fields {unknown}; it takes {', '.join(UNTOLD)}")
-    return {name: freeze(item) for name, item in value.items()}
+    return {n: tuple(item) if isinstance(item, list) else item for n, item in value.items()}
 
 
 @dataclass(frozen=True, slots=True)

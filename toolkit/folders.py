@@ -70,29 +70,19 @@ def new_folder(destination: Path, marker: str) -> Iterator[Path]:
         )
     temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
     try:
-        _make(temporary, destination)
-        try:
-            yield temporary
-            _flush(temporary)
-            _replace(temporary, destination)
-        except OSError as error:
-            raise FolderError(
-                f"writing {destination} failed: {error.strerror or error}; nothing was left "
-                "behind; free some space or choose another output with -o"
-            ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make(temporary: Path, destination: Path) -> None:
-    try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(destination)
         temporary.mkdir()
+        yield temporary
+        _flush(temporary)
+        _replace(temporary, destination)
     except OSError as error:
         raise FolderError(
-            f"cannot write to {destination.parent}: {error.strerror}; choose another output with -o"
+            f"cannot write {destination}: {error.strerror or error}; nothing was left behind; "
+            "free some space or choose another output with -o"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(temporary: Path, destination: Path) -> None:
@@ -126,10 +116,8 @@ def _remove_leftovers(destination: Path) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -212,8 +200,6 @@ def check_output(path: Path, suffix: str) -> None:
         raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another")
     if path.is_dir():
         raise FolderError(f"{path} is a folder, expected a file name; choose another")
-    parent = Path(os.path.abspath(path)).parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise FolderError(f"cannot write {path}: {parent} is not a writable folder")

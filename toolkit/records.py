@@ -206,10 +206,8 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any,
         arguments = (arguments[0],) * len(value)
     if len(value) != len(arguments):
         raise _bad(path, f"a list of {len(arguments)}", value)
-    return tuple(
-        _read(argument, item, f"{path}[{index}]")
-        for index, (argument, item) in enumerate(zip(arguments, value, strict=True))
-    )
+    pairs = enumerate(zip(arguments, value, strict=True))
+    return tuple(_read(argument, item, f"{path}[{n}]") for n, (argument, item) in pairs)
 
 
 def _constrained(value: Any, constraint: Range | Pattern, path: str) -> Any:

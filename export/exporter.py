@@ -25,6 +25,7 @@ from m2kit.manifest_file import files_table, new_model_folder, write_manifest
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
+from m2kit.references import resolve
 from m2kit.runtime.backend import CPU
 from m2kit.runtime.parity import prove
 from m2kit.training.checkpoints.reading import Checkpoint
@@ -98,7 +99,7 @@ def write_graphs(spec: ModelSpec, folder: Path, load: Load) -> Writers:
 def _writer(spec: ModelSpec, weights: DeclaredWeights, graph: str, lowering: str) -> GraphWriter:
     if graph in STEP_GRAPHS:
         return STEP_GRAPHS[graph](spec, weights, lowering)
-    writer: GraphWriter = FAMILIES[spec.tokenizer.family].graphs[graph](spec, weights)
+    writer: GraphWriter = resolve(FAMILIES[spec.tokenizer.family].graphs)[graph](spec, weights)
     return writer
 
 

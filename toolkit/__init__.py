@@ -11,6 +11,7 @@ cause and mend is an `M2KitError`. What needs numpy is loaded when it is first u
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from m2kit.errors import (
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from m2kit.sampling import Sampling
 
 __version__ = "0.1.0"
+_LATE = {
+    "Engine": "m2kit.runtime.engine",
+    "Sampling": "m2kit.sampling",
+    "open_engine": "m2kit.runtime.opening",
+}
 __all__ = [
     "BackendError",
     "CheckpointError",
@@ -46,19 +52,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name that needs numpy the first time it is asked for."""
-    if name == "open_engine":
-        from m2kit.runtime.opening import open_engine
-
-        return open_engine
-    if name == "Engine":
-        from m2kit.runtime.engine import Engine
-
-        return Engine
-    if name == "Sampling":
-        from m2kit.sampling import Sampling
-
-        return Sampling
-    raise AttributeError(f"module 'm2kit' has no attribute {name!r}")
+    if name not in _LATE:
+        raise AttributeError(f"module 'm2kit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATE[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -6,21 +6,17 @@ again.
 from __future__ import annotations
 
 import platform
-import re
-import shlex
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from m2kit.errors import InputError
-from m2kit.precision import AUTO, Precision
-from m2kit.records import Pattern, Range
+from m2kit.precision import Precision
+from m2kit.records import Count, Pattern, Range, Text, checked_fields
 
 AMPERE, SAME_CAPABILITY = "ampere", "same-capability"  # of --hardware-compatible
-_CAPABILITY = Pattern(r"\d{1,2}\.\d", "a compute capability such as 8.6")
-Capability = Annotated[str, _CAPABILITY]
-Text = Annotated[str, Pattern(r"[ -~]{0,200}", "printable text")]
-Count = Annotated[int, Range(0, 2**62)]
-_MOST_BATCH, _MOST_SIDE, _MOST_MIB = 4096, 2**16, 2**30
+Capability = Annotated[str, Pattern(r"\d{1,2}\.\d", "a compute capability such as 8.6")]
+Size = Annotated[tuple[Annotated[int, Range(1, 2**16)], ...], Range(1, 8)]  # of an image, in pixels
+_MOST_BATCH = 4096
 _FLAGS = {"image_sizes": "--image-size", "compute_capabilities": "--compute-capability"}
 
 
@@ -45,52 +41,21 @@ class BuildOptions:
 
     precision: Precision | Literal["auto"] | None = None
     accept_quality: bool = False
-    batch: int | None = None
-    image_sizes: tuple[tuple[int, ...], ...] = ()
-    compute_capabilities: tuple[str, ...] = ()
+    batch: Annotated[int, Range(1, _MOST_BATCH)] | None = None
+    image_sizes: tuple[Size, ...] = ()
+    compute_capabilities: tuple[Capability, ...] = ()
     version_compatible: bool = False
     hardware_compatible: Literal["ampere", "same-capability"] | None = None
-    opt_level: int | None = None
-    workspace: int | None = None
+    opt_level: Annotated[int, Range(0, 5)] | None = None
+    workspace: Annotated[int, Range(1, 2**30)] | None = None
     low_memory: bool = False
     no_timing_cache: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no builder takes; a precision may be given by its name, and lists for
         tuples."""
-        sizes, capabilities = self.image_sizes, self.compute_capabilities
-        if not _is_list(sizes) or not all(_is_list(size) and size for size in sizes):
-            raise InputError(f"image_sizes must be such as [(256, 256)], found {sizes!r:.60}")
-        if not _is_list(capabilities):
-            raise InputError(f"compute_capabilities must be a list, found {capabilities!r:.60}")
-        object.__setattr__(self, "image_sizes", tuple(map(tuple, sizes)))
-        object.__setattr__(self, "compute_capabilities", tuple(capabilities))
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(item.default, bool) and not isinstance(value, bool):
-                raise InputError(f"{item.name} must be True or False, found {value!r:.60}")
-        if self.precision not in (None, AUTO):
-            try:
-                object.__setattr__(self, "precision", Precision(self.precision))
-            except ValueError as error:
-                names = ", ".join([*(precision.value for precision in Precision), AUTO])
-                raise InputError(
-                    f"precision must be one of {names}, found {self.precision!r:.60}"
-                ) from error
-        if self.hardware_compatible not in (None, AMPERE, SAME_CAPABILITY):
-            raise InputError(
-                f"hardware_compatible must be {AMPERE} or {SAME_CAPABILITY}, found "
-                f"{self.hardware_compatible!r:.60}"
-            )
-        _check(self.batch, "batch", 1, _MOST_BATCH)
-        _check(self.opt_level, "opt_level", 0, 5)
-        _check(self.workspace, "workspace", 1, _MOST_MIB)
-        for size in self.image_sizes:
-            for side in size:
-                _check(side, "image_sizes", 1, _MOST_SIDE)
-        for text in self.compute_capabilities:
-            if not isinstance(text, str) or not re.fullmatch(_CAPABILITY.text, text):
-                raise InputError(f"expected {_CAPABILITY.words}, found {text!r:.60}")
+        for name, value in checked_fields(self, "", InputError).items():
+            object.__setattr__(self, name, value)
 
     def given(self) -> dict[str, Any]:
         """The options that are not at their default."""
@@ -104,13 +69,11 @@ class BuildOptions:
         """The same as words of the command line."""
         words: list[str] = []
         for name, value in self.given().items():
-            flag = flag_of(name)
             if value is True:
-                words.append(flag)
+                words.append(flag_of(name))
                 continue
-            several = isinstance(value, tuple)
-            for item in value if several else [value]:
-                words += [flag, _word(item)]
+            for item in value if isinstance(value, tuple) else [value]:
+                words += [flag_of(name), _word(item)]
         return words
 
 
@@ -123,15 +86,6 @@ def _word(value: Any) -> str:
     if isinstance(value, Precision):
         return value.flag
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (tuple, list))
-
-
-def _check(value: Any, name: str, least: int, most: int) -> None:
-    if value is not None and not (type(value) is int and least <= value <= most):
-        raise InputError(f"{name} must be a whole number in {least}..{most}, found {value!r:.60}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,25 +197,10 @@ class Build:
     options: BuildOptions
     target: Target
     rows: Annotated[int, Range(1, 2 * _MOST_BATCH)] | None = None
-    image_sizes: tuple[tuple[Annotated[int, Range(1, _MOST_SIDE)], ...], ...] | None = None
+    image_sizes: tuple[Size, ...] | None = None
     weight_bytes: WeightBytes | None = None
     quantization: Quantization | None = None
     tried: dict[str, Trial] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     seconds: Annotated[float, Range(0, 1e9)] = 0.0
     peak_memory_bytes: Count = 0
-
-
-def rebuild_command(
-    build: Build, engine: str, image_sizes: tuple[tuple[int, ...], ...] = ()
-) -> str:
-    """The command that builds an engine again.
-
-    Args:
-        build: Its record.
-        engine: Name of its folder.
-        image_sizes: To build it for in addition.
-    """
-    options = replace(build.options, image_sizes=(*build.options.image_sizes, *image_sizes))
-    words = ["m2kit", "build-engine", build.bundle, "-o", engine, "--backend", build.backend]
-    return shlex.join(words + options.words())

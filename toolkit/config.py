@@ -12,23 +12,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 from m2kit.errors import SpecError
 from m2kit.families.family import FAMILIES, TokenizerSpec, family_named
 from m2kit.families.image import ImageTokenizerSpec
-from m2kit.limits import check_whole, check_wholes
-from m2kit.records import BadRecord, JsonObject, read_record, to_json
+from m2kit.records import BadRecord, JsonObject, Range, checked_fields, read_record, to_json
 
 UNTOLD_OF_TRANSFORMER = ("heads", "grid", "rope_base")
 UNTOLD = (*UNTOLD_OF_TRANSFORMER, *ImageTokenizerSpec.untold)  # what a checkpoint's shapes do not
 MOST_POSITIONS = 65_536  # 256 x 256
-_MOST_SUB_TOKENS = 62
-_MOST = {  # of a transformer's numbers
-    "width": 2**16, "heads": 2**12, "inter_layers": 512, "intra_layers": 512, "ffn_width": 2**20,
-    "classes": 2**24,
-}  # fmt: skip
-_MOST_IDS = 2**24  # of a sub-vocabulary with embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +40,19 @@ class TransformerSpec:
         rope_base: Base of the 2-D rotary embedding.
     """
 
-    width: int
-    heads: int
-    inter_layers: int
-    intra_layers: int
-    ffn_width: int
-    grid: tuple[int, ...]
-    classes: int
-    vocabularies: tuple[int, ...]
+    width: Annotated[int, Range(1, 2**16)]
+    heads: Annotated[int, Range(1, 2**12)]
+    inter_layers: Annotated[int, Range(1, 512)]
+    intra_layers: Annotated[int, Range(1, 512)]
+    ffn_width: Annotated[int, Range(1, 2**20)]
+    grid: tuple[Annotated[int, Range(1, MOST_POSITIONS)], ...]
+    classes: Annotated[int, Range(1, 2**24)]
+    vocabularies: Annotated[tuple[Annotated[int, Range(1, 2**24)], ...], Range(1, 62)]
     rope_base: float
 
     def __post_init__(self) -> None:
         """Refuse an architecture that cannot be built."""
-        for name, most in _MOST.items():
-            check_whole(f"transformer.{name}", getattr(self, name), most)
-        check_wholes("transformer.vocabularies", self.vocabularies, _MOST_IDS, _MOST_SUB_TOKENS)
-        check_wholes("transformer.grid", self.grid, MOST_POSITIONS, 2)
+        checked_fields(self, "transformer", SpecError)
         if len(self.grid) != 2:
             raise SpecError(f"transformer.grid must be [h, w], found {list(self.grid)}")
         if self.positions > MOST_POSITIONS:
@@ -80,9 +70,8 @@ class TransformerSpec:
                 f"transformer.vocabularies holds {self.sub_tokens} sub-tokens, but the rotary "
                 f"table of a {self.grid[0]} x {self.grid[1]} grid has {self.positions + 1} rows"
             )
-        base = self.rope_base
-        if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base < 1e12:
-            raise SpecError(f"transformer.rope_base must be a number above 1, found {base!r}")
+        if not 1 < self.rope_base < 1e12:
+            raise SpecError(f"transformer.rope_base must be above 1, found {self.rope_base}")
 
     @property
     def positions(self) -> int:
@@ -221,16 +210,6 @@ def _with_vocabularies(transformer: Any) -> Any:
     return {**rest, "vocabularies": [2**b for b in bits]}
 
 
-def field_names(record: type) -> frozenset[str]:
-    """The field names of one of the spec classes."""
-    return frozenset(field.name for field in fields(record))
-
-
-def freeze(value: Any) -> Any:
-    """JSON lists as tuples, anything else as it is."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def overrides_from_text(text: str) -> JsonObject:
     """The flat object of a --spec file: only fields that a checkpoint's shapes do not tell.
 
@@ -248,11 +227,12 @@ def overrides_from_text(text: str) -> JsonObject:
         ) from error
     if not isinstance(value, dict):
         raise SpecError(f'--spec must hold a JSON object such as {{"heads": 20}}, found {value!r}')
-    known = field_names(TransformerSpec).union(*(field_names(f.spec) for f in FAMILIES.values()))
+    records: list[type[Any]] = [TransformerSpec, *(family.spec for family in FAMILIES.values())]
+    known = {field.name for record in records for field in fields(record)}
     unknown = sorted(set(value) - known)
     if unknown:
         raise SpecError(f"--spec names unknown fields {unknown}; it takes {', '.join(UNTOLD)}")
-    return {name: freeze(item) for name, item in value.items()}
+    return {n: tuple(item) if isinstance(item, list) else item for n, item in value.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from here. "compute" is float32 in a bundle and float16 in a half-precision engi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import SpecError
@@ -94,7 +94,8 @@ def size_text(image_size: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output: `dtype` is float32, int64 or compute; str dimensions are symbolic."""
+    """One input or output: `dtype` is float32, int64 or compute (numpy's name, where it was read
+    off a file); str dimensions are symbolic."""
 
     name: str
     dtype: str
@@ -152,26 +153,45 @@ def graph_io(spec: ModelSpec, graph: str, lowering: str = PORTABLE) -> GraphIO:
         raise SpecError(f"no graph {graph!r}: this model has {', '.join(graph_names(spec))}")
     if graph in tokenizer_graphs(spec):
         return _tokenizer_io(spec)[graph]
-    transformer = spec.transformer
-    assert transformer is not None
-    io = step_io(transformer, graph)
-    return io if lowering == PORTABLE else _in_place(io)
+    assert spec.transformer is not None
+    io = step_io(spec.transformer, graph)
+    if lowering == PORTABLE:
+        return io
+    kept = tuple(tensor for tensor in io.outputs if tensor.name != PRESENT)
+    whole = (replace(past, name=updated(past.name)) for past in io.inputs if is_past(past.name))
+    return GraphIO(io.inputs, (*kept, *whole))  # every cache tensor whole, not its new rows alone
 
 
 def step_io(spec: TransformerSpec, graph: str) -> GraphIO:
     """Inputs and outputs of a step graph in the portable lowering."""
-    return _inter_io(spec) if graph == INTER_STEP else _intra_io(spec)
-
-
-def _in_place(io: GraphIO) -> GraphIO:
-    """The same with every cache tensor returned whole instead of its new rows."""
-    kept = tuple(tensor for tensor in io.outputs if tensor.name != PRESENT)
-    whole = (
-        TensorSpec(updated(tensor.name), tensor.dtype, tensor.shape)
-        for tensor in io.inputs
-        if is_past(tensor.name)
+    hidden = TensorSpec(HIDDEN, "float32", ("R", spec.width))
+    outputs: tuple[TensorSpec, ...]
+    if graph == INTER_STEP:
+        layers, capacity = spec.inter_layers, spec.positions
+        inputs = (
+            TensorSpec(CLASS_ID, "int64", ("R",)),
+            TensorSpec(TOKEN, "int64", ("R", spec.sub_tokens)),
+            TensorSpec(POSITION, "int64", (1,)),
+        )
+        outputs = (hidden,)
+    else:
+        layers, capacity = spec.intra_layers, spec.sub_tokens
+        inputs = (
+            hidden,
+            TensorSpec(SUB_TOKEN, "int64", ("R",)),
+            TensorSpec(SUB_POSITION, "int64", (1,)),
+        )
+        outputs = tuple(
+            TensorSpec(logits(k), "float32", ("R", size))
+            for k, size in enumerate(spec.vocabularies)
+        )
+    past = tuple(
+        TensorSpec(name(layer), "compute", ("R", spec.heads, capacity, spec.head_size))
+        for layer in range(layers)
+        for name in (past_key, past_value)
     )
-    return GraphIO(io.inputs, (*kept, *whole))
+    present = TensorSpec(PRESENT, "compute", (2 * layers, "R", spec.heads, 1, spec.head_size))
+    return GraphIO(inputs + past, (*outputs, present))
 
 
 def _tokenizer_io(spec: ModelSpec) -> dict[str, GraphIO]:
@@ -186,41 +206,3 @@ def _tokenizer_io(spec: ModelSpec) -> dict[str, GraphIO]:
         spec.tokenizer.quantizer: GraphIO((latent,), (codes, tokens)),
         DECODER: GraphIO((codes,), (image,)),
     }
-
-
-def _past(spec: TransformerSpec, layers: int, capacity: int) -> tuple[TensorSpec, ...]:
-    shape = ("R", spec.heads, capacity, spec.head_size)
-    names = [name(layer) for layer in range(layers) for name in (past_key, past_value)]
-    return tuple(TensorSpec(name, "compute", shape) for name in names)
-
-
-def _present(spec: TransformerSpec, layers: int) -> TensorSpec:
-    return TensorSpec(PRESENT, "compute", (2 * layers, "R", spec.heads, 1, spec.head_size))
-
-
-def _inter_io(spec: TransformerSpec) -> GraphIO:
-    inputs = (
-        TensorSpec(CLASS_ID, "int64", ("R",)),
-        TensorSpec(TOKEN, "int64", ("R", spec.sub_tokens)),
-        TensorSpec(POSITION, "int64", (1,)),
-    )
-    hidden = TensorSpec(HIDDEN, "float32", ("R", spec.width))
-    return GraphIO(
-        inputs + _past(spec, spec.inter_layers, spec.positions),
-        (hidden, _present(spec, spec.inter_layers)),
-    )
-
-
-def _intra_io(spec: TransformerSpec) -> GraphIO:
-    inputs = (
-        TensorSpec(HIDDEN, "float32", ("R", spec.width)),
-        TensorSpec(SUB_TOKEN, "int64", ("R",)),
-        TensorSpec(SUB_POSITION, "int64", (1,)),
-    )
-    heads = tuple(
-        TensorSpec(logits(k), "float32", ("R", size)) for k, size in enumerate(spec.vocabularies)
-    )
-    return GraphIO(
-        inputs + _past(spec, spec.intra_layers, spec.sub_tokens),
-        (*heads, _present(spec, spec.intra_layers)),
-    )

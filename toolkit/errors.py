@@ -1,13 +1,5 @@
 """Every error that m2kit raises on purpose. The command line prints the message as one line and
 exits with status 1; a message says what was expected, what was found and what to do.
-
-    M2KitError
-    +-- SpecError         an architecture that cannot exist, or that a file does not tell
-    +-- CheckpointError   a checkpoint that cannot be read or does not hold a whole model
-    +-- FolderError       a bundle or engine folder that is damaged, missing or of the wrong kind
-    +-- BackendError      a backend, provider or package that is not available here
-    +-- InputError        an image, class, token or option outside what the model takes
-    +-- ParityError       two implementations that should agree and do not
 """
 
 from __future__ import annotations

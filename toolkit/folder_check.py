@@ -6,6 +6,7 @@ import contextlib
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 from m2kit.atomic import new_file
 from m2kit.contract import PLAN_SUFFIX, WEIGHTS_FILE, TensorSpec
@@ -13,7 +14,7 @@ from m2kit.errors import FolderError
 from m2kit.folders import sha256_of_file
 from m2kit.manifest import FileEntry, GraphEntry, Manifest
 from m2kit.manifest_file import REMAKE
-from m2kit.onnx_file import TensorInfo, read_onnx
+from m2kit.onnx_file import read_onnx
 
 
 def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -> None:
@@ -82,7 +83,7 @@ def _check_graph(path: Path, entry: GraphEntry, manifest: Manifest, cure: str) -
             )
 
 
-def _is_of(found: TensorInfo, expected: TensorSpec, compute: str) -> bool:
+def _is_of(found: TensorSpec, expected: TensorSpec, compute: str) -> bool:
     """Whether a graph's tensor is the contract's: fixed sizes are equal where both are fixed."""
     return (
         found.name == expected.name
@@ -105,15 +106,14 @@ def _sha256(path: Path, trust_seen: bool) -> str:
         return sha256_of_file(path)
     status = path.stat()
     key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-    try:
+    seen = None
+    with contextlib.suppress(OSError, ValueError):
         seen = json.loads(memory.read_text(encoding="utf-8"))
-        if isinstance(seen, dict) and isinstance(seen.get(key), str):
-            return str(seen[key])
-    except (OSError, ValueError):
-        seen = {}
-    digest = sha256_of_file(path)
-    _remember(memory, {**(seen if isinstance(seen, dict) else {}), key: digest})
-    return digest
+    known: dict[str, Any] = seen if isinstance(seen, dict) else {}
+    if not isinstance(known.get(key), str):
+        known[key] = sha256_of_file(path)
+        _remember(memory, known)
+    return str(known[key])
 
 
 def _remember(memory: Path, seen: dict[str, str]) -> None:

@@ -74,8 +74,6 @@ def check_output(path: Path, suffix: str) -> None:
         raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another")
     if path.is_dir():
         raise FolderError(f"{path} is a folder, expected a file name; choose another")
-    parent = Path(os.path.abspath(path)).parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise FolderError(f"cannot write {path}: {parent} is not a writable folder")

@@ -49,11 +49,7 @@ def _quota(path: Path) -> int:
 
 def model_name(path: Path = _INFO) -> str:
     """The processor's own name, "unknown" where the system does not tell."""
-    try:
-        found = re.search(r"^model name\s*: (.*)$", path.read_text(), flags=re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1) if found else "unknown"
+    return next(iter(_told(path, r"^model name\s*: (.*)$")), "unknown")
 
 
 def host_name() -> str:
@@ -63,31 +59,31 @@ def host_name() -> str:
 
 def available_bytes() -> int | None:
     """Memory and swap that a new process can have, None where the system does not tell."""
-    try:
-        text = _MEMORY_FILE.read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.findall(r"^(?:MemAvailable|SwapFree): +(\d+) kB", text, flags=re.MULTILINE)
-    return 1024 * sum(map(int, found)) if found else None
+    return _bytes(_MEMORY_FILE, "MemAvailable|SwapFree")
 
 
 def resident_bytes() -> int | None:
     """Memory this process has resident, None where the system does not tell."""
-    return _status("VmRSS")
+    return _bytes(_STATUS_FILE, "VmRSS")
 
 
 def peak_bytes() -> int | None:
     """The most memory this process has had resident, None where the system does not tell."""
-    return _status("VmHWM")
+    return _bytes(_STATUS_FILE, "VmHWM")
 
 
-def _status(name: str) -> int | None:
+def _bytes(path: Path, names: str) -> int | None:
+    """The sum of these entries of a file of the system's."""
+    found = _told(path, rf"^(?:{names}):\s+(\d+) kB")
+    return 1024 * sum(map(int, found)) if found else None
+
+
+def _told(path: Path, pattern: str) -> list[str]:
+    """What a file of the system's says; nothing where there is none."""
     try:
-        text = _STATUS_FILE.read_text(encoding="utf-8")
+        return re.findall(pattern, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     except OSError:
-        return None
-    found = re.search(rf"^{name}:\s+(\d+) kB", text, flags=re.MULTILINE)
-    return 1024 * int(found.group(1)) if found else None
+        return []
 
 
 def release_freed_memory() -> None:

@@ -9,23 +9,19 @@ what they are recorded to take and give, before any of them is opened.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from m2kit.build import Build, rebuild_command
+from m2kit.build import Build
 from m2kit.config import ModelSpec
 from m2kit.contract import ONNXRUNTIME, PORTABLE, TensorSpec
 from m2kit.folders import sha256_of_json
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
-from m2kit.records import (
-    JsonObject,
-    Pattern,
-    Range,
-    to_json,
-)
+from m2kit.records import Count, JsonObject, Pattern, Text, to_json
 from m2kit.sampling import SamplingDefaults
 
 SCHEMA = 2
@@ -33,11 +29,9 @@ BUNDLE = "bundle"
 ENGINE = "engine"
 FileName = Annotated[str, Pattern(r"[A-Za-z0-9._-]{1,200}", "a plain file name")]
 Sha256 = Annotated[str, Pattern(r"[0-9a-f]{64}", "a sha256")]
-Size = Annotated[int, Range(0, 2**62)]
 Kind = Annotated[str, Pattern(f"{BUNDLE}|{ENGINE}", f"{BUNDLE} or {ENGINE}")]
 Lowering = Annotated[str, Pattern(f"{PORTABLE}|{ONNXRUNTIME}", f"{PORTABLE} or {ONNXRUNTIME}")]
 Name = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{1,255}", "a name without control characters")]
-Word = Annotated[str, Pattern(r"[ -~]{0,200}", "printable text")]
 
 
 def manifest_name(kind: str) -> str:
@@ -50,7 +44,7 @@ class FileEntry:
     """Size and hash of a file."""
 
     sha256: Sha256
-    bytes: Size
+    bytes: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +61,7 @@ class GraphEntry:
 
     file: FileName
     compute: Literal["float32", "float16"]
-    ops: dict[str, Size]
+    ops: dict[str, Count]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -89,14 +83,14 @@ class Source:
     """
 
     checkpoint_sha256: Sha256
-    checkpoint_bytes: Size
-    dtypes: tuple[Word, ...]
-    weights: Word
-    same_as: tuple[Word, ...]
-    assumed: dict[str, int | float | Word | tuple[int, ...]]
-    preset: Word | None = None
+    checkpoint_bytes: Count
+    dtypes: tuple[Text, ...]
+    weights: Text
+    same_as: tuple[Text, ...]
+    assumed: dict[str, int | float | Text | tuple[int, ...]]
+    preset: Text | None = None
     tokenizer_sha256: Sha256 | None = None
-    tokenizer_weights: Word | None = None
+    tokenizer_weights: Text | None = None
 
     @property
     def weights_taken(self) -> dict[str, str]:
@@ -134,7 +128,7 @@ class Manifest:
     lowerings: dict[Lowering, dict[str, GraphEntry]]
     files: dict[str, FileEntry]
     source: Source
-    versions: dict[str, Word]
+    versions: dict[str, Text]
     parity: ParityReport
     maxima: dict[str, dict[str, float]] = field(default_factory=dict)
     moved_to_float: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -143,7 +137,7 @@ class Manifest:
 
     def to_json(self) -> JsonObject:
         """The manifest as JSON, with schema version and digest."""
-        value = to_json(self) | {"spec": self.spec.to_json(), "schema": SCHEMA}
+        value = to_json(self) | {"schema": SCHEMA}
         return value | {"digest": sha256_of_json(value)}
 
     @property
@@ -174,4 +168,7 @@ class Manifest:
 
     def rebuild_command(self, folder: Path, image_sizes: tuple[tuple[int, ...], ...] = ()) -> str:
         """The command that builds this engine again, for more image sizes where they are given."""
-        return rebuild_command(self.built, folder.resolve().name, image_sizes)
+        build, engine = self.built, folder.resolve().name
+        options = replace(build.options, image_sizes=(*build.options.image_sizes, *image_sizes))
+        words = ["m2kit", "build-engine", build.bundle, "-o", engine, "--backend", build.backend]
+        return shlex.join(words + options.words())

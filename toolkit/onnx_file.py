@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2kit.contract import TensorSpec
 from m2kit.errors import FolderError
 
 _MOST_BYTES = 256 * 2**20  # of a graph file; weights are in a file of their own
@@ -25,15 +26,6 @@ _MOST_REPEATS = 1_000_000  # fields of a message: nodes and tensors of a graph
 _MOST_DIMENSIONS = 32  # of a tensor
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, are refused
 _EXTERNAL = 1  # TensorProto.DataLocation
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One input or output of a graph: `dtype` is numpy's name, str dimensions are symbolic."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +46,8 @@ class ExternalData:
 class GraphFile:
     """What a graph file says of itself; `ops` is op_type -> number of nodes."""
 
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     ops: dict[str, int]
     external: tuple[ExternalData, ...]
 
@@ -144,12 +136,10 @@ def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise _Wrong("no file" if path.exists() else "nothing")
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size > _MOST_BYTES:
-                raise _Wrong(f"{size} bytes, of which there may be {_MOST_BYTES}")
-            file.seek(0)
-            data = file.read(_MOST_BYTES)
+        size = path.stat().st_size
+        if size > _MOST_BYTES:
+            raise _Wrong(f"{size} bytes, of which there may be {_MOST_BYTES}")
+        data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path that no system takes
         raise _Wrong(f"a file that cannot be read ({error})") from error
     if not data:
@@ -171,18 +161,15 @@ class _Reader:
         graph = self._fields(model["graph"], _GRAPH, "a graph")
         inputs = tuple(self._value(span, "input") for span in graph.get("input", ()))
         outputs = tuple(self._value(span, "output") for span in graph.get("output", ()))
-        names, external = [], []
-        for span in graph.get("initializer", ()):
-            name, place = self._tensor(span)
-            names.append(name)
-            if place is not None:
-                external.append(place)
-        _distinct("input or initializer", [*(tensor.name for tensor in inputs), *names])
+        tensors = [self._tensor(span) for span in graph.get("initializer", ())]
+        names = [*(tensor.name for tensor in inputs), *(name for name, _ in tensors)]
+        _distinct("input or initializer", names)
         _distinct("output", (tensor.name for tensor in outputs))
         ops = Counter(self._op_type(span) for span in graph.get("node", ()))
         if not ops or not outputs:
             raise _Wrong("a graph without nodes or outputs")
-        return GraphFile(inputs, outputs, dict(ops), tuple(external))
+        external = tuple(place for _, place in tensors if place is not None)
+        return GraphFile(inputs, outputs, dict(ops), external)
 
     def _op_type(self, span: tuple[int, int]) -> str:
         """The operator of a node, its attributes checked."""
@@ -193,7 +180,7 @@ class _Reader:
                     raise _Wrong("an attribute with external data")
         return self._name(node.get("op_type"), "node without an operator")
 
-    def _value(self, span: tuple[int, int], kind: str) -> TensorInfo:
+    def _value(self, span: tuple[int, int], kind: str) -> TensorSpec:
         """An input or output."""
         value = self._fields(span, _VALUE, f"an {kind}")
         name = self._name(value.get("name"), f"{kind} without a name")
@@ -205,7 +192,7 @@ class _Reader:
         dims = self._fields(tensor["shape"], _SHAPE, "a shape").get("dim", ())
         if len(dims) > _MOST_DIMENSIONS:
             raise _Wrong(f"{len(dims)} dimensions of {_shown(name)}")
-        return TensorInfo(name, dtype[0], tuple(self._dimension(dim) for dim in dims))
+        return TensorSpec(name, dtype[0], tuple(self._dimension(dim) for dim in dims))
 
     def _dimension(self, span: tuple[int, int]) -> int | str:
         dim = self._fields(span, _DIMENSION, "a dimension")

@@ -7,10 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated
 
 from m2kit.errors import ParityError
-from m2kit.records import JsonObject, Range, to_json
+from m2kit.records import Count, JsonObject, to_json
 
 DIFFERENCE, MISMATCHES, BEYOND_TIES = "difference", "mismatches", "mismatches beyond ties"
 _GATE_CURE = (
@@ -32,7 +31,7 @@ class Check:
 
     found: dict[str, float | None]
     allowed: dict[str, float]
-    compared: Annotated[int, Range(0, 2**62)] | None = None
+    compared: Count | None = None
     gate: bool = False
 
     @property

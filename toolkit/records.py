@@ -3,6 +3,7 @@
 A record's types are its schema. Known are bool, int, float, str, None, Literal, enumerations, other
 records, tuple[X, ...], tuple[X, Y], dict[str, X], unions of these, Annotated with a Range or a
 Pattern, and Any, which is left as JSON has it. Whole numbers fit into 64 bits, numbers are finite.
+A class with `from_json` and `to_json` is read and written by these.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import types
 import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from m2kit.errors import M2KitError
 
@@ -24,6 +25,7 @@ Record = TypeVar("Record")
 JsonObject = dict[str, Any]  # what json.loads makes of an object, and json.dumps takes
 _SHOWN = 60  # characters of a value that is shown
 _MOST_BYTES = 16 << 20  # of a JSON file
+_WORDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 
 
 class BadRecord(Exception):
@@ -32,7 +34,7 @@ class BadRecord(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Smallest and largest value of an annotated number."""
+    """Smallest and largest value of an annotated number, or length of an annotated tuple."""
 
     least: float
     most: float
@@ -44,6 +46,10 @@ class Pattern:
 
     text: str
     words: str
+
+
+Text = Annotated[str, Pattern(r"[ -~]{0,200}", "printable text")]
+Count = Annotated[int, Range(0, 2**62)]
 
 
 def read_json(path: Path) -> Any:
@@ -68,16 +74,13 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def read_record(
-    record: type[Record], value: Any, path: str = "", *, given: JsonObject | None = None
-) -> Record:
+def read_record(record: type[Record], value: Any, path: str = "") -> Record:
     """A record of what `to_json` wrote.
 
     Args:
         record: A dataclass.
         value: A JSON value; fields that have a default may be missing.
         path: Of the value, for messages.
-        given: Fields that the caller has read already; the value must not have them.
 
     Raises:
         BadRecord: A field is missing, unknown, of another type or out of range, or the record
@@ -87,22 +90,36 @@ def read_record(
         raise _bad(path, "an object", value)
     kind: Any = record
     hints = _hints(kind)
-    own = dict(given or {})
-    unknown = sorted(set(value) - (set(hints) - set(own)))
+    unknown = sorted(set(value) - set(hints))
     if unknown:
         raise BadRecord(f"{_join(path, unknown[0])}: a field that is not known")
-    read = own
-    for name, hint in hints.items():
-        if name in own:
-            continue
+    read = {}
+    for field in fields(kind):
+        name = field.name
         if name in value:
-            read[name] = _read(hint, value[name], _join(path, name))
-        elif name not in _with_default(kind):
+            read[name] = _read(hints[name], value[name], _join(path, name))
+        elif field.default is MISSING and field.default_factory is MISSING:
             raise BadRecord(f"{_join(path, name)}: is missing")
     try:
         return record(**read)
     except M2KitError as error:
         raise BadRecord(f"{path}: {error}" if path else str(error)) from error
+
+
+def checked_fields(record: Any, path: str, error: type[M2KitError]) -> JsonObject:
+    """The fields of a record that was not read, held to its types as a file's are; lists stand for
+    tuples, values for members of enumerations.
+
+    Raises:
+        error: A field is of another type or out of range.
+    """
+    try:
+        return {
+            name: _read(hint, plain(getattr(record, name)), _join(path, name))
+            for name, hint in _hints(record.__class__).items()
+        }
+    except BadRecord as bad:
+        raise error(str(bad)) from bad
 
 
 def to_json(record: Any) -> JsonObject:
@@ -118,7 +135,7 @@ def to_json(record: Any) -> JsonObject:
 def plain(value: Any) -> Any:
     """A value of a record's field as JSON has it."""
     if is_dataclass(value):
-        return to_json(value)
+        return value.to_json() if hasattr(value, "to_json") else to_json(value)
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, dict):
@@ -131,16 +148,7 @@ def plain(value: Any) -> Any:
 @functools.cache
 def _hints(record: type) -> dict[str, Any]:
     hints = typing.get_type_hints(record, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(record) if field.init}
-
-
-@functools.cache
-def _with_default(record: type) -> frozenset[str]:
-    return frozenset(
-        field.name
-        for field in fields(record)
-        if field.default is not MISSING or field.default_factory is not MISSING
-    )
+    return {field.name: hints[field.name] for field in fields(record)}
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
@@ -150,9 +158,7 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _read_union(arguments, value, path)
     if origin is typing.Literal:
-        if type(value) in map(type, arguments) and value in arguments:
-            return value
-        raise _bad(path, f"one of {', '.join(map(str, arguments))}", value)
+        return _chosen({name: name for name in arguments}, value, path)
     if origin is tuple:
         return _read_tuple(arguments, value, path)
     if origin is dict:
@@ -163,36 +169,27 @@ def _read(hint: Any, value: Any, path: str) -> Any:
             for name, item in value.items()
         }
     if is_dataclass(hint):
-        return read_record(typing.cast("type[Any]", hint), value, path)
+        own: Any = getattr(hint, "from_json", None)
+        return own(value) if own else read_record(typing.cast("type[Any]", hint), value, path)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        choices = {member.value: member for member in hint}
-        if isinstance(value, str) and value in choices:
-            return choices[value]
-        raise _bad(path, f"one of {', '.join(map(str, choices))}", value)
-    return _read_plain(hint, value, path)
-
-
-def _read_plain(hint: Any, value: Any, path: str) -> Any:
-    if hint is Any:
-        return value
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
+        return _chosen({member.value: member for member in hint}, value, path)
+    if hint is Any or (hint in (bool, str, type(None)) and isinstance(value, hint)):
         return value
     if hint is int and _is_whole(value):
         return value
     if hint is float and (_is_whole(value) or (isinstance(value, float) and math.isfinite(value))):
         return float(value)
-    if hint is type(None) and value is None:
-        return None
-    words = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
-    raise _bad(path, words.get(hint, "null"), value)
+    raise _bad(path, _WORDS.get(hint, "null"), value)
+
+
+def _chosen(choices: dict[str, Any], value: Any, path: str) -> Any:
+    if isinstance(value, str) and value in choices:
+        return choices[value]
+    raise _bad(path, f"one of {', '.join(choices)}", value)
 
 
 def _read_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
-    """The first of the types that takes the value; a record's own complaint is the one told."""
-    if value is None and type(None) in arguments:
-        return None
+    """The first of the types that takes the value; the first one's complaint is the one told."""
     errors = []
     for argument in arguments:
         try:
@@ -209,18 +206,20 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any,
         arguments = (arguments[0],) * len(value)
     if len(value) != len(arguments):
         raise _bad(path, f"a list of {len(arguments)}", value)
-    return tuple(
-        _read(argument, item, f"{path}[{index}]")
-        for index, (argument, item) in enumerate(zip(arguments, value, strict=True))
-    )
+    pairs = enumerate(zip(arguments, value, strict=True))
+    return tuple(_read(argument, item, f"{path}[{n}]") for n, (argument, item) in pairs)
 
 
 def _constrained(value: Any, constraint: Range | Pattern, path: str) -> Any:
-    if isinstance(constraint, Range):
-        if not constraint.least <= value <= constraint.most:
-            raise _bad(path, f"a number in {constraint.least}..{constraint.most}", value)
-    elif not re.fullmatch(constraint.text, value):
-        raise _bad(path, constraint.words, value)
+    if isinstance(constraint, Pattern):
+        right, words = bool(re.fullmatch(constraint.text, value)), constraint.words
+    else:
+        several = isinstance(value, tuple)
+        right = constraint.least <= (len(value) if several else value) <= constraint.most
+        what = "a list of" if several else f"{_WORDS[type(value)]} in"
+        words = f"{what} {constraint.least}..{constraint.most}"
+    if not right:
+        raise _bad(path, words, value)
     return value
 
 
@@ -229,12 +228,13 @@ def _is_whole(value: Any) -> bool:
 
 
 def _bad(path: str, expected: str, found: Any) -> BadRecord:
-    text = repr(found)
-    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-    return BadRecord(f"{path or 'the record'}: expected {expected}, found {shown}")
+    return BadRecord(f"{path or 'the record'}: expected {expected}, found {_short(repr(found))}")
 
 
 def _join(path: str, name: str) -> str:
-    shown = name if name.isprintable() else repr(name)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    shown = _short(name if name.isprintable() else repr(name))
     return f"{path}.{shown}" if path else shown
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -79,23 +79,16 @@ class SamplingDefaults:
         Raises:
             InputError: A value out of range, or a list of the wrong length.
         """
-        values = {
-            name: _per_sub_token(name, options.get(name, fallback), sub_tokens)
-            for name, fallback in OFF.items()
-        }
-        return cls(**values)
+        given = (_per_sub_token(n, options.get(n, off), sub_tokens) for n, off in OFF.items())
+        return cls(*given)
 
 
 @dataclass(frozen=True, slots=True)
-class ResolvedSampling:
+class ResolvedSampling(SamplingDefaults):
     """A Sampling with one value per sub-token; built by `Sampling.resolve`."""
 
     seed: int
     greedy: bool
-    guidance: tuple[float, ...]
-    temperature: tuple[float, ...]
-    top_k: tuple[int, ...]
-    top_p: tuple[float, ...]
 
     @property
     def guided(self) -> bool:

@@ -8,7 +8,7 @@ place of vocabularies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +67,7 @@ def write_tokens(path: Path, tokens: TokenFile) -> None:
     """Write a token file; whole or not at all."""
     check_output(path, ".npz")
     with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            ids=tokens.ids,
-            vocabularies=np.array(tokens.vocabularies),
-            bit_order=np.array(tokens.bit_order),
-            spec_sha256=np.array(tokens.spec_sha256),
-            image_size=np.array(tokens.image_size),
-        )
+        np.savez_compressed(file, **asdict(tokens))
 
 
 def read_tokens(path: Path) -> TokenFile:
@@ -85,10 +78,9 @@ def read_tokens(path: Path) -> TokenFile:
     """
     try:
         arrays = read_npz(path)
-        if "bits" in arrays:
-            vocabularies = _vocabularies(_integers(arrays["bits"]), str(path))
-        else:
-            vocabularies = _integers(arrays["vocabularies"])
+        old = "bits" in arrays
+        sizes = _integers(arrays["bits" if old else "vocabularies"])
+        vocabularies = _vocabularies(sizes, str(path)) if old else sizes
         tokens = TokenFile(
             ids=arrays["ids"],
             vocabularies=vocabularies,
@@ -107,11 +99,8 @@ def read_tokens(path: Path) -> TokenFile:
             f"{path}: expected {_FILE}; found sub-vocabularies {list(vocabularies)}, bit order "
             f"{tokens.bit_order!r:.20}, image size {list(tokens.image_size)}"
         )
-    try:
-        if tokens.bit_order:
-            bits_of(vocabularies)
-    except SpecError as error:
-        raise InputError(f"{path}: {error}") from error
+    if tokens.bit_order:
+        _bits(vocabularies, str(path))
     axes = tuple(f"n{index}" for index in range(len(tokens.image_size)))
     return replace(tokens, ids=check_tokens(tokens.ids, vocabularies, axes))
 
@@ -127,10 +116,8 @@ def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
         raise InputError(f"{path} was made by a model with another tokenizer architecture")
     order = spec.tokenizer.bit_order
     if (tokens.vocabularies, tokens.bit_order) != (spec.vocabularies, order):
-        found, own = (
-            _layout(tokens.vocabularies, tokens.bit_order),
-            _layout(spec.vocabularies, order),
-        )
+        found = _layout(tokens.vocabularies, tokens.bit_order)
+        own = _layout(spec.vocabularies, order)
         raise InputError(
             f"{path} holds sub-tokens of {found}; this model has {own}{_conversion(path, spec)}"
         )
@@ -154,10 +141,7 @@ def converted_tokens(tokens: TokenFile, bits: tuple[int, ...], bit_order: str) -
     Raises:
         InputError: The file's sub-tokens are no bits, or the bits do not sum to theirs.
     """
-    try:
-        own = bits_of(tokens.vocabularies)
-    except SpecError as error:
-        raise InputError(f"these tokens cannot be split otherwise: {error}") from error
+    own = _bits(tokens.vocabularies, "these tokens cannot be split otherwise")
     if tokens.bit_order not in BIT_ORDERS:
         raise InputError("these tokens cannot be split otherwise: their sub-tokens are no bits")
     vocabularies = _vocabularies(bits, "--bits")
@@ -177,6 +161,13 @@ def _integers(array: npt.NDArray[np.integer]) -> tuple[int, ...]:
     if not np.issubdtype(array.dtype, np.integer) or array.ndim != 1:
         raise ValueError("not a list of whole numbers")
     return tuple(array.tolist())
+
+
+def _bits(vocabularies: tuple[int, ...], where: str) -> tuple[int, ...]:
+    try:
+        return bits_of(vocabularies)
+    except SpecError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _vocabularies(bits: tuple[int, ...], where: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from m2kit import contract
 from m2kit.config import TransformerSpec
-from m2kit.contract import _inter_io
+from m2kit.contract import INTER_STEP, step_io
 from m2kit.errors import BackendError
 from m2kit.runtime.cuda import Gpu, Memory
 from m2kit.runtime.device import Device, find_device, probe
@@ -79,7 +79,7 @@ class PlanOfShapes:
     """As much of a plan as `_Cache` looks at."""
 
     def __init__(self, spec, rows, dtype):
-        self.io = _inter_io(spec)
+        self.io = step_io(spec, INTER_STEP)
         shapes = {t.name: tuple(rows if s == "R" else s for s in t.shape) for t in self.io.inputs}
         self.tensors = {name: (shape, dtype) for name, shape in shapes.items()}
 

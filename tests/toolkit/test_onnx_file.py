@@ -8,8 +8,9 @@ import pytest
 from conftest import DIGITS_CHECKPOINT, GOLDEN
 
 from m2kit import onnx_file
+from m2kit.contract import TensorSpec
 from m2kit.errors import FolderError
-from m2kit.onnx_file import ExternalData, GraphFile, TensorInfo, read_onnx
+from m2kit.onnx_file import ExternalData, GraphFile, read_onnx
 
 FLOAT, INT64, FLOAT16 = 1, 7, 10
 EXTERNAL = (14, 1)
@@ -114,8 +115,8 @@ def whole():
 
 def test_a_graph_says_its_inputs_outputs_operators_and_where_its_weights_are(read):
     assert read(whole()) == GraphFile(
-        inputs=(TensorInfo("x", "float32", ("B", 3)),),
-        outputs=(TensorInfo("y", "float16", ("B", 4)),),
+        inputs=(TensorSpec("x", "float32", ("B", 3)),),
+        outputs=(TensorSpec("y", "float16", ("B", 4)),),
         ops={"Concat": 1, "Constant": 1, "Conv": 2},
         external=(
             ExternalData("w", "weights.bin", 65536, 24),
@@ -126,7 +127,7 @@ def test_a_graph_says_its_inputs_outputs_operators_and_where_its_weights_are(rea
 
 def test_a_scalar_has_an_empty_shape(read):
     found = read(model(ends=((11, value_info("x", INT64)), OUTPUT)))
-    assert found.inputs == (TensorInfo("x", "int64", ()),)
+    assert found.inputs == (TensorSpec("x", "int64", ()),)
 
 
 def tensor(*fields):
@@ -300,7 +301,7 @@ def test_it_agrees_with_onnx_on_every_graph(exported, checkpoint, overrides):
         found, graph = read_onnx(path), onnx.load(path, load_external_data=False).graph
         for mine, theirs in ((found.inputs, graph.input), (found.outputs, graph.output)):
             assert mine == tuple(
-                TensorInfo(
+                TensorSpec(
                     value.name,
                     onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
                     tuple(

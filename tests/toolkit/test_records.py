@@ -78,7 +78,10 @@ def test_a_number_that_is_whole_serves_as_a_float_and_not_the_other_way():
         (changed(kind="c"), "kind: expected one of a, b"),
         (changed(pair=[1]), "pair: expected a list of 2"),
         (changed(pair="1x"), "pair: expected a list of 2|pair: expected a list"),
-        (changed(many=[{"size": 3}, {"size": 11}]), r"many\[1\].size: expected a number in 1..10"),
+        (
+            changed(many=[{"size": 3}, {"size": 11}]),
+            r"\[1\].size: expected a whole number in 1..10",
+        ),
         (changed(many=[{"size": 7}]), r"many\[0\]: 7 is not to be had"),
         (changed(table={"x": {"size": "1"}}), "table.x.size: expected a whole number, found '1'"),
         (changed(table=[1]), "table: expected an object"),

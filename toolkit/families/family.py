@@ -3,7 +3,8 @@ parameter names of a kind of tokenizer. Nothing outside it knows how many axes a
 what a sub-token is made of.
 
 A family is its spec class, which knows shapes and token layout in numpy, and three parts that need
-packages a device does not have: they are named, as "module:attribute", and imported when used.
+packages a device does not have: they are named, as "module:attribute", and imported by `resolve`
+(references.py) when they are used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from m2kit.errors import SpecError
 from m2kit.records import JsonObject
-from m2kit.references import resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,32 +81,17 @@ class Family:
 
     Attributes:
         spec: Its spec class, a TokenizerSpec.
-        model_part: The PyTorch module, made of a spec: `encoder(image)`, `quantize(latent)`,
+        model: The PyTorch module, made of a spec: `encoder(image)`, `quantize(latent)`,
             `tokens(codes, vocabularies)`, `decoder(codes)`.
-        layout_part: How a checkpoint tells its spec: `recognises(shapes)`, `fields(shapes)` and,
+        layout: How a checkpoint tells its spec: `recognises(shapes)`, `fields(shapes)` and,
             for what nothing tells, `assumed(fields)`.
-        graphs_part: Graph name -> function (spec, weights) that writes it.
+        graphs: Graph name -> function (spec, weights) that writes it.
     """
 
     spec: type[Any]
-    model_part: str | Any
-    layout_part: str | Any
-    graphs_part: str | Any
-
-    @property
-    def model(self) -> Any:
-        """The module's class, imported now."""
-        return resolve(self.model_part)
-
-    @property
-    def layout(self) -> Any:
-        """The layout, imported now."""
-        return resolve(self.layout_part)
-
-    @property
-    def graphs(self) -> Any:
-        """The table of graphs, imported now."""
-        return resolve(self.graphs_part)
+    model: str | Any
+    layout: str | Any
+    graphs: str | Any
 
 
 FAMILIES: dict[str, Family] = {}

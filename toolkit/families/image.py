@@ -5,20 +5,20 @@ with adaptive GroupNorm (arXiv 2409.04410; the V0.1 release has no adaptive Grou
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from m2kit.errors import InputError, SpecError
 from m2kit.families import sign_bits
 from m2kit.families.family import Family, register
-from m2kit.limits import check_whole, check_wholes
-from m2kit.records import JsonObject
+from m2kit.records import JsonObject, Pattern, Range, checked_fields
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 GROUPS = 32  # of every GroupNorm in the tokenizer
-_MOST_CHANNELS, _MOST_LEVELS, _MOST_BLOCKS = 2**14, 16, 64
+_MOST_CHANNELS = 2**14  # of a level
+_Channels = Annotated[int, Range(1, _MOST_CHANNELS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +41,26 @@ class ImageTokenizerSpec:
     quantizer: ClassVar[str] = "lfq"
     untold: ClassVar[tuple[str, ...]] = ("bit_order",)
 
-    base_channels: int
-    channel_multipliers: tuple[int, ...]
-    blocks_per_level: int
-    code_bits: int
+    base_channels: _Channels
+    channel_multipliers: Annotated[tuple[_Channels, ...], Range(1, 16)]
+    blocks_per_level: Annotated[int, Range(1, 64)]
+    code_bits: Annotated[int, Range(1, sign_bits.MOST_BITS)]
     adaptive_norm: bool
-    bit_order: str
+    bit_order: Annotated[str, Pattern("|".join(sign_bits.BIT_ORDERS), "lsb or msb")]
 
     def __post_init__(self) -> None:
         """Refuse an architecture that cannot be built."""
-        check_whole("tokenizer.base_channels", self.base_channels, _MOST_CHANNELS)
-        check_whole("tokenizer.blocks_per_level", self.blocks_per_level, _MOST_BLOCKS)
-        check_whole("tokenizer.code_bits", self.code_bits, sign_bits.MOST_BITS)
-        name = "tokenizer.channel_multipliers"
-        check_wholes(name, self.channel_multipliers, _MOST_CHANNELS, _MOST_LEVELS)
-        check_whole(name, max(self.channels), _MOST_CHANNELS)
-        if not isinstance(self.adaptive_norm, bool):
+        checked_fields(self, "tokenizer", SpecError)
+        if max(self.channels) > _MOST_CHANNELS:
             raise SpecError(
-                f"tokenizer.adaptive_norm must be true or false, found {self.adaptive_norm!r}"
+                f"the tokenizer's levels may have {_MOST_CHANNELS} channels, "
+                f"found {max(self.channels)}"
             )
         if self.base_channels % GROUPS:
             raise SpecError(
                 f"tokenizer.base_channels must be a multiple of {GROUPS} (GroupNorm's groups), "
                 f"found {self.base_channels}"
             )
-        if self.bit_order not in sign_bits.BIT_ORDERS:
-            raise SpecError(f"tokenizer.bit_order must be lsb or msb, found {self.bit_order!r}")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -74,14 +68,9 @@ class ImageTokenizerSpec:
         return tuple(self.base_channels * m for m in self.channel_multipliers)
 
     @property
-    def downsampling(self) -> int:
-        """Pixels per latent position, along each side."""
-        return int(2 ** (len(self.channel_multipliers) - 1))
-
-    @property
     def strides(self) -> tuple[int, ...]:
         """Pixels per latent position along each axis."""
-        return (self.downsampling, self.downsampling)
+        return (2 ** (len(self.channel_multipliers) - 1),) * 2
 
     @property
     def code_channels(self) -> int:
@@ -105,7 +94,7 @@ class ImageTokenizerSpec:
     def check_grid(self, grid: tuple[int, ...]) -> None:
         """Raise InputError for a single position: adaptive GroupNorm needs a variance."""
         height, width = grid
-        factor = self.downsampling
+        factor = self.strides[0]
         if self.adaptive_norm and height * width < 2:
             raise InputError(
                 f"an image of {height * factor} x {width * factor} pixels is a single latent "
@@ -175,8 +164,8 @@ def _decoder(spec: ImageTokenizerSpec) -> int:
 register(
     Family(
         spec=ImageTokenizerSpec,
-        model_part="m2kit.training.models.tokenizer:Tokenizer",
-        layout_part="m2kit.training.checkpoints.image_layout:LAYOUT",
-        graphs_part="m2kit.export.graphs.image:GRAPHS",
+        model="m2kit.training.models.tokenizer:Tokenizer",
+        layout="m2kit.training.checkpoints.image_layout:LAYOUT",
+        graphs="m2kit.export.graphs.image:GRAPHS",
     )
 )

@@ -62,16 +62,8 @@ def codes_from_tokens(
 def tokens_from_codes(
     codes: npt.NDArray[np.floating], bits: tuple[int, ...], bit_order: str
 ) -> npt.NDArray[np.int64]:
-    """The tokens of codes: the inverse of `codes_from_tokens`; a code is 1 where it is > 0.
-
-    Args:
-        codes: (B, Z, *grid), any float.
-        bits: Bits of each sub-token.
-        bit_order: "lsb" or "msb".
-
-    Returns:
-        (B, *grid, K) int64.
-    """
+    """The tokens of codes, the inverse of `codes_from_tokens`: (B, Z, *grid), any float, where a
+    code is 1 if it is > 0 -> (B, *grid, K) int64."""
     weights = np.asarray(bit_weights(bits, bit_order), np.int64)
     valued = np.moveaxis(codes > 0, 1, -1) * weights  # (B, *grid, Z)
     starts = np.concatenate(([0], np.cumsum(bits)[:-1]))

@@ -23,6 +23,7 @@ from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.families.family import FAMILIES
 from m2kit.records import JsonObject
+from m2kit.references import resolve
 from m2kit.runtime.backend import Backend, Steps, step_buffers
 from m2kit.training.models.rope import rotary_table
 from m2kit.training.models.transformer import NORM_EPS
@@ -60,7 +61,7 @@ class EagerBackend(Backend):
         """Run the decoder, the only tokenizer graph it has."""
         assert graph == contract.DECODER
         if self._decoder is None:
-            tokenizer = FAMILIES[self._spec.tokenizer.family].model(self._spec.tokenizer)
+            tokenizer = resolve(FAMILIES[self._spec.tokenizer.family].model)(self._spec.tokenizer)
             self._decoder = tokenizer.decoder.eval()
         return {contract.IMAGE: self._decoder(torch.from_numpy(feeds[contract.CODES])).numpy()}
 

@@ -21,6 +21,7 @@ from m2kit.config import (
 )
 from m2kit.errors import CheckpointError, SpecError
 from m2kit.families.family import FAMILIES, Family
+from m2kit.references import resolve
 from m2kit.training.checkpoints.shapes import Fields, Shapes, count_of, shape_of
 
 _LISTED = 10  # choices named in an error
@@ -64,7 +65,7 @@ def read_architecture(
     """
     assumed: Fields = {}
     family = _family(shapes)
-    layout = family.layout
+    layout = resolve(family.layout)
     tokenizer_fields = layout.fields(shapes)
     has_transformer = any(name.startswith("transformer.") for name in shapes)
     transformer_fields = _transformer_fields(shapes) if has_transformer else {}
@@ -101,7 +102,7 @@ def read_architecture(
 def _family(shapes: Shapes) -> Family:
     """The family whose parameter names the tensors have."""
     for family in FAMILIES.values():
-        if family.layout.recognises(shapes):
+        if resolve(family.layout).recognises(shapes):
             return family
     raise CheckpointError(
         "not a whole Open-MAGVIT2 checkpoint: the tensor encoder.conv_in.weight, of four axes, is "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from m2kit.config import ModelSpec
 from m2kit.families.family import FAMILIES
+from m2kit.references import resolve
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 
@@ -58,6 +59,6 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def _empty(spec: ModelSpec) -> TorchModel:
     """The model without values."""
     with torch.device("meta"):
-        tokenizer = FAMILIES[spec.tokenizer.family].model(spec.tokenizer)
+        tokenizer = resolve(FAMILIES[spec.tokenizer.family].model)(spec.tokenizer)
         transformer = Transformer(spec.transformer) if spec.transformer else None
         return TorchModel(spec, tokenizer, transformer)

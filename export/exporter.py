@@ -27,6 +27,7 @@ from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
 from m2kit.references import resolve
 from m2kit.runtime.backend import CPU
+from m2kit.runtime.ort.library import load_onnxruntime
 from m2kit.runtime.parity import prove
 from m2kit.training.checkpoints.reading import Checkpoint
 
@@ -53,7 +54,7 @@ def export_bundle(
         FolderError: The destination cannot be written.
         BackendError: onnxruntime, which the parity check needs, is not installed.
     """
-    require("onnxruntime", extra="cpu", what="export's parity check")
+    load_onnxruntime("export's parity check")
     spec = checkpoint.spec
     with new_model_folder(destination, BUNDLE) as folder:
         begin("writing graphs and weights")

@@ -16,9 +16,10 @@ from m2kit.contract import PORTABLE
 from m2kit.engines.building import Job
 from m2kit.engines.graph_files import WeightsFile, op_counts, save_graph
 from m2kit.engines.ort.quantization import SCHEMES, quantize_graph
-from m2kit.errors import BackendError, InputError, require
+from m2kit.errors import BackendError, InputError
 from m2kit.manifest import GraphEntry, Manifest
 from m2kit.precision import Precision
+from m2kit.runtime.ort.library import load_onnxruntime
 
 Lowerings = dict[str, dict[str, GraphEntry]]
 
@@ -29,7 +30,7 @@ def onnxruntime(options: BuildOptions) -> Callable[[Job], Manifest]:
     Raises:
         BackendError: It is not.
     """
-    require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+    load_onnxruntime()
     return _build
 
 
@@ -51,7 +52,7 @@ def _build(job: Job) -> Manifest:
         lowerings, matmuls = _write_graphs(job, weights)
         weight_bytes = _weight_bytes(job.folder, lowerings)
     scheme = SCHEMES.get(precision)
-    version = str(require("onnxruntime", extra="cpu", what="the onnxruntime backend").__version__)
+    version = str(load_onnxruntime().__version__)
     build = Build(
         backend=contract.ONNXRUNTIME,
         backend_version=version,
@@ -134,7 +135,7 @@ def _optimised(job: Job, graph: str) -> ir.Model:
 
     What is left to opening is the layout of convolutions, which is this processor's own.
     """
-    ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+    ort = load_onnxruntime()
     path = job.folder / f"optimised_{graph}.onnx"
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(path)

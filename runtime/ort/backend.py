@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit import contract
-from m2kit.errors import BackendError, require
+from m2kit.errors import BackendError
 from m2kit.host import available_cores, host_name, release_freed_memory
 from m2kit.manifest import Manifest
 from m2kit.records import JsonObject
@@ -32,6 +32,7 @@ from m2kit.runtime.backend import (
     zeros,
 )
 from m2kit.runtime.device import probe
+from m2kit.runtime.ort.library import load_onnxruntime
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 # float32 means float32: TF32 keeps 10 bits of a product's mantissa.
@@ -43,7 +44,7 @@ _AS_IT_IS = Opening()
 def usable_providers() -> tuple[str, ...]:
     """The providers of the installed onnxruntime that can start here; its wheel for CUDA lists CUDA
     where there is no GPU too."""
-    ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
+    ort = load_onnxruntime()
     has_cuda = PROVIDERS[CUDA] in ort.get_available_providers() and probe()[0]
     return (CPU, CUDA) if has_cuda else (CPU,)
 
@@ -61,8 +62,7 @@ class OnnxRuntimeBackend(Backend):
             BackendError: onnxruntime is not installed, that provider is missing or cannot start, or
                 the folder holds nothing for it.
         """
-        self.ort = require("onnxruntime", extra="cpu", what="the onnxruntime backend")
-        self.ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
+        self.ort = load_onnxruntime()
         self._folder, self._manifest = folder, manifest
         self._on_cpu = (opening.provider or CPU) == CPU
         self.compute = manifest.precision.compute  # float32 or float16

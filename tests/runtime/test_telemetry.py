@@ -1,0 +1,51 @@
+"""Nothing leaves the process, and nothing is written that m2kit does not tell of."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+
+def generate(engine, home, output, prefix=()):
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    script = "from m2kit.cli import main; main()"
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", script, "generate", "--engine", engine, "-o", output],
+        env=environment | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_home_gets_m2kits_own_cache_alone(digits_engine, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    done = generate(digits_engine, home, tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    written = {str(path.relative_to(home)) for path in home.rglob("*")}
+    assert written <= {".cache", ".cache/m2kit", ".cache/m2kit/hashed.json"}
+
+
+def test_a_home_that_cannot_be_written_is_no_reason_to_warn(digits_engine, tmp_path):
+    (tmp_path / "home").write_text("a file")
+    done = generate(digits_engine, tmp_path / "home", tmp_path / "a.png")
+    assert done.returncode == 0 and "\x1b" not in done.stderr
+    assert not re.search("telemetry|warning", done.stderr, re.IGNORECASE)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_no_connection_and_no_look_up_leaves_the_process(digits_engine, tmp_path):
+    log = tmp_path / "log"
+    calls = ("strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,openat", "-o", str(log))
+    done = generate(digits_engine, tmp_path, tmp_path / "a.png", calls)
+    if "PTRACE" in done.stderr or "ptrace" in done.stderr:
+        pytest.skip("tracing is not permitted here")
+    assert done.returncode == 0, done.stderr
+    trace = log.read_text(errors="replace")
+    assert "openat" in trace
+    assert [line for line in trace.splitlines() if "AF_INET" in line or "resolv.conf" in line] == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from typing import Any, NoReturn
+import sys
+from typing import Any
 
 import click
 
@@ -18,8 +19,6 @@ from m2kit.errors import M2KitError
 
 class Failure(click.ClickException):
     """One red line on stderr and exit status 1."""
-
-    exit_code = 1
 
     def show(self, file: Any = None) -> None:
         """Print the message."""
@@ -44,7 +43,10 @@ class Commands(click.Group):
             raise Failure("out of memory; close other programs or use a smaller batch") from error
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name="m2kit")
 def cli() -> None:
     """Open-MAGVIT2 from a PyTorch checkpoint to images on the machine at hand.
@@ -57,29 +59,13 @@ def cli() -> None:
 
 
 for command in (
-    train,
-    init_checkpoint,
-    export,
-    build_engine,
-    generate,
-    encode,
-    decode,
-    reconstruct,
-    convert_tokens,
-    verify,
-    inspect,
-    describe,
-    doctor,
-    bench,
-):
+    train, init_checkpoint, export, build_engine, generate, encode, decode, reconstruct,
+    convert_tokens, verify, inspect, describe, doctor, bench,
+):  # fmt: skip
     cli.add_command(command)
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise SystemExit(143)
 
 
 def main() -> None:
     """Entry point: SIGTERM unwinds like an exception, so that temporary folders are removed."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cli(prog_name="m2kit")

@@ -29,7 +29,7 @@ def page() -> str:
         HEAD,
         "",
         HELP,
-        *_section(cli, click.Context(cli, info_name="m2kit"), 2),
+        *_section(cli, click.Context(cli, info_name="m2kit", **cli.context_settings), 2),
     ]
     return "\n".join(lines) + "\n"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -59,21 +59,26 @@ class Machine:
 
 def read_machine() -> Machine:
     """Look at this machine; no backend is started."""
-    distributions = {}
-    for name in DISTRIBUTIONS:
-        try:
-            distributions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     (devices, cuda), l4t = probe(), read_l4t()
     return Machine(
-        distributions=distributions,
+        distributions=installed(DISTRIBUTIONS),
         gpus=tuple(map(str, devices)),
         cuda=cuda,
         driver=driver_version(_text(_DRIVER_FILE)),
         l4t=l4t,
         power_mode=_power_mode() if l4t else None,
     )
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """Name -> version of those of these distributions that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def driver_version(text: str) -> str | None:

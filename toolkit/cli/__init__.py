@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import signal
-from typing import Any, NoReturn
+import sys
+from typing import Any
 
 import click
 
 from m2kit import __version__
 from m2kit.cli.benching import bench
 from m2kit.cli.building import build_engine, export, init_checkpoint
+from m2kit.cli.health import doctor
 from m2kit.cli.imaging import convert_tokens, decode, encode, generate, reconstruct
-from m2kit.cli.reporting import describe, doctor, inspect, verify
+from m2kit.cli.reporting import describe, inspect, verify
 from m2kit.cli.training import train
 from m2kit.errors import M2KitError
 
 
 class Failure(click.ClickException):
     """One red line on stderr and exit status 1."""
-
-    exit_code = 1
 
     def show(self, file: Any = None) -> None:
         """Print the message."""
@@ -44,7 +44,10 @@ class Commands(click.Group):
             raise Failure("out of memory; close other programs or use a smaller batch") from error
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name="m2kit")
 def cli() -> None:
     """Open-MAGVIT2 from a PyTorch checkpoint to images on the machine at hand.
@@ -57,29 +60,13 @@ def cli() -> None:
 
 
 for command in (
-    train,
-    init_checkpoint,
-    export,
-    build_engine,
-    generate,
-    encode,
-    decode,
-    reconstruct,
-    convert_tokens,
-    verify,
-    inspect,
-    describe,
-    doctor,
-    bench,
-):
+    train, init_checkpoint, export, build_engine, generate, encode, decode, reconstruct,
+    convert_tokens, verify, inspect, describe, doctor, bench,
+):  # fmt: skip
     cli.add_command(command)
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise SystemExit(143)
 
 
 def main() -> None:
     """Entry point: SIGTERM unwinds like an exception, so that temporary folders are removed."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cli(prog_name="m2kit")

@@ -1,4 +1,4 @@
-"""bench."""
+"""bench: times an engine in this process, and takes its memory's peak in one of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,9 @@ import click
 
 import m2kit
 from m2kit.cli.options import (
+    COUNT,
+    PATH,
+    engine_option,
     json_option,
     only_folder,
     sampling_options,
@@ -32,37 +33,25 @@ from m2kit.host import available_cores, model_name
 from m2kit.manifest import ENGINE
 from m2kit.progress import Begin
 from m2kit.records import JsonObject, to_json
+from m2kit.runtime.machine import installed
 
 if TYPE_CHECKING:
     from m2kit.runtime.bench.benchmark import Baseline
     from m2kit.runtime.bench.figures import Benchmark
-    from m2kit.runtime.bench.memory import MemoryUse
     from m2kit.runtime.engine import Engine
 
 _OFFICIAL_POSITIONS = 32  # timed with the official sampler's habits
 
 
 @click.command()
-@click.option(
-    "--engine",
-    type=click.Path(path_type=Path),
-    help="Engine folder.  [default: the one *.engine in this directory]",
-)
+@engine_option
 @threads_option
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Images drawn at once.",
-)
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=2, show_default=True, help="Generations."
-)
+@click.option("--batch", type=COUNT, default=1, help="Images drawn at once.")
+@click.option("--rounds", type=COUNT, default=2, help="Generations.")
 @click.option("--no-baseline", is_flag=True, help="Leave PyTorch out; it takes most of the time.")
 @click.option("--compile", "compiled", is_flag=True, help="Also time torch.compile.")
 @sampling_options
-@click.option("--plot", type=click.Path(path_type=Path), help="Also draw the stages, as .png.")
+@click.option("--plot", type=PATH, help="Also draw the stages, as .png.")
 @json_option
 def bench(
     engine: Path | None,
@@ -88,7 +77,7 @@ def bench(
     note("drawing in a process of its own, for its memory ...")
     peak = _peak_memory(path, threads, batch, options)
     with stages() as begin:
-        measured = _measure(
+        found, value = _measure(
             path,
             m2kit.Sampling(**options),
             begin,
@@ -96,8 +85,8 @@ def bench(
             batch=batch,
             rounds=rounds,
             compiled=None if no_baseline else compiled,
+            peak=peak,
         )
-    found = measured.benchmark
     if not found.steady:
         note(
             f"WARNING: bandwidth was {found.bandwidth_before_gb_s} GB/s before and "
@@ -107,20 +96,8 @@ def bench(
     if plot:
         from m2kit.training.bench.plot import benchmark_bars
 
-        benchmark_bars(plot, found, f"{path.name}, {measured.precision}, {measured.machine}")
-    print_result(_rows(path, measured, peak), as_json, _value(path, measured, peak))
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A benchmark, and what it was of."""
-
-    benchmark: Benchmark
-    memory: MemoryUse
-    precision: str | None
-    open_seconds: float
-    machine: str
-    active: JsonObject
+        benchmark_bars(plot, found, f"{path.name}, {value['precision']}, {value['machine']}")
+    print_result(_rows(found, value), as_json, value)
 
 
 def _measure(
@@ -132,8 +109,12 @@ def _measure(
     batch: int,
     rounds: int,
     compiled: bool | None,
-) -> _Run:
-    """Open and measure; `compiled` is None to leave PyTorch out."""
+    peak: int | None,
+) -> tuple[Benchmark, JsonObject]:
+    """Open and measure: what was found, and the same with its circumstances, as --json prints it.
+
+    `compiled` is None to leave PyTorch out; `peak` is of the drawing process.
+    """
     from m2kit.runtime.bench.benchmark import benchmark
     from m2kit.runtime.bench.memory import memory_use
 
@@ -145,25 +126,24 @@ def _measure(
         memory, decoding = memory_use(engine, rows)
         engine.backend.open_steps(rows)
         opened = time.perf_counter() - began - decoding
-        cores = engine.backend.threads or threads or available_cores()
-        found = benchmark(
-            engine,
-            sampling,
-            images=batch,
-            rounds=rounds,
-            baselines={} if compiled is None else _baselines(engine, cores, compiled),
-            begin=begin,
-        )
         host = engine.backend.threads
-        where = f"{host} threads" if host else engine.backend.device
-        return _Run(
-            benchmark=found,
-            memory=memory,
-            precision=engine.info.precision.value if engine.info else None,
-            open_seconds=round(opened, 2),
-            machine=f"{model_name()}, {where}, {platform.system()}",
-            active=engine.backend.active(),
+        cores = host or threads or available_cores()
+        baselines = {} if compiled is None else _baselines(engine, cores, compiled)
+        found = benchmark(
+            engine, sampling, images=batch, rounds=rounds, baselines=baselines, begin=begin
         )
+        where = f"{host} threads" if host else engine.backend.device
+        return found, {
+            "engine": str(path),
+            "precision": engine.info.precision.value if engine.info else None,
+            "open_seconds": round(opened, 2),
+            **found.flat(),
+            **to_json(memory),
+            "active": engine.backend.active(),
+            "peak_memory_bytes": peak,
+            "machine": f"{model_name()}, {where}, {platform.system()}",
+            "versions": _versions(),
+        }
 
 
 def _baselines(engine: Engine, threads: int, compiled: bool) -> dict[str, Baseline]:
@@ -179,10 +159,7 @@ def _baselines(engine: Engine, threads: int, compiled: bool) -> dict[str, Baseli
         backend = EagerBackend(engine.spec, threads=threads, **how)
         return Baseline(Engine(engine.spec, backend, defaults=engine.defaults), positions)
 
-    found = {
-        "eager": baseline(None),
-        "official": baseline(_OFFICIAL_POSITIONS, official=True),
-    }
+    found = {"eager": baseline(None), "official": baseline(_OFFICIAL_POSITIONS, official=True)}
     if compiled:
         try:
             found["compiled"] = baseline(None, compiled=True)
@@ -197,11 +174,11 @@ def _peak_memory(
     """Peak resident memory of `m2kit generate` drawing one batch, in a process of its own."""
     given = []
     for name, item in {"threads": threads, **options}.items():
-        if item is True:
-            given.append(f"--{name.replace('_', '-')}")
-        elif item is not None and item is not False:
-            text = ",".join(map(str, item)) if isinstance(item, tuple) else str(item)
-            given += [f"--{name.replace('_', '-')}", text]
+        if item is None or item is False:
+            continue
+        given.append(f"--{name.replace('_', '-')}")
+        if item is not True:
+            given.append(",".join(map(str, item)) if isinstance(item, tuple) else str(item))
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "m2kit", "generate", "--json", "--class", "0"),
@@ -222,31 +199,14 @@ def _peak_memory(
 
 def _versions() -> dict[str, str]:
     """Of what a figure depends on."""
-    versions = {"m2kit": m2kit.__version__, "python": platform.python_version()}
-    for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    names = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+    own = {"m2kit": m2kit.__version__, "python": platform.python_version()}
+    return own | installed(names)
 
 
-def _value(path: Path, run: _Run, peak: int | None) -> JsonObject:
-    """What --json prints."""
-    about = {"engine": str(path), "precision": run.precision, "open_seconds": run.open_seconds}
-    return (
-        about
-        | run.benchmark.flat()
-        | to_json(run.memory)
-        | {"active": run.active, "peak_memory_bytes": peak, "machine": run.machine}
-        | {"versions": _versions()}
-    )
-
-
-def _rows(path: Path, run: _Run, peak: int | None) -> dict[str, str]:
+def _rows(found: Benchmark, value: JsonObject) -> dict[str, str]:
     """The table: stages, then the figures that matter."""
-    found = run.benchmark
-    rows = {"engine": str(path), "precision": str(run.precision), "machine": run.machine}
+    rows = {name: str(value[name]) for name in ("engine", "precision", "machine")}
     if found.bandwidth_gb_s:
         rows["bandwidth"] = f"{found.bandwidth_gb_s} GB/s"
     for name, stage in found.stages.items():
@@ -267,11 +227,11 @@ def _rows(path: Path, run: _Run, peak: int | None) -> dict[str, str]:
         rows[f"{name} PyTorch"] = (
             f"{other.image_ms / 1e3:.2f} s, {other.image_speedup} times as long"
         )
-    expected = run.memory.expected_memory_bytes
+    peak, expected = value["peak_memory_bytes"], value["expected_memory_bytes"]
     if peak and expected:
         rows["peak memory"] = (
             f"{size_text(peak)}, {peak / expected:.2f} of weights, caches and the decoder's "
             "activations"
         )
-    rows["opens in"] = f"{run.open_seconds} s"
+    rows["opens in"] = f"{value['open_seconds']} s"
     return rows

@@ -1,13 +1,44 @@
-"""What of this machine can run, and what should be mended: plain rules on what was found."""
+"""doctor: what of this machine can run, and what to mend, by plain rules on what was found."""
 
 from __future__ import annotations
 
 import platform
 
+import click
+
+import m2kit
+from m2kit.cli.options import json_option
+from m2kit.cli.output import label, print_result
 from m2kit.runtime.backends import BACKENDS
 from m2kit.runtime.jetson import cuda_extra, jetpack
-from m2kit.runtime.machine import Machine, install
+from m2kit.runtime.machine import Machine, install, read_machine
 from m2kit.runtime.trt.status import tensorrt_version, too_old
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what can run here, and what to mend."""
+    machine = read_machine()
+    found, ready = problems(machine), readiness(machine)
+    about = {
+        "m2kit": m2kit.__version__,
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "driver": machine.driver or "no NVIDIA driver",
+        "gpus": ", ".join(machine.gpus) or f"none: {machine.cuda}",
+    }
+    if machine.l4t is not None:
+        known = jetpack(machine.l4t)
+        release = ".".join(map(str, machine.l4t))
+        about["jetson_linux"] = f"{release}, JetPack {known.version if known else 'not known'}"
+        about["power_mode"] = machine.power_mode or "not told"
+    rows = {label(name): value for name, value in about.items()}
+    rows |= dict(machine.distributions) | ready
+    rows |= {f"problem {number}": text for number, text in enumerate(found, start=1)}
+    packages = dict(machine.distributions)
+    value = {**about, "gpus": list(machine.gpus), "cuda": machine.cuda, "packages": packages}
+    value |= {"backends": ready, "problems": found}
+    print_result(rows, as_json, value)
 
 
 def readiness(machine: Machine) -> dict[str, str]:
@@ -56,8 +87,3 @@ def problems(machine: Machine) -> list[str]:
     if machine.driver and not machine.gpus:
         found.append(f"driver {machine.driver} is there, but CUDA finds no device: {machine.cuda}")
     return found
-
-
-def system_text() -> str:
-    """Operating system, architecture and Python in one line."""
-    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"

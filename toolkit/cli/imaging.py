@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 import m2kit
 from m2kit.cli.class_names import class_ids
 from m2kit.cli.options import (
-    NUMBERS,
+    COUNT,
+    INTEGERS,
+    PATH,
     OpenEngine,
     batch_option,
     engine_options,
     json_option,
-    numbers,
     output_option,
     sampling_options,
+    together,
 )
 from m2kit.cli.output import print_result, stages
 from m2kit.families.sign_bits import BIT_ORDERS, bits_of
@@ -36,6 +40,16 @@ from m2kit.token_file import (
 )
 
 _ROWS_WITHOUT_CLASS = 10
+_images_options = together(
+    click.argument("images", nargs=-1, required=True, type=PATH),
+    engine_options,
+    click.option(
+        "--pad",
+        is_flag=True,
+        help="Frame images in mid-grey up to a size the model takes; decoding crops them back.",
+    ),
+    batch_option,
+)
 
 
 @click.command()
@@ -48,20 +62,12 @@ _ROWS_WITHOUT_CLASS = 10
     help="Class to draw, a number or an ImageNet name; may be repeated.  "
     "[default: the first ten, a row each]",
 )
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Images per class.",
-)
+@click.option("-n", "count", type=COUNT, default=8, help="Images per class.")
 @sampling_options
 @click.option(
     "--first-image",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="Number of the first image, to draw a set in shards.",
 )
 @batch_option
@@ -70,7 +76,7 @@ _ROWS_WITHOUT_CLASS = 10
     "Grid PNG, a row of n images per class; or a folder (a name without suffix), which gets each "
     "image as soon as its batch is finished.",
 )
-@click.option("--tokens", type=click.Path(path_type=Path), help="Also write the ids, as .npz.")
+@click.option("--tokens", type=PATH, help="Also write the ids, as .npz.")
 @json_option
 def generate(
     open_engine: OpenEngine,
@@ -89,50 +95,31 @@ def generate(
     when the command is stopped. The ids of --tokens are held until the end, and written then.
     Images per second count from the engine's opening, which the first batch waits for.
     """
-    in_folder = not output.suffix
-    if in_folder:
-        check_output(output / "image.png", ".png")
-    else:
-        check_output(output, ".png")
+    folder = None if output.suffix else output
+    check_output(folder / "image.png" if folder else output, ".png")
     if tokens:
         check_output(tokens, ".npz")
     with open_engine() as engine:
         known = engine.transformer.classes
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
-        images, ids = [], []
         began = time.perf_counter()
         with stages("tokens") as begin:
             batches = draw_images(
-                engine,
-                chosen,
-                count,
-                sampling,
-                first_image=first_image,
-                batch=batch,
-                begin=begin,
+                engine, chosen, count, sampling, first_image=first_image, batch=batch, begin=begin
             )
-            if in_folder:
-                output.mkdir(parents=True, exist_ok=True)
-            for drawn in batches:
-                if in_folder:
-                    _write_each(output, drawn)
-                else:
-                    images.append(drawn.images)
-                if tokens:
-                    ids.append(drawn.tokens)
+            images, ids = _collected(batches, folder, with_ids=tokens is not None)
         seconds = time.perf_counter() - began
         active = engine.backend.active()
         if images:
             write_grid(output, np.concatenate(images), columns=count)
         if tokens:
             write_tokens(tokens, token_file_from_ids(np.concatenate(ids), engine.spec))
-    total = len(chosen) * count
     result = {
-        "images": total,
+        "images": len(chosen) * count,
         "classes": chosen,
         "seed": options["seed"],
-        "images_per_second": round(total / seconds, 4),
+        "images_per_second": round(len(chosen) * count / seconds, 4),
         "output": str(output),
         "tokens": str(tokens) if tokens else None,
     }
@@ -140,25 +127,29 @@ def generate(
     print_result(result, as_json, result | details)
 
 
-def _write_each(folder: Path, drawn: DrawnImages) -> None:
-    """An image file each, named by number and class."""
-    rows = zip(drawn.numbers, drawn.class_ids, drawn.images, strict=True)
-    for number, class_id, image in rows:
-        write_grid(folder / f"{number:06d}_{class_id}.png", image[None], columns=1)
-
-
-_pad_option = click.option(
-    "--pad",
-    is_flag=True,
-    help="Frame images in mid-grey up to a size the model takes; decoding crops them back.",
-)
+def _collected(
+    batches: Iterable[DrawnImages], folder: Path | None, *, with_ids: bool
+) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.int64]]]:
+    """Images and, if wanted, ids of all batches; with a folder, images go there instead, a file
+    each, named by number and class."""
+    images, ids = [], []
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    for drawn in batches:
+        if folder:
+            for number, class_id, image in zip(
+                drawn.numbers, drawn.class_ids, drawn.images, strict=True
+            ):
+                write_grid(folder / f"{number:06d}_{class_id}.png", image[None], columns=1)
+        else:
+            images.append(drawn.images)
+        if with_ids:
+            ids.append(drawn.tokens)
+    return images, ids
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@engine_options
-@_pad_option
-@batch_option
+@_images_options
 @output_option("tokens.npz", "Token file.")
 @json_option
 def encode(
@@ -177,16 +168,15 @@ def encode(
         with stages("images") as begin:
             ids = engine.encode(whole, batch=batch, begin=begin)
         write_tokens(output, token_file_from_ids(ids, engine.spec, pixels.shape[2:]))
-    print_result({"images": len(ids), "grid": list(ids.shape[1:3]), "output": str(output)}, as_json)
+        grid = engine.spec.grid_of_size(whole.shape[2:])
+    print_result({"images": len(ids), "grid": list(grid), "output": str(output)}, as_json)
 
 
 @click.command()
-@click.argument("tokens", type=click.Path(path_type=Path))
+@click.argument("tokens", type=PATH)
 @engine_options
 @batch_option
-@click.option(
-    "--columns", type=click.IntRange(min=1), default=8, show_default=True, help="Images per row."
-)
+@click.option("--columns", type=COUNT, default=8, help="Images per row.")
 @output_option("decoded.png", "Grid PNG.")
 @json_option
 def decode(
@@ -208,10 +198,7 @@ def decode(
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@engine_options
-@_pad_option
-@batch_option
+@_images_options
 @output_option("reconstruction.png", "Grid PNG: each image with its reconstruction below.")
 @json_option
 def reconstruct(
@@ -232,21 +219,16 @@ def reconstruct(
             decoded = engine.decode(ids, batch=batch, begin=begin)
         rebuilt = cropped(decoded, pixels.shape[2:])
         write_grid(output, np.concatenate([pixels, rebuilt]), columns=len(pixels))
-    result = {
-        "images": len(pixels),
-        "psnr_db": round(psnr(pixels, rebuilt), 2),
-        "output": str(output),
-    }
-    print_result(result, as_json)
+    quality = round(psnr(pixels, rebuilt), 2)
+    print_result({"images": len(pixels), "psnr_db": quality, "output": str(output)}, as_json)
 
 
 @click.command("convert-tokens")
-@click.argument("tokens", type=click.Path(path_type=Path))
+@click.argument("tokens", type=PATH)
 @click.option(
     "--bits",
     required=True,
-    callback=numbers(int),
-    metavar=NUMBERS,
+    type=INTEGERS,
     help="Bits of each sub-token, as 6,12 (published AR models), 9,9 (V0.1) or 18.",
 )
 @click.option(
@@ -257,16 +239,17 @@ def reconstruct(
 )
 @output_option("converted.npz", "Token file.")
 @json_option
-def convert_tokens(tokens: Path, bits: Any, bit_order: str, output: Path, as_json: bool) -> None:
+def convert_tokens(
+    tokens: Path, bits: tuple[int, ...], bit_order: str, output: Path, as_json: bool
+) -> None:
     """Write a token file in another split and bit order; the codes stay what they are."""
     check_output(output, ".npz")
     content = read_tokens(tokens)
-    split = bits if isinstance(bits, tuple) else (bits,)
-    write_tokens(output, converted_tokens(content, split, bit_order))
+    write_tokens(output, converted_tokens(content, bits, bit_order))
     result = {
         "images": len(content.ids),
         "from": f"{','.join(map(str, bits_of(content.vocabularies)))} {content.bit_order}",
-        "to": f"{','.join(map(str, split))} {bit_order}",
+        "to": f"{','.join(map(str, bits))} {bit_order}",
         "output": str(output),
     }
     print_result(result, as_json)

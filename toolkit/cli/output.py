@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import click
 from rich.console import Console
@@ -13,11 +14,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from m2kit.progress import Advance, Begin
 
@@ -40,49 +43,35 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-@contextmanager
-def progress_bar(label: str, total: int, unit: str) -> Iterator[Any]:
-    """A bar on stderr with rate and time left; yields a function that advances it by n.
+class _Rate(TextColumn):
+    """How many of what is counted are done in a second."""
 
-    Where stderr is no terminal, one line says what begins.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        note(f"{label} ...")
-        yield lambda count: None
-        return
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total, rate="")
-
-        def advance(count: int) -> None:
-            progress.advance(task, count)
-            speed = progress.tasks[0].speed
-            progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
-
-        yield advance
+    def render(self, task: Task) -> Text:
+        """The rate, as soon as there is one."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 @contextmanager
 def stages(unit: str = "positions") -> Iterator[Begin]:
-    """Shows stages on stderr: a name, or a bar where the stage is counted, in `unit`."""
+    """Shows stages on stderr: a name, or a bar where the stage is counted, in `unit`.
+
+    Where stderr is no terminal, the name is all.
+    """
+    console = Console(stderr=True)
     with ExitStack() as stack:
 
         def begin(stage: str, total: int | None = None) -> Advance:
             stack.close()  # the bar of the stage before
-            if total is None:
+            if total is None or not console.is_terminal:
                 note(f"{stage} ...")
                 return lambda count: None
-            return cast(Advance, stack.enter_context(progress_bar(stage, total, unit)))
+            columns = (
+                *(TextColumn(stage), BarColumn(), MofNCompleteColumn(), TextColumn(unit)),
+                *(_Rate(""), TimeElapsedColumn()),
+                *(TextColumn("left"), TimeRemainingColumn()),
+            )
+            progress = stack.enter_context(Progress(*columns, console=console))
+            return partial(progress.advance, progress.add_task(stage, total=total))
 
         yield begin
 

@@ -1,4 +1,4 @@
-"""doctor, verify, inspect and describe."""
+"""verify, inspect and describe."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import m2kit
-from m2kit.cli.health import problems, readiness, system_text
-from m2kit.cli.options import checkpoint_options, json_option, provider_option
+from m2kit.cli.options import PATH, checkpoint_options, json_option, provider_option
 from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import TensorSpec, is_past
@@ -20,8 +18,6 @@ from m2kit.manifest import ENGINE, Manifest, Source
 from m2kit.manifest_file import kind_of_folder, read_manifest
 from m2kit.precision import Precision
 from m2kit.records import JsonObject, to_json
-from m2kit.runtime.jetson import jetpack
-from m2kit.runtime.machine import read_machine
 from m2kit.sampling import SamplingDefaults
 
 if TYPE_CHECKING:
@@ -36,33 +32,7 @@ def _open(path: Path) -> Manifest:
 
 
 @click.command()
-@json_option
-def doctor(as_json: bool) -> None:
-    """Say what is installed, what can run here, and what to mend."""
-    machine = read_machine()
-    found, ready = problems(machine), readiness(machine)
-    about = {
-        "m2kit": m2kit.__version__,
-        "system": system_text(),
-        "driver": machine.driver or "no NVIDIA driver",
-        "gpus": ", ".join(machine.gpus) or f"none: {machine.cuda}",
-    }
-    if machine.l4t is not None:
-        known = jetpack(machine.l4t)
-        release = ".".join(map(str, machine.l4t))
-        about["jetson_linux"] = f"{release}, JetPack {known.version if known else 'not known'}"
-        about["power_mode"] = machine.power_mode or "not told"
-    rows = {label(name): value for name, value in about.items()}
-    rows |= dict(machine.distributions) | ready
-    rows |= {f"problem {number}": text for number, text in enumerate(found, start=1)}
-    packages = dict(machine.distributions)
-    value = {**about, "gpus": list(machine.gpus), "cuda": machine.cuda, "packages": packages}
-    value |= {"backends": ready, "problems": found}
-    print_result(rows, as_json, value)
-
-
-@click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @provider_option
 @json_option
 def verify(path: Path, provider: str | None, as_json: bool) -> None:
@@ -98,7 +68,7 @@ def _shown(value: Any) -> str:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a bundle or engine folder holds: graphs, files, versions."""
@@ -128,7 +98,6 @@ def inspect(path: Path, as_json: bool) -> None:
     "--bandwidth",
     type=click.FloatRange(min=0, min_open=True),
     default=100.0,
-    show_default=True,
     metavar="GB/S",
     help="Memory bandwidth of a device, for the least time an image can take on it.",
 )
@@ -233,13 +202,11 @@ def _text(value: Any) -> str:
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
     """Names and shapes; a layer's cache is shown once."""
-    shown = [t for t in tensors if not is_past(t.name)]
-    text = ", ".join(f"{t.name} {t.shape}".replace("'", "") for t in shown)
-    caches = [t for t in tensors if is_past(t.name)]
+    shown = [f"{t.name} {t.shape}" for t in tensors if not is_past(t.name)]
+    caches = [t.shape for t in tensors if is_past(t.name)]
     if caches:
-        shape = str(caches[0].shape).replace("'", "")
-        text += f", {len(caches)} past.* {shape}"
-    return text
+        shown.append(f"{len(caches)} past.* {caches[0]}")
+    return ", ".join(shown).replace("'", "")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

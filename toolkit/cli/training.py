@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 import m2kit
-from m2kit.cli.options import NUMBERS, json_option, numbers, output_option
+from m2kit.cli.options import (
+    COUNT,
+    INTEGERS,
+    PATH,
+    Decorator,
+    Numbers,
+    json_option,
+    output_option,
+    together,
+)
 from m2kit.cli.output import print_result
 from m2kit.errors import require
-
-Decorator = Callable[[Any], Any]
 
 
 class DataSetName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -36,60 +42,38 @@ def _datasets() -> list[str]:
     return list(DATASETS)
 
 
-def _run_options(command: Any) -> Any:
-    """What both trainers take."""
-    for option in (
-        click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
-        click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
-        click.option(
-            "--seed",
-            type=click.IntRange(0, 2**32 - 1),
-            default=0,
-            show_default=True,
-            help="Of the initial weights, the order and the dropout.",
-        ),
-        click.option(
-            "--data",
-            type=DataSetName(),
-            default=lambda: _datasets()[0],
-            show_default="the first",
-            help="Data set to train on.",
-        ),
-    ):
-        command = option(command)
-    return command
+_run_options = together(  # what both trainers take
+    click.option(
+        "--data",
+        type=DataSetName(),
+        default=lambda: _datasets()[0],
+        show_default="the first",
+        help="Data set to train on.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        default=0,
+        help="Of the initial weights, the order and the dropout.",
+    ),
+    click.option(
+        "--progress/--no-progress", default=True, show_default=False, help="Show a progress bar."
+    ),
+    click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
+)
 
 
 def _whole(name: str, default: int, text: str) -> Decorator:
-    return click.option(
-        name, type=click.IntRange(min=1), default=default, show_default=True, help=text
-    )
+    return click.option(name, type=COUNT, default=default, help=text)
 
 
 def _real(name: str, default: float, text: str, lowest: float = 1e-9) -> Decorator:
-    return click.option(
-        name, type=click.FloatRange(lowest, 1e6), default=default, show_default=True, help=text
-    )
+    return click.option(name, type=click.FloatRange(lowest, 1e6), default=default, help=text)
 
 
 def _share(name: str, default: float, text: str) -> Decorator:
     return click.option(
-        name,
-        type=click.FloatRange(0, 1, max_open=True),
-        default=default,
-        show_default=True,
-        help=text,
-    )
-
-
-def _listed(name: str, default: str, kind: type, text: str) -> Decorator:
-    return click.option(
-        name,
-        callback=numbers(kind),
-        metavar=NUMBERS,
-        default=default,
-        show_default=True,
-        help=text,
+        name, type=click.FloatRange(0, 1, max_open=True), default=default, help=text
     )
 
 
@@ -106,7 +90,12 @@ def _require_training() -> None:
 @train.command()
 @_run_options
 @_whole("--base-channels", 32, "Channels after the first convolution.")
-@_listed("--channel-multipliers", "1,1,2,2", int, "One per level, full resolution first.")
+@click.option(
+    "--channel-multipliers",
+    type=INTEGERS,
+    default="1,1,2,2",
+    help="One per level, full resolution first.",
+)
 @_whole("--blocks-per-level", 1, "Residual blocks per level.")
 @_whole("--code-bits", 8, "Bits of a code; the codebook has 2^bits entries.")
 @_whole("--epochs", 12, "Passes over the training images.")
@@ -123,17 +112,14 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
     _require_training()
     from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, TokenizerSettings, train_tokenizer
 
-    options["channel_multipliers"] = _tuple(options["channel_multipliers"])
     settings = TokenizerSettings(**options)
     training = train_tokenizer(settings, output, resume=resume, progress=progress)
+    about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
-        "checkpoint": str(output / CHECKPOINT_FILE),
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
         "held-out PSNR": f"{training.held_out_psnr_db} dB",
     }
-    print_result(
-        shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training.to_json()}
-    )
+    print_result(about | shown, as_json, about | training.to_json())
 
 
 @train.command()
@@ -141,9 +127,8 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @click.option(
     "--tokenizer",
     "tokenizer_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default="runs/tokenizer/tokenizer.pt",
-    show_default=True,
     help="Tokenizer file; its EMA weights are used.",
 )
 @_whole("--width", 128, "Width of both transformers.")
@@ -151,7 +136,7 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @_whole("--inter-layers", 4, "Layers over positions.")
 @_whole("--intra-layers", 1, "Layers over the sub-tokens of a position.")
 @_whole("--ffn-width", 384, "Hidden width of the feed-forward.")
-@_listed("--bits", "3,5", int, "Bits of each sub-token.")
+@click.option("--bits", type=INTEGERS, default="3,5", help="Bits of each sub-token.")
 @_whole("--epochs", 36, "Passes over the training images.")
 @_whole("--batch", 64, "Images per step.")
 @_real("--learning-rate", 1e-3, "Peak learning rate.")
@@ -160,7 +145,12 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @_share("--class-dropout", 0.1, "Share of images trained without their class.")
 @_share("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
 @_whole("--versions", 16, "Versions of each training image: as it is, then warped a little.")
-@_listed("--guidance", "2.0", float, "Default guidance kept in the checkpoint.")
+@click.option(
+    "--guidance",
+    type=Numbers(float),
+    default="2.0",
+    help="Default guidance kept in the checkpoint.",
+)
 @output_option("runs/ar", "Run folder.")
 @json_option
 def ar(
@@ -175,22 +165,15 @@ def ar(
     _require_training()
     from m2kit.training.recipes.ar import CHECKPOINT_FILE, settings_for, train_ar
 
-    options["bits"] = _tuple(options["bits"])
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
     settings = settings_for(tokenizer_file, **options)
     training = train_ar(settings, tokenizer_file, output, resume=resume, progress=progress)
+    about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
-        "checkpoint": str(output / CHECKPOINT_FILE),
         "chosen epoch": training.chosen_epoch,
         "held-out bits per token": training.held_out_bits_per_token,
         "training bits per token": training.training_bits_per_token,
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
     }
-    print_result(
-        shown, as_json, {"checkpoint": str(output / CHECKPOINT_FILE), **training.to_json()}
-    )
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+    print_result(about | shown, as_json, about | training.to_json())

@@ -67,10 +67,8 @@ def _rows(lines: list[list[str]], expected: set[str]) -> list[Row]:
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(names):
             raise ValueError(f"line {number}: expected {len(names)} values, found {len(line)}")
-        where = f"line {number}"
-        rows.append(
-            {n: _number(text, f"{where}, {n}") for n, text in zip(names, line, strict=True)}
-        )
+        values = zip(names, line, strict=True)
+        rows.append({name: _number(text, f"line {number}, {name}") for name, text in values})
     epochs = [row[EPOCH] for row in rows]
     if epochs != sorted(set(epochs)) or any(e < 0 or not e.is_integer() for e in epochs):
         raise ValueError(f"expected growing whole numbers in the column {EPOCH}, found {epochs}")

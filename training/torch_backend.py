@@ -3,25 +3,25 @@ what training draws its samples through."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from m2kit import contract
 from m2kit.config import TransformerSpec
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import Backend, Steps, step_buffers
+from m2kit.runtime.backend import Backend, Buffers, Steps, step_buffers
 from m2kit.training.models.model import TorchModel
-from m2kit.training.models.transformer import KeyValueCache, Transformer
+
+Tensors = Mapping[str, Tensor]
+Compute = Callable[[Tensors, Tensors, int], None]  # of inputs, outputs and the position
 
 
 class TorchBackend(Backend):
     """PyTorch on the CPU, float32."""
-
-    name = "torch"
 
     def __init__(self, model: TorchModel) -> None:
         """Wrap a model; it is used in evaluation mode."""
@@ -43,12 +43,34 @@ class TorchBackend(Backend):
 
     def open_steps(self, rows: int) -> TorchSteps:
         """Both steps with caches for `rows` rows."""
-        assert self._model.transformer is not None
-        return TorchSteps(self._model.transformer, rows)
+        transformer = self._model.transformer
+        assert transformer is not None
+        spec = transformer.spec
+        heads, size = spec.heads, spec.head_size
+        inter_cache = torch.zeros(spec.inter_layers, 2, rows, heads, spec.positions, size)
+        intra_cache = torch.zeros(spec.intra_layers, 2, rows, heads, spec.sub_tokens, size)
+
+        def inter(inputs: Tensors, outputs: Tensors, position: int) -> None:
+            if position == 0:
+                x = transformer.class_emb(inputs[contract.CLASS_ID])
+            else:
+                x = transformer.embed_token(inputs[contract.TOKEN])
+            hidden = transformer.inter(x[:, None], inter_cache, position)
+            outputs[contract.HIDDEN].copy_(hidden[:, 0])
+
+        def intra(inputs: Tensors, outputs: Tensors, position: int) -> None:
+            if position == 0:
+                x = inputs[contract.HIDDEN]
+            else:
+                x = transformer.embed(position - 1, inputs[contract.SUB_TOKEN])
+            hidden = transformer.intra(x[:, None], intra_cache, position)[:, 0]
+            outputs[contract.logits(position)].copy_(transformer.head[position](hidden))
+
+        return TorchSteps(spec, rows, inter, intra)
 
     def active(self) -> JsonObject:
         """What runs and how."""
-        return {"backend": f"{self.name} {torch.__version__}"}
+        return {"backend": f"torch {torch.__version__}"}
 
     def close(self) -> None:
         """Nothing to release."""
@@ -57,68 +79,46 @@ class TorchBackend(Backend):
 class TorchSteps(Steps):
     """Inter and intra step; the hidden buffer of one is an input of the other."""
 
-    def __init__(self, transformer: Transformer, rows: int) -> None:
-        """Allocate buffers and caches."""
-        spec = transformer.spec
-        self.inter = InterStep(transformer, spec, rows)
-        self.intra = IntraStep(transformer, spec, rows, self.inter.outputs[contract.HIDDEN])
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        rows: int,
+        inter: Compute,
+        intra: Compute,
+        begin_position: Callable[[], None] | None = None,
+    ) -> None:
+        """Allocate buffers for R rows; `begin_position` is called before the sub-positions."""
+        self.inter = TorchStep(inter, *step_buffers(spec, contract.INTER_STEP, rows))
+        inputs, outputs = step_buffers(spec, contract.INTRA_STEP, rows)
+        inputs[contract.HIDDEN] = self.inter.outputs[contract.HIDDEN]
+        self.intra = TorchStep(intra, inputs, outputs, begin_position)
 
 
-class InterStep:
-    """One position through the inter transformer."""
-
-    def __init__(self, transformer: Transformer, spec: TransformerSpec, rows: int) -> None:
-        """Allocate buffers and the cache."""
-        self._transformer = transformer
-        self._cache = KeyValueCache(spec.inter_layers, rows, spec.positions, spec)
-        self.inputs, self.outputs = step_buffers(spec, contract.INTER_STEP, rows)
-
-    def reset(self) -> None:
-        """Begin a new sequence; later slots are never read."""
-
-    @torch.no_grad()
-    def run(self, position: int) -> None:
-        """Compute one position; the cache is written in place."""
-        if position == 0:
-            x = self._transformer.class_emb(torch.from_numpy(self.inputs[contract.CLASS_ID]))
-        else:
-            x = self._transformer.embed_token(torch.from_numpy(self.inputs[contract.TOKEN]))
-        hidden = self._transformer.inter(x[:, None], self._cache, position)
-        self.outputs[contract.HIDDEN][:] = hidden[:, 0].numpy()
-
-    def commit(self, position: int) -> None:
-        """Nothing to do: `run` has written the cache."""
-
-
-class IntraStep:
-    """One sub-position through the intra transformer and its heads."""
+class TorchStep:
+    """One step graph, as a function of its inputs, its outputs and the position."""
 
     def __init__(
         self,
-        transformer: Transformer,
-        spec: TransformerSpec,
-        rows: int,
-        hidden: npt.NDArray[np.float32],
+        compute: Compute,
+        inputs: Buffers,
+        outputs: Buffers,
+        begin: Callable[[], None] | None = None,
     ) -> None:
-        """Allocate buffers and the cache."""
-        self._transformer = transformer
-        self._cache = KeyValueCache(spec.intra_layers, rows, spec.sub_tokens, spec)
-        self.inputs, self.outputs = step_buffers(spec, contract.INTRA_STEP, rows)
-        self.inputs[contract.HIDDEN] = hidden
+        """Bind the buffers; `compute` gets tensors in the same memory, and keeps its own cache."""
+        self.inputs, self.outputs = inputs, outputs
+        self._compute, self._begin = compute, begin
+        self._read = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        self._written = {name: torch.from_numpy(array) for name, array in outputs.items()}
 
     def reset(self) -> None:
-        """Begin a new position; later slots are never read."""
+        """Begin a new sequence; later slots of the cache are never read."""
+        if self._begin is not None:
+            self._begin()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, position: int) -> None:
-        """Compute one sub-position; only its own head is evaluated."""
-        if position == 0:
-            x = torch.from_numpy(self.inputs[contract.HIDDEN])
-        else:
-            ids = torch.from_numpy(self.inputs[contract.SUB_TOKEN])
-            x = self._transformer.embed(position - 1, ids)
-        hidden = self._transformer.intra(x[:, None], self._cache, position)[:, 0]
-        self.outputs[contract.logits(position)][:] = self._transformer.head[position](hidden)
+        """Compute one position; the cache is written in place."""
+        self._compute(self._read, self._written, position)
 
     def commit(self, position: int) -> None:
         """Nothing to do: `run` has written the cache."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -24,9 +23,10 @@ from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.families.family import FAMILIES
 from m2kit.records import JsonObject
 from m2kit.references import resolve
-from m2kit.runtime.backend import Backend, Steps, step_buffers
+from m2kit.runtime.backend import Backend
 from m2kit.training.models.rope import rotary_table
 from m2kit.training.models.transformer import NORM_EPS
+from m2kit.training.torch_backend import Tensors, TorchSteps
 
 FeedForward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 _TRIALS = 24  # matrices, more than a cache holds
@@ -43,7 +43,6 @@ class EagerBackend(Backend):
         feed-forward parts and norms, whose shapes do not change with the position."""
         assert spec.transformer is not None
         torch.set_num_threads(threads)
-        self._threads = threads
         self._spec, self._official = spec, official
         self._feed_forward = torch.compile(_feed_forward) if compiled else _feed_forward
         if compiled:  # fails here where there is no compiler
@@ -54,7 +53,7 @@ class EagerBackend(Backend):
     @property
     def threads(self) -> int:
         """Of the whole process."""
-        return self._threads
+        return torch.get_num_threads()
 
     @torch.inference_mode()
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -65,13 +64,39 @@ class EagerBackend(Backend):
             self._decoder = tokenizer.decoder.eval()
         return {contract.IMAGE: self._decoder(torch.from_numpy(feeds[contract.CODES])).numpy()}
 
-    def open_steps(self, rows: int) -> EagerSteps:
+    def open_steps(self, rows: int) -> TorchSteps:
         """Both steps with caches for `rows` rows."""
-        return EagerSteps(self._weights, rows, self._official, self._feed_forward)
+        own, spec = self._weights, self._weights.spec
+        inter_slots, intra_slots = spec.positions, spec.sub_tokens
+        if self._official:
+            inter_slots = intra_slots = -(-(inter_slots + 1) // _OFFICIAL_SLOTS) * _OFFICIAL_SLOTS
+        how = self._official, self._feed_forward
+        inter_layers = _EagerLayers(own, own.inter, rows, inter_slots, *how)
+        intra_layers = _EagerLayers(own, own.intra, rows, intra_slots, *how)
+
+        def inter(inputs: Tensors, outputs: Tensors, position: int) -> None:
+            if position == 0:
+                x = own.classes[inputs[contract.CLASS_ID]]
+            else:
+                token = inputs[contract.TOKEN]
+                x = torch.stack([table[token[:, k]] for k, table in enumerate(own.tables)]).sum(0)
+            outputs[contract.HIDDEN].copy_(inter_layers.forward(x, position))
+
+        def intra(inputs: Tensors, outputs: Tensors, position: int) -> None:
+            if position == 0:
+                x = inputs[contract.HIDDEN]
+            else:
+                x = own.tables[position - 1][inputs[contract.SUB_TOKEN]]
+            x = intra_layers.forward(x, position)
+            normed = functional.rms_norm(x, (x.shape[-1],), own.norm, NORM_EPS)
+            outputs[contract.logits(position)].copy_(normed @ own.heads[position])
+
+        begin_position = intra_layers.allocate if self._official else None
+        return TorchSteps(spec, rows, inter, intra, begin_position)
 
     def active(self) -> JsonObject:
         """What runs and how."""
-        return {"backend": f"torch {torch.__version__}", "threads": torch.get_num_threads()}
+        return {"backend": f"torch {torch.__version__}", "threads": self.threads}
 
     def close(self) -> None:
         """Nothing to release."""
@@ -108,47 +133,25 @@ class _Weights:
             drawn = torch.randn(shape, generator=generator).mul_(0.02)
             return drawn if transposed else drawn.t()  # a view: multiplied as torch.nn.Linear does
 
+        width, ffn = spec.width, spec.ffn_width
+        sizes = {
+            "wqkv": (width, 3 * width),
+            "wo": (width, width),
+            "w1": (width, ffn),
+            "w3": (width, ffn),
+            "w2": (ffn, width),
+        }
+
         def layers(count: int) -> list[dict[str, Tensor]]:
-            width, ffn = spec.width, spec.ffn_width
-            return [
-                {
-                    "wqkv": matrix(width, 3 * width),
-                    "wo": matrix(width, width),
-                    "w1": matrix(width, ffn),
-                    "w3": matrix(width, ffn),
-                    "w2": matrix(ffn, width),
-                }
-                for _ in range(count)
-            ]
+            return [{name: matrix(*size) for name, size in sizes.items()} for _ in range(count)]
 
         self.spec = spec
         self.inter, self.intra = layers(spec.inter_layers), layers(spec.intra_layers)
-        self.heads = [matrix(spec.width, size) for size in spec.vocabularies]
-        self.norm = torch.ones(spec.width)
-        self.tables = [torch.randn(size, spec.width) * 0.02 for size in spec.vocabularies]
-        self.classes = torch.randn(spec.classes + 1, spec.width) * 0.02
+        self.heads = [matrix(width, size) for size in spec.vocabularies]
+        self.norm = torch.ones(width)
+        self.tables = [torch.randn(size, width) * 0.02 for size in spec.vocabularies]
+        self.classes = torch.randn(spec.classes + 1, width) * 0.02
         self.rope = rotary_table(spec.grid, spec.head_size, spec.rope_base)
-
-
-class EagerSteps(Steps):
-    """Inter and intra step; the hidden buffer of one is an input of the other."""
-
-    def __init__(
-        self, weights: _Weights, rows: int, official: bool, feed_forward: FeedForward
-    ) -> None:
-        """Allocate buffers and caches."""
-        spec = weights.spec
-        slots = spec.positions
-        if official:
-            slots = -(-(slots + 1) // _OFFICIAL_SLOTS) * _OFFICIAL_SLOTS
-        inter = _EagerLayers(weights, weights.inter, rows, slots, feed_forward)
-        inter.masked = official
-        self.inter = _EagerInter(weights, inter)
-        intra = _EagerLayers(
-            weights, weights.intra, rows, slots if official else spec.sub_tokens, feed_forward
-        )
-        intra.masked = official
-        self.intra = _EagerIntra(weights, intra, self.inter.outputs[contract.HIDDEN])
 
 
 class _EagerLayers:
@@ -160,13 +163,12 @@ class _EagerLayers:
         layers: list[dict[str, Tensor]],
         rows: int,
         slots: int,
+        masked: bool,
         feed_forward: FeedForward,
     ) -> None:
-        spec = weights.spec
-        self.feed_forward = feed_forward
         self.weights, self.layers, self.rows, self.slots = weights, layers, rows, slots
-        self.heads, self.size = spec.heads, spec.head_size
-        self.masked = False
+        self.masked, self.feed_forward = masked, feed_forward
+        self.heads, self.size = weights.spec.heads, weights.spec.head_size
         self.allocate()
 
     def allocate(self) -> None:
@@ -199,58 +201,3 @@ def _feed_forward(x: Tensor, norm: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -
     """(R, D) -> (R, D)."""
     normed = functional.rms_norm(x, (x.shape[-1],), norm, NORM_EPS)
     return torch.addmm(x, functional.silu(normed @ w1).mul_(normed @ w3), w2)
-
-
-class _EagerInter:
-    def __init__(self, weights: _Weights, layers: _EagerLayers) -> None:
-        spec, rows = weights.spec, layers.rows
-        self._weights, self._layers = weights, layers
-        self.inputs, self.outputs = step_buffers(spec, contract.INTER_STEP, rows)
-
-    def reset(self) -> None:
-        """Begin a new sequence."""
-
-    @torch.inference_mode()
-    def run(self, position: int) -> None:
-        """Compute one position; the cache is written in place."""
-        if position == 0:
-            x = self._weights.classes[torch.from_numpy(self.inputs[contract.CLASS_ID])]
-        else:
-            token = torch.from_numpy(self.inputs[contract.TOKEN])
-            parts = [table[token[:, k]] for k, table in enumerate(self._weights.tables)]
-            x = torch.stack(parts).sum(0)
-        self.outputs[contract.HIDDEN][:] = self._layers.forward(x, position).numpy()
-
-    def commit(self, position: int) -> None:
-        """Nothing to do."""
-
-
-class _EagerIntra:
-    def __init__(
-        self, weights: _Weights, layers: _EagerLayers, hidden: npt.NDArray[np.float32]
-    ) -> None:
-        spec, rows = weights.spec, layers.rows
-        self._weights, self._layers = weights, layers
-        self.inputs, self.outputs = step_buffers(spec, contract.INTRA_STEP, rows)
-        self.inputs[contract.HIDDEN] = hidden
-
-    def reset(self) -> None:
-        """Begin a new position."""
-        if self._layers.masked:  # a habit of the official sampler
-            self._layers.allocate()
-
-    @torch.inference_mode()
-    def run(self, position: int) -> None:
-        """Compute one sub-position and its own head."""
-        if position == 0:
-            x = torch.from_numpy(self.inputs[contract.HIDDEN])
-        else:
-            ids = torch.from_numpy(self.inputs[contract.SUB_TOKEN])
-            x = self._weights.tables[position - 1][ids]
-        x = self._layers.forward(x, position)
-        normed = functional.rms_norm(x, (x.shape[-1],), self._weights.norm, NORM_EPS)
-        logits = normed @ self._weights.heads[position]
-        self.outputs[contract.logits(position)][:] = logits.numpy()
-
-    def commit(self, position: int) -> None:
-        """Nothing to do."""

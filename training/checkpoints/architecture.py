@@ -9,16 +9,10 @@ assumption.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from m2kit.config import (
-    PRESETS,
-    UNTOLD,
-    UNTOLD_OF_TRANSFORMER,
-    ModelSpec,
-    TransformerSpec,
-)
+from m2kit.config import PRESETS, UNTOLD, UNTOLD_OF_TRANSFORMER, ModelSpec, TransformerSpec
 from m2kit.errors import CheckpointError, SpecError
 from m2kit.families.family import FAMILIES, Family
 from m2kit.references import resolve
@@ -63,40 +57,34 @@ def read_architecture(
         CheckpointError: A tensor that tells a field is missing or impossible.
         SpecError: A field that shapes do not tell is not known, or contradicts the shapes.
     """
-    assumed: Fields = {}
     family = _family(shapes)
     layout = resolve(family.layout)
-    tokenizer_fields = layout.fields(shapes)
-    has_transformer = any(name.startswith("transformer.") for name in shapes)
-    transformer_fields = _transformer_fields(shapes) if has_transformer else {}
+    tokenizer_fields, transformer_fields = layout.fields(shapes), _transformer_fields(shapes)
     told = tokenizer_fields | transformer_fields
-    _refuse_contradictions(told, overrides, has_transformer)
+    _refuse_contradictions(told, overrides, stored)
 
-    if stored is not None:
-        _refuse_other_notes(told, stored)
     published = next((name for name in PRESETS if not _differences(name, told)), None)
-    known = _untold(published, told) | _fields_of(stored)
+    known = _untold(published, told) | _untold_of(stored)
     known |= _untold(_checked_preset(preset, told), told) | dict(overrides)
-    assumed |= {n: v for n, v in layout.assumed(tokenizer_fields).items() if n not in known}
+    assumed = {n: v for n, v in layout.assumed(tokenizer_fields).items() if n not in known}
     untold = {name: (assumed | known)[name] for name in family.spec.untold}
     tokenizer = family.spec(**tokenizer_fields, **untold)
-    if not has_transformer:
-        return _reading(ModelSpec(tokenizer, None), assumed, preset)
-    if "heads" not in known:
-        raise SpecError(_heads_not_told(told))
-    if "grid" not in known:
+    transformer = None
+    if transformer_fields:
+        if "heads" not in known:
+            raise SpecError(_heads_not_told(told))
         # The published models have as many latent rows as pixels per row: 16 x 16 at f16.
-        assumed["grid"] = tokenizer.strides
-    if "rope_base" not in known:
-        assumed["rope_base"] = 10000.0
-    untold = {name: (assumed | known)[name] for name in UNTOLD_OF_TRANSFORMER}
-    transformer = TransformerSpec(**transformer_fields, **untold)
-    try:
-        tokenizer.check_split(transformer.vocabularies)
-    except SpecError as error:
-        raise CheckpointError(f"transformer.head.*: {error}") from error
+        usual = {"grid": tokenizer.strides, "rope_base": 10000.0}
+        assumed |= {name: value for name, value in usual.items() if name not in known}
+        untold = {name: (assumed | known)[name] for name in UNTOLD_OF_TRANSFORMER}
+        transformer = TransformerSpec(**transformer_fields, **untold)
+        try:
+            tokenizer.check_split(transformer.vocabularies)
+        except SpecError as error:
+            raise CheckpointError(f"transformer.head.*: {error}") from error
     spec = ModelSpec(tokenizer, transformer)
-    return _reading(spec, assumed, preset)
+    same = tuple(name for name, item in PRESETS.items() if item.spec == spec)
+    return Reading(spec, assumed, preset, same)
 
 
 def _family(shapes: Shapes) -> Family:
@@ -108,11 +96,6 @@ def _family(shapes: Shapes) -> Family:
         "not a whole Open-MAGVIT2 checkpoint: the tensor encoder.conv_in.weight, of four axes, is "
         f"missing; families are {', '.join(FAMILIES)}"
     )
-
-
-def _reading(spec: ModelSpec, assumed: Fields, preset: str | None) -> Reading:
-    same = tuple(name for name, item in PRESETS.items() if item.spec == spec)
-    return Reading(spec, assumed, preset, same)
 
 
 def _heads_not_told(told: Mapping[str, Any]) -> str:
@@ -149,24 +132,23 @@ def _untold(name: str | None, told: Mapping[str, Any]) -> Fields:
     if name is None:
         return {}
     spec = PRESETS[name].spec
-    fields = _fields_of(spec)
-    tokenizer = _all_fields(spec.tokenizer)
-    if any(tokenizer[field] != told[field] for field in tokenizer if field in told):
-        for name in spec.tokenizer.untold:
-            del fields[name]
-    return fields
+    untold = _untold_of(spec)
+    if any(told.get(field, value) != value for field, value in _fields(spec.tokenizer).items()):
+        return {n: value for n, value in untold.items() if n not in spec.tokenizer.untold}
+    return untold
 
 
-def _refuse_other_notes(told: Mapping[str, Any], stored: ModelSpec) -> None:
-    """A spec in the file that its own tensors contradict tells nothing reliable."""
-    fields = _all_fields(stored.tokenizer) | _all_fields(stored.transformer)
-    other = [
-        f"{name} is {fields.get(name)}, its tensors say {value}"
-        for name, value in told.items()
-        if fields.get(name) != value
-    ]
-    if other:
-        raise CheckpointError(f"the file's own notes are of another model: {'; '.join(other)}")
+def _untold_of(spec: ModelSpec | None) -> Fields:
+    """The fields of a spec that shapes do not tell."""
+    if spec is None:
+        return {}
+    fields = _fields(spec.tokenizer, spec.transformer)
+    return {n: fields[n] for n in (*spec.tokenizer.untold, *UNTOLD_OF_TRANSFORMER) if n in fields}
+
+
+def _fields(*records: Any) -> Fields:
+    """The fields of those records of a spec that there are."""
+    return {n: v for record in records if record is not None for n, v in asdict(record).items()}
 
 
 def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
@@ -178,49 +160,43 @@ def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = (
     if bool(spec.transformer) != ("width" in told):
         kinds = ("a tokenizer", "an AR model")
         return [f"it is {kinds['width' in told]}, the preset {kinds[bool(spec.transformer)]}"]
-    fields = _all_fields(spec.transformer or spec.tokenizer)
     return [
         f"{field} is {told[field]}, expected {value}"
-        for field, value in fields.items()
-        if field in told and told[field] != value and field not in ignore
+        for field, value in _fields(spec.transformer or spec.tokenizer).items()
+        if told.get(field, value) != value and field not in ignore
     ]
 
 
-def _fields_of(spec: ModelSpec | None) -> Fields:
-    """The fields of a spec that shapes do not tell."""
-    if spec is None:
-        return {}
-    fields = {name: getattr(spec.tokenizer, name) for name in spec.tokenizer.untold}
-    for name in UNTOLD_OF_TRANSFORMER if spec.transformer else ():
-        fields[name] = getattr(spec.transformer, name)
-    return fields
-
-
-def _all_fields(record: Any) -> Fields:
-    """The fields of a spec's record; none of None."""
-    return {} if record is None else {f.name: getattr(record, f.name) for f in fields(record)}
-
-
 def _refuse_contradictions(
-    told: Mapping[str, Any], overrides: Mapping[str, Any], has_transformer: bool
+    told: Mapping[str, Any], overrides: Mapping[str, Any], stored: ModelSpec | None
 ) -> None:
+    """Tensors say otherwise than the user, or than the file's own notes, which then tell nothing
+    reliable."""
     for name, value in overrides.items():
-        if name in told and told[name] != value:
+        if told.get(name, value) != value:
             raise SpecError(
                 f"--spec says {name} is {value}, but the file's tensors say {told[name]}; "
                 f"only {', '.join(UNTOLD)} can be given"
             )
-        if name in UNTOLD_OF_TRANSFORMER and not has_transformer:
+        if name in UNTOLD_OF_TRANSFORMER and "width" not in told:
             raise SpecError(f"--spec gives {name}, but the file holds a tokenizer only")
+    noted = _fields(stored.tokenizer, stored.transformer) if stored is not None else told
+    other = [
+        f"{name} is {noted.get(name)}, its tensors say {value}"
+        for name, value in told.items()
+        if noted.get(name) != value
+    ]
+    if other:
+        raise CheckpointError(f"the file's own notes are of another model: {'; '.join(other)}")
 
 
 def _transformer_fields(shapes: Shapes) -> Fields:
-    table = "transformer.class_emb.embedding_table.weight"
-    rows, width = shape_of(shapes, table, 2)
-    sizes = []
-    for k in range(count_of(shapes, "transformer.head", _MOST_SUB_TOKENS)):
-        size = shape_of(shapes, f"transformer.head.{k}.weight", 2)[0]
-        sizes.append(size)
+    """The fields of the transformer that shapes tell; none where the file has no transformer."""
+    if not any(name.startswith("transformer.") for name in shapes):
+        return {}
+    rows, width = shape_of(shapes, "transformer.class_emb.embedding_table.weight", 2)
+    heads = range(count_of(shapes, "transformer.head", _MOST_SUB_TOKENS))
+    sizes = tuple(shape_of(shapes, f"transformer.head.{k}.weight", 2)[0] for k in heads)
     first = "transformer.spatial_blocks.0.feed_forward.w1.weight"
     return {
         "width": width,
@@ -228,5 +204,5 @@ def _transformer_fields(shapes: Shapes) -> Fields:
         "intra_layers": count_of(shapes, "transformer.factorized_blocks", _MOST_LAYERS),
         "ffn_width": shape_of(shapes, first, 2)[0],
         "classes": rows - 1,
-        "vocabularies": tuple(sizes),
+        "vocabularies": sizes,
     }

@@ -110,9 +110,11 @@ def read_torch_file(path: Path, *, check: bool) -> Any:
         CheckpointError: Not such a file, damaged, or it asks for more than weights.
     """
     zipped = _is_archive(path)
-    records = _check_archive(path, check) if zipped else set()
     try:
-        refused = _refused_name(path, zipped)
+        if zipped:
+            records, refused = _scan_archive(path, check)
+        else:
+            records, refused = set(), _refused_in_pickles(path)
         if refused is not None:
             raise CheckpointError(
                 f"{path} asks to load {refused}, which is more than weights; it was refused and "
@@ -121,10 +123,10 @@ def read_torch_file(path: Path, *, check: bool) -> Any:
         with _neutral_name(path) as name, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on odd pickles; ours is the error
             content = torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
-        storages = {s.data_ptr(): s.nbytes() for s in _storages(content) if zipped}
+        storages = _storages(content) if zipped else {}
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged pickle can make torch raise almost anything
+    except Exception as error:  # a damaged file can make zipfile and torch raise almost anything
         raise _unreadable(path, "a PyTorch checkpoint", error) from error
     if not _lie_on_records(storages, records):
         raise CheckpointError(
@@ -154,14 +156,8 @@ def _is_archive(path: Path) -> bool:
     return True
 
 
-def _refused_name(path: Path, zipped: bool) -> str | None:
-    """The first name in any of the file's pickles that is more than weights need."""
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".pkl") and (refused := refused_name(archive.open(name))):
-                    return refused
-        return None
+def _refused_in_pickles(path: Path) -> str | None:
+    """The first name in an older file's pickles that is more than weights need."""
     with path.open("rb") as file:
         for number in range(_PICKLES_OF_OLD_FILES):
             if number and not file.peek(1):
@@ -188,27 +184,25 @@ def _unreadable(path: Path, expected: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is not {expected} ({reason[:_REASON_LENGTH]})")
 
 
-def _check_archive(path: Path, check: bool) -> set[tuple[int, int]]:
-    """(offset, size) in the file of every record's bytes.
+def _scan_archive(path: Path, check: bool) -> tuple[set[tuple[int, int]], str | None]:
+    """(offset, size) in the file of every record's bytes, and the first name in its pickles that
+    is more than weights need.
 
     Raises:
         CheckpointError: Not an archive as torch.save writes it, or a record's CRC-32 is wrong.
     """
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            entries = archive.infolist()
-            _check_entries(path, entries)
-            damaged = archive.testzip() if check else None
-            records = {(_data_offset(file, entry), entry.file_size) for entry in entries}
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged archive can make zipfile raise almost anything
-        raise _unreadable(path, "a PyTorch checkpoint", error) from error
-    if damaged:
-        raise CheckpointError(
-            f"{path} is damaged: the CRC-32 of its record {damaged} is wrong; fetch the file again"
-        )
-    return records
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        entries = archive.infolist()
+        _check_entries(path, entries)
+        damaged = archive.testzip() if check else None
+        if damaged:
+            raise CheckpointError(
+                f"{path} is damaged: the CRC-32 of its record {damaged} is wrong; "
+                "fetch the file again"
+            )
+        records = {(_data_offset(file, entry), entry.file_size) for entry in entries}
+        pickles = (archive.open(entry) for entry in entries if entry.filename.endswith(".pkl"))
+        return records, next(filter(None, map(refused_name, pickles)), None)
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
@@ -234,9 +228,10 @@ def _data_offset(file: Any, entry: zipfile.ZipInfo) -> int:
     return int(entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
 
 
-def _storages(content: Any) -> Iterator[torch.UntypedStorage]:
-    """The memory of every dense tensor in nested containers, each visited once."""
-    seen: set[int] = set()
+def _storages(content: Any) -> dict[int, int]:
+    """Address -> bytes of the memory of every dense tensor in nested containers."""
+    storages = {}
+    seen: set[int] = set()  # a small pickle can hold an endless structure
     pending = [content]
     while pending:
         value = pending.pop()
@@ -247,11 +242,12 @@ def _storages(content: Any) -> Iterator[torch.UntypedStorage]:
             if value.layout == torch.strided and value.device.type == "cpu":
                 storage = value.untyped_storage()
                 if storage.nbytes():
-                    yield storage
+                    storages[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, Mapping):
             pending.extend(value.values())
         elif isinstance(value, (list, tuple, set)):
             pending.extend(value)
+    return storages
 
 
 def _lie_on_records(storages: Mapping[int, int], records: set[tuple[int, int]]) -> bool:

@@ -161,10 +161,8 @@ def _source(
     overrides: Mapping[str, Any],
 ) -> Source:
     """Where a checkpoint came from, a replacing tokenizer's file included."""
-    assumed = dict(found.assumed)
-    if other is not None:
-        own = {n: v for n, v in other.source.assumed.items() if n not in overrides}
-        assumed = own | assumed
+    of_other = other.source.assumed if other else {}
+    assumed = {n: v for n, v in of_other.items() if n not in overrides} | found.assumed
     return Source(
         checkpoint_sha256=sha256_of_file(path),
         checkpoint_bytes=path.stat().st_size,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from m2kit.families.family import TokenizerSpec
+
 Recogniser = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]]
 
 
@@ -64,19 +66,34 @@ class DataSet:
         """
         splits = self.loader()
         for part in splits:
-            self._check(part)
+            expected = (len(part.labels), 3, *self.image_size)
+            if tuple(part.images.shape) != expected or not len(part.labels):
+                raise InputError(
+                    f"the data set {self.name} says images {list(expected)}, its loader gave "
+                    f"{list(part.images.shape)}; correct its image size or its loader"
+                )
+            least, most = int(part.labels.min()), int(part.labels.max())
+            if least < 0 or most >= self.classes:
+                raise InputError(
+                    f"the data set {self.name} says {self.classes} classes, its labels are "
+                    f"{least}..{most}; correct its number of classes or its loader"
+                )
         return splits
 
-    def _check(self, part: LabelledImages) -> None:
-        expected = (len(part.labels), 3, *self.image_size)
-        if tuple(part.images.shape) != expected or not len(part.labels):
+    def latent_grid(self, spec: TokenizerSpec) -> tuple[int, ...]:
+        """The grid that a tokenizer makes of the images, such as (h, w).
+
+        Raises:
+            InputError: Its strides leave no whole grid, or one that it does not take.
+        """
+        size, strides = self.image_size, spec.strides
+        grid = tuple(n // stride for n, stride in zip(size, strides, strict=False))
+        whole = tuple(n * stride for n, stride in zip(grid, strides, strict=False))
+        if whole != size or len(size) != len(strides) or 0 in grid:
             raise InputError(
-                f"the data set {self.name} says images {list(expected)}, its loader gave "
-                f"{list(part.images.shape)}; correct its image size or its loader"
+                f"this tokenizer divides images by {' x '.join(map(str, strides))}: the "
+                f"{' x '.join(map(str, size))} images of {self.name} must leave whole latent "
+                "positions; give `m2kit train tokenizer` fewer --channel-multipliers"
             )
-        least, most = int(part.labels.min()), int(part.labels.max())
-        if least < 0 or most >= self.classes:
-            raise InputError(
-                f"the data set {self.name} says {self.classes} classes, its labels are "
-                f"{least}..{most}; correct its number of classes or its loader"
-            )
+        spec.check_grid(grid)
+        return grid

@@ -55,12 +55,11 @@ class Level(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, blocks: int) -> None:
         super().__init__()
         widths = [channels_in, *[channels_out] * blocks]
-        self.block = nn.ModuleList(ResBlock(a, b) for a, b in itertools.pairwise(widths))
+        self.block = nn.Sequential(*(ResBlock(a, b) for a, b in itertools.pairwise(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, h, w) -> (B, channels_out, h', w')."""
-        for block in self.block:
-            x = block(x)
+        x = self.block(x)
         if hasattr(self, "downsample"):
             x = self.downsample(x)
         if hasattr(self, "upsample"):
@@ -108,23 +107,20 @@ class Encoder(nn.Module):
         super().__init__()
         channels, blocks = spec.channels, spec.blocks_per_level
         self.conv_in = nn.Conv2d(3, spec.base_channels, 3, padding=1, bias=False)
-        self.down = nn.ModuleList()
+        self.down = nn.Sequential()
         for index, width in enumerate(channels):
             level = Level(channels[index - 1] if index else spec.base_channels, width, blocks)
             if index < len(channels) - 1:
                 level.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
             self.down.append(level)
-        self.mid_block = nn.ModuleList(ResBlock(channels[-1], channels[-1]) for _ in range(blocks))
-        self.norm_out = group_norm(channels[-1])
-        self.conv_out = nn.Conv2d(channels[-1], spec.code_bits, 1)
+        last = channels[-1]
+        self.mid_block = nn.Sequential(*(ResBlock(last, last) for _ in range(blocks)))
+        self.norm_out = group_norm(last)
+        self.conv_out = nn.Conv2d(last, spec.code_bits, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, Z, h, w)."""
-        x = self.conv_in(image)
-        for level in self.down:
-            x = level(x)
-        for block in self.mid_block:
-            x = block(x)
+        x = self.mid_block(self.down(self.conv_in(image)))
         out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
         return out
 
@@ -137,7 +133,7 @@ class Decoder(nn.Module):
         channels, blocks = spec.channels, spec.blocks_per_level
         last = channels[-1]
         self.conv_in = nn.Conv2d(spec.code_bits, last, 3, padding=1)
-        self.mid_block = nn.ModuleList(ResBlock(last, last) for _ in range(blocks))
+        self.mid_block = nn.Sequential(*(ResBlock(last, last) for _ in range(blocks)))
         entering = [*channels[1:], last]  # channels that enter each level
         self.up = nn.ModuleList()
         for index, width in enumerate(channels):
@@ -152,9 +148,7 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """(B, Z, h, w) -> (B, 3, H, W)."""
-        x = self.conv_in(codes)
-        for block in self.mid_block:
-            x = block(x)
+        x = self.mid_block(self.conv_in(codes))
         for index in reversed(range(len(self.up))):
             if hasattr(self, "adaptive"):
                 x = self.adaptive[index](x, codes)

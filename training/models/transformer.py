@@ -33,26 +33,6 @@ class RMSNorm(nn.Module):
         return wide.to(x.dtype) * self.weight
 
 
-class KeyValueCache:
-    """Keys and values of every layer, of one fixed capacity.
-
-    Attributes:
-        rows: (2L, R, H, S, d): keys of layer i at 2i, values at 2i + 1; zeroed once.
-    """
-
-    def __init__(self, layers: int, rows: int, capacity: int, spec: TransformerSpec) -> None:
-        self.rows = torch.zeros(2 * layers, rows, spec.heads, capacity, spec.head_size)
-
-    def append(
-        self, layer: int, position: int, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Write one position of a layer; returns its keys and values up to there, (R, H, t, d)."""
-        self.rows[2 * layer, :, :, position : position + 1] = key
-        self.rows[2 * layer + 1, :, :, position : position + 1] = value
-        end = position + 1
-        return self.rows[2 * layer, :, :, :end], self.rows[2 * layer + 1, :, :, :end]
-
-
 class Attention(nn.Module):
     """Causal self-attention, over a whole sequence or one position with a cache."""
 
@@ -62,17 +42,17 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(spec.width, 3 * spec.width, bias=False)
         self.wo = nn.Linear(spec.width, spec.width, bias=False)
 
-    def forward(
-        self, x: Tensor, rope: Tensor, cache: KeyValueCache | None, layer: int, position: int
-    ) -> Tensor:
-        """(R, T, D) -> (R, T, D); with a cache T is 1 and `position` is its slot."""
+    def forward(self, x: Tensor, rope: Tensor, cache: Tensor | None, position: int) -> Tensor:
+        """(R, T, D) -> (R, T, D); with a cache of keys and values (2, R, H, S, d), written in
+        place, T is 1 and `position` is its slot."""
         rows, length, width = x.shape
         heads = self.wqkv(x).view(rows, length, 3, self.heads, width // self.heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (R, H, T, d)
         query, key = rotate(query, rope), rotate(key, rope)  # float32 from here on
         value = value.float()
         if cache is not None:
-            key, value = cache.append(layer, position, key, value)
+            cache[0, :, :, position], cache[1, :, :, position] = key[:, :, 0], value[:, :, 0]
+            key, value = cache[:, :, :, : position + 1]
         out = functional.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
         mixed: Tensor = self.wo(out.transpose(1, 2).reshape(rows, length, width).to(x.dtype))
         return mixed
@@ -104,12 +84,10 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(spec.width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, rope: Tensor, cache: KeyValueCache | None, layer: int, position: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, cache: Tensor | None, position: int) -> Tensor:
         """(R, T, D) -> (R, T, D)."""
         normed = self.attention_norm(x)
-        x = x + self.dropout(self.attention(normed, rope, cache, layer, position))
+        x = x + self.dropout(self.attention(normed, rope, cache, position))
         out: Tensor = x + self.dropout(self.feed_forward(self.ffn_norm(x)))
         return out
 
@@ -145,13 +123,11 @@ class Transformer(nn.Module):
             self.add_module(name, nn.Embedding(size, spec.width))
         self.class_emb = ClassEmbedding(spec)
         self.spatial_blocks = nn.ModuleList(Block(spec, dropout) for _ in range(spec.inter_layers))
-        self.factorized_blocks = nn.ModuleList(
-            Block(spec, dropout) for _ in range(spec.intra_layers)
-        )
+        blocks = (Block(spec, dropout) for _ in range(spec.intra_layers))
+        self.factorized_blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(spec.width)
-        self.head = nn.ModuleList(
-            nn.Linear(spec.width, size, bias=False) for size in spec.vocabularies
-        )
+        heads = (nn.Linear(spec.width, size, bias=False) for size in spec.vocabularies)
+        self.head = nn.ModuleList(heads)
         self.dropout = nn.Dropout(dropout)
         with torch.device("cpu"):  # where all else is still on "meta" too: no checkpoint holds it
             table = rotary_table(spec.grid, spec.head_size, spec.rope_base)
@@ -167,21 +143,23 @@ class Transformer(nn.Module):
         """Sum of a token's sub-token embeddings: (..., K) int64 -> (..., D)."""
         return torch.stack([self.embed(k, token[..., k]) for k in range(len(self.names))]).sum(0)
 
-    def inter(self, x: Tensor, cache: KeyValueCache | None = None, position: int = 0) -> Tensor:
-        """Inter transformer: (R, T, D) inputs of T positions from `position` on -> (R, T, D)."""
-        rope = self.rope[position : position + x.shape[1]]
-        x = self.dropout(x)
-        for layer, block in enumerate(self.spatial_blocks):
-            x = block(x, rope, cache, layer, position)
-        return x
+    def inter(self, x: Tensor, cache: Tensor | None = None, position: int = 0) -> Tensor:
+        """Inter transformer: (R, T, D) inputs of T positions from `position` on -> (R, T, D).
 
-    def intra(self, x: Tensor, cache: KeyValueCache | None = None, position: int = 0) -> Tensor:
+        A cache holds keys and values of every layer, (L, 2, R, H, S, d) float32.
+        """
+        return self._run(self.spatial_blocks, self.dropout(x), cache, position)
+
+    def intra(self, x: Tensor, cache: Tensor | None = None, position: int = 0) -> Tensor:
         """Intra transformer and final norm: (R, T, D) of T sub-positions -> (R, T, D)."""
-        rope = self.rope[position : position + x.shape[1]]
-        for layer, block in enumerate(self.factorized_blocks):
-            x = block(x, rope, cache, layer, position)
-        normed: Tensor = self.norm(x)
+        normed: Tensor = self.norm(self._run(self.factorized_blocks, x, cache, position))
         return normed
+
+    def _run(self, blocks: nn.ModuleList, x: Tensor, cache: Tensor | None, position: int) -> Tensor:
+        rope = self.rope[position : position + x.shape[1]]
+        for layer, block in enumerate(blocks):
+            x = block(x, rope, None if cache is None else cache[layer], position)
+        return x
 
     def forward(self, class_id: Tensor, tokens: Tensor) -> list[Tensor]:
         """Teacher-forced logits.

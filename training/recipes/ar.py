@@ -3,7 +3,9 @@ sub-token, 10 % class dropout, AdamW with warm-up, EMA; the model is chosen by h
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,36 +19,27 @@ from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.folders import sha256_of_file
 from m2kit.records import JsonObject
+from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import write_grid
-from m2kit.sampling import Sampling, SamplingDefaults
+from m2kit.sampling import Sampling
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoints.writing import write_ar_checkpoint
-from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation.measures import codebook_usage
 from m2kit.training.losses import token_nats
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import Transformer
-from m2kit.training.recipes.averaged_module import AveragedModule
+from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear
 from m2kit.training.recipes.batches import check_batch, in_order, shuffled
-from m2kit.training.recipes.curves import plot_curves
-from m2kit.training.recipes.latent_grid import latent_grid
 from m2kit.training.recipes.loop import fit
-from m2kit.training.recipes.run_folder import (
-    BEST_FILE,
-    CURVES_FILE,
-    METRICS_FILE,
-    SAMPLES_FILE,
-    Trained,
-    open_run,
-)
+from m2kit.training.recipes.run_folder import BEST_FILE, SAMPLES_FILE, Trained, open_run
 from m2kit.training.recipes.saved_state import read_best
-from m2kit.training.recipes.schedule import warm_up_then_linear
 from m2kit.training.torch_backend import TorchBackend
 
 CHECKPOINT_FILE = "ar.pt"
-_TRAIN_BITS, _HELD_OUT_BITS = "train_bits", "held_out_bits"  # all that the module logs
+_TRAIN_BITS, _HELD_OUT_BITS = "train_bits", "held_out_bits"
+_PANELS = {"bits per token": [_TRAIN_BITS, _HELD_OUT_BITS]}  # all that the module logs
 _SAMPLES_PER_CLASS = 8
 
 
@@ -89,11 +82,6 @@ class ARSettings:
     tokenizer_sha256: str
     seed: int
 
-    @property
-    def vocabularies(self) -> tuple[int, ...]:
-        """V_k of each sub-token."""
-        return tuple(2**count for count in self.bits)
-
     def spec(self, grid: tuple[int, ...], classes: int) -> TransformerSpec:
         """The architecture on a latent grid (h, w)."""
         return TransformerSpec(
@@ -104,7 +92,7 @@ class ARSettings:
             ffn_width=self.ffn_width,
             grid=grid,
             classes=classes,
-            vocabularies=self.vocabularies,
+            vocabularies=tuple(2**count for count in self.bits),
             rope_base=10000.0,
         )
 
@@ -184,14 +172,16 @@ def train_ar(
     """
     tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
     data = dataset_named(settings.data)
-    tokenizer_spec = tokenizer.spec.tokenizer
-    transformer_spec = settings.spec(latent_grid(tokenizer_spec, data), data.classes)
-    spec = ModelSpec(tokenizer_spec, transformer_spec)
+    grid = data.latent_grid(tokenizer.spec.tokenizer)
+    transformer_spec = settings.spec(grid, data.classes)
+    spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
     train, held_out = data.load()
     check_batch(settings.batch, len(train.labels))
     resume_from = open_run(folder, settings, resume)
-    train_tokens = _tokens(tokenizer, train.images, data, settings, settings.versions)
-    held_out_tokens = _tokens(tokenizer, held_out.images, data, settings, 1)
+    generator = torch.Generator().manual_seed(settings.seed)
+    varied = (data.vary(train.images, generator) for _ in range(settings.versions - 1))
+    train_tokens = _tokens(tokenizer, itertools.chain([train.images], varied), spec)
+    held_out_tokens = _tokens(tokenizer, [held_out.images], spec)
     torch.manual_seed(settings.seed)
     batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)
     module = ARModule(settings, transformer_spec, settings.epochs * len(batches))
@@ -202,17 +192,17 @@ def train_ar(
         epochs=settings.epochs,
         folder=folder,
         resume_from=resume_from,
-        measures=(_TRAIN_BITS, _HELD_OUT_BITS),
+        panels=_PANELS,
         choose_by=_HELD_OUT_BITS,
         progress=progress,
     )
-    best = read_best(folder / BEST_FILE, module)
-    module.load_state_dict(best.tensors)
+    epoch, tensors = read_best(folder / BEST_FILE, module)
+    module.load_state_dict(tensors)
     transformer = module.averaged.eval()
     plain = train_tokens[:, :1]  # the images as they are
     training = ARTraining(
         data=data.title,
-        chosen_epoch=best.epoch + 1,
+        chosen_epoch=epoch + 1,
         held_out_bits_per_token=_bits(transformer, held_out.labels, held_out_tokens),
         training_bits_per_token=_bits(transformer, train.labels, plain),
         codebook_usage=codebook_usage(plain.numpy(), spec.vocabularies),
@@ -223,17 +213,14 @@ def train_ar(
 
 
 def _write_results(folder: Path, model: TorchModel, training: JsonObject) -> None:
-    """ar.pt, curves.png, and samples.png with a row per class."""
-    assert model.spec.transformer is not None
+    """ar.pt, and samples.png with a row per class."""
     sampling = {"guidance": training["guidance"]}
     notes = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
     write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
-    panels = {"bits per token": [_TRAIN_BITS, _HELD_OUT_BITS]}
-    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, panels)
-    own = SamplingDefaults.of(sampling, model.spec.sub_tokens)
-    with Engine(model.spec, TorchBackend(model), defaults=own) as engine:
-        classes = np.arange(model.spec.transformer.classes).repeat(_SAMPLES_PER_CLASS)
-        images = engine.decode(engine.sample(classes, Sampling(seed=0)))
+    with Engine(model.spec, TorchBackend(model)) as engine:
+        classes = range(engine.transformer.classes)
+        drawn = draw_images(engine, classes, _SAMPLES_PER_CLASS, Sampling(**sampling))
+        images = np.concatenate([part.images for part in drawn])
     write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS, scale=2)
 
 
@@ -247,16 +234,12 @@ def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
 
 
 @torch.no_grad()
-def _tokens(
-    model: TorchModel, images: Tensor, data: DataSet, settings: ARSettings, versions: int
-) -> Tensor:
-    """(n, V, N, K) tokens of V versions of the images, the unchanged one first."""
-    generator = torch.Generator().manual_seed(settings.seed)
+def _tokens(model: TorchModel, versions: Iterable[Tensor], spec: ModelSpec) -> Tensor:
+    """(n, V, N, K) tokens of V versions of n images."""
     tokens = []
-    for version in range(versions):
-        varied = data.vary(images, generator) if version else images
-        codes = torch.cat([model.tokenizer.codes(part) for part in torch.split(varied, 256)])
-        tokens.append(model.tokenizer.tokens(codes, settings.vocabularies).flatten(1, -2))
+    for images in versions:
+        codes = torch.cat([model.tokenizer.codes(part) for part in torch.split(images, 256)])
+        tokens.append(model.tokenizer.tokens(codes, spec.vocabularies).flatten(1, -2))
     return torch.stack(tokens, dim=1)
 
 

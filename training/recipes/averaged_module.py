@@ -1,4 +1,5 @@
-"""What every recipe trains: a network, and the moving average of its weights."""
+"""What every recipe trains: a network, and the moving average of its weights; and how its learning
+rate changes."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from m2kit.errors import M2KitError
@@ -61,3 +62,16 @@ class AveragedModule(lightning.LightningModule, Generic[Net]):
                 f"{outputs['loss'].item()}; start again with a lower --learning-rate"
             )
         self.ema.update_parameters(self.net)
+
+
+def warm_up_then_linear(
+    optimizer: torch.optim.Optimizer, warm_up: int, steps: int, floor: float
+) -> LambdaLR:
+    """Learning rate: linear from 0 over `warm_up` steps, then linear to `floor` times the peak."""
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 1 - (1 - floor) * min(1.0, (step - warm_up) / max(1, steps - warm_up))
+
+    return LambdaLR(optimizer, factor)

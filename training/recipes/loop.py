@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from m2kit.errors import M2KitError
 from m2kit.training.recipes.averaged_module import AveragedModule, Net
-from m2kit.training.recipes.metrics import MetricsLog
-from m2kit.training.recipes.run_folder import BEST_FILE, METRICS_FILE, RESUME_FILE
+from m2kit.training.recipes.metrics import MetricsLog, Panels, plot_curves
+from m2kit.training.recipes.run_folder import BEST_FILE, CURVES_FILE, METRICS_FILE, RESUME_FILE
 from m2kit.training.recipes.saved_state import (
     WholeFiles,
     check_resume,
@@ -36,11 +35,11 @@ def fit(
     epochs: int,
     folder: Path,
     resume_from: Path | None,
-    measures: Sequence[str],
+    panels: Panels,
     choose_by: str | None,
     progress: bool,
 ) -> None:
-    """Train to the end; metrics.csv, resume.ckpt and best.ckpt appear in the run folder.
+    """Train to the end; metrics.csv, resume.ckpt, best.ckpt and curves.png appear in `folder`.
 
     Args:
         module: What to train.
@@ -49,7 +48,7 @@ def fit(
         epochs: Epochs in all, those before a resume included.
         folder: The run folder.
         resume_from: A resume.ckpt, or None.
-        measures: Names of all that the module logs: the columns of metrics.csv.
+        panels: All that the module logs, by the panels of curves.png.
         choose_by: The measure whose smallest value chooses best.ckpt, or None.
         progress: Show a progress bar.
 
@@ -59,12 +58,27 @@ def fit(
     """
     if resume_from is not None and choose_by:
         read_best(folder / BEST_FILE, module)
-    started = _Started()
-    callbacks = [MetricsLog(folder / METRICS_FILE, measures), *_savers(folder, choose_by), started]
+    log = MetricsLog(folder / METRICS_FILE, panels)
+    callbacks: list[Callback] = [log]
+    if choose_by:  # before the resume file, which records what was best so far
+        callbacks.append(_saver(folder / BEST_FILE, choose_by))
+    callbacks.append(_saver(folder / RESUME_FILE, None))
+    if progress:
+        callbacks.append(RichProgressBar())
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
-        trainer = _trainer(epochs, callbacks, progress)
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            callbacks=callbacks,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
+            plugins=[WholeFiles()],
+        )
         if resume_from is not None:
             check_resume(resume_from, module, trainer)
         try:
@@ -76,46 +90,19 @@ def fit(
                 f"interrupted; {folder} holds the run: add --resume to go on with it"
             ) from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if resume_from is None or started.value:
+            if resume_from is None or log.started:
                 raise
             raise not_of_this_run(resume_from, f"Lightning refuses it: {error!r:.200}") from error
+    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, panels)
 
 
-def _trainer(epochs: int, callbacks: list[Callback], progress: bool) -> lightning.Trainer:
-    return lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        callbacks=[*callbacks, *([RichProgressBar()] if progress else [])],
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        plugins=[WholeFiles()],
+def _saver(path: Path, choose_by: str | None) -> ModelCheckpoint:
+    """Saves the last epoch's whole state, or the weights of the best by a measure."""
+    return ModelCheckpoint(
+        path.parent,
+        path.stem,
+        monitor=choose_by,
+        save_weights_only=choose_by is not None,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
     )
-
-
-def _savers(folder: Path, choose_by: str | None) -> list[Callback]:
-    """The best model before the resume file, which records what was best so far."""
-    wanted = [(BEST_FILE, choose_by)] if choose_by else []
-    return [
-        ModelCheckpoint(
-            folder,
-            Path(name).stem,
-            monitor=monitor,
-            save_weights_only=monitor is not None,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        for name, monitor in [*wanted, (RESUME_FILE, None)]
-    ]
-
-
-class _Started(Callback):
-    """Whether all was restored and training has begun."""
-
-    value = False
-
-    def on_train_start(self, *_: Any) -> None:
-        """The first thing after Lightning has restored a run."""
-        self.value = True

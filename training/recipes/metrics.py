@@ -1,9 +1,9 @@
-"""metrics.csv: a row an epoch, with what the module logged in it."""
+"""metrics.csv: a row an epoch, with what the module logged in it; and its curves as a PNG."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,21 @@ from m2kit.errors import InputError
 
 EPOCH = "epoch"
 Row = dict[str, float]
+Panels = Mapping[str, Sequence[str]]  # title of a y axis -> the measures drawn in that panel
 
 
 class MetricsLog(Callback):
     """Writes metrics.csv: one row an epoch, with everything the module logged."""
 
-    def __init__(self, path: Path, measures: Sequence[str]) -> None:
-        """Log into a file; `measures` are the names that the module logs."""
-        self._path, self._measures = path, measures
+    def __init__(self, path: Path, panels: Panels) -> None:
+        """Log into a file; `panels` have the names that the module logs."""
+        self._path, self._measures = path, _measures(panels)
         self._rows: list[Row] = []
+        self.started = False  # whether all was restored and training has begun
 
     def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Take over the rows of the epochs before a resume."""
+        """Take over the rows of the epochs before a resume; the first thing after restoring."""
+        self.started = True
         rows = read_metrics(self._path, self._measures) if self._path.exists() else []
         self._rows = [row for row in rows if row[EPOCH] < trainer.current_epoch]
 
@@ -48,34 +51,55 @@ def read_metrics(path: Path, measures: Sequence[str]) -> list[Row]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file, strict=True))
+            return _rows(list(csv.reader(file, strict=True)), {EPOCH, *measures})
     except (OSError, ValueError, csv.Error) as error:
-        raise _bad(path, str(error)) from error
-    expected = {EPOCH, *measures}
-    found = lines[0] if lines else []
-    if sorted(found) != sorted(expected):
-        names = ", ".join(sorted(expected))
-        raise _bad(path, f"expected the columns {names}, found {', '.join(found)[:200] or 'none'}")
-    rows = [_row(path, number, found, line) for number, line in enumerate(lines[1:], start=2)]
+        raise InputError(
+            f"{path} is damaged ({error}); start again in another folder (-o)"
+        ) from error
+
+
+def _rows(lines: list[list[str]], expected: set[str]) -> list[Row]:
+    names = lines[0] if lines else []
+    if sorted(names) != sorted(expected):
+        found = ", ".join(names)[:200] or "none"
+        raise ValueError(f"expected the columns {', '.join(sorted(expected))}, found {found}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(names):
+            raise ValueError(f"line {number}: expected {len(names)} values, found {len(line)}")
+        values = zip(names, line, strict=True)
+        rows.append({name: _number(text, f"line {number}, {name}") for name, text in values})
     epochs = [row[EPOCH] for row in rows]
     if epochs != sorted(set(epochs)) or any(e < 0 or not e.is_integer() for e in epochs):
-        raise _bad(path, f"expected growing whole numbers in the column {EPOCH}, found {epochs}")
+        raise ValueError(f"expected growing whole numbers in the column {EPOCH}, found {epochs}")
     return rows
 
 
-def _row(path: Path, number: int, names: list[str], line: list[str]) -> Row:
-    if len(line) != len(names):
-        raise _bad(path, f"line {number}: expected {len(names)} values, found {len(line)}")
-    row = {}
-    for name, text in zip(names, line, strict=True):
-        try:
-            row[name] = float(text)
-        except ValueError as error:
-            raise _bad(
-                path, f"line {number}, {name}: expected a number, found {text[:60]!r}"
-            ) from error
-    return row
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected a number, found {text[:60]!r}") from error
 
 
-def _bad(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} is damaged ({reason}); start again in another folder (-o)")
+def _measures(panels: Panels) -> list[str]:
+    return [measure for measures in panels.values() for measure in measures]
+
+
+def plot_curves(metrics: Path, path: Path, panels: Panels) -> None:
+    """Plot the measures of a metrics.csv over the epochs, and write the PNG `path`."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics, _measures(panels))
+    epochs = [row[EPOCH] + 1 for row in rows]
+    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
+    for index, (title, columns) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), index)
+        for column in columns:
+            axes.plot(epochs, [row[column] for row in rows], label=column)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(title)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)

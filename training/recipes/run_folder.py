@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m2kit.atomic import new_file
-from m2kit.errors import FolderError, InputError
+from m2kit.errors import InputError
 from m2kit.records import BadRecord, JsonObject, read_json, read_record, to_json
 
 SETTINGS_FILE = "settings.json"
@@ -64,12 +64,6 @@ def open_run(folder: Path, settings: object, resume: bool) -> Path | None:
         _refuse_other_settings(stored, settings)
     elif resume:
         raise InputError(f"{folder} holds no run to resume; leave out --resume to start one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with -o"
-        ) from error
     with new_file(stored) as path:
         path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
     checkpoint = folder / RESUME_FILE

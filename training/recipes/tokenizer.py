@@ -20,19 +20,10 @@ from m2kit.training.evaluation.measures import codebook_usage
 from m2kit.training.losses import entropy_loss
 from m2kit.training.models import lfq
 from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.recipes.averaged_module import AveragedModule
+from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear
 from m2kit.training.recipes.batches import check_batch, in_order, shuffled
-from m2kit.training.recipes.curves import plot_curves
-from m2kit.training.recipes.latent_grid import latent_grid
 from m2kit.training.recipes.loop import fit
-from m2kit.training.recipes.run_folder import (
-    CURVES_FILE,
-    METRICS_FILE,
-    SAMPLES_FILE,
-    Trained,
-    open_run,
-)
-from m2kit.training.recipes.schedule import warm_up_then_linear
+from m2kit.training.recipes.run_folder import SAMPLES_FILE, Trained, open_run
 
 CHECKPOINT_FILE = "tokenizer.pt"
 _PANELS = {  # of curves.png: everything the module logs
@@ -154,7 +145,7 @@ def train_tokenizer(
             another run.
     """
     data = dataset_named(settings.data)
-    latent_grid(settings.spec, data)
+    data.latent_grid(settings.spec)
     train, held_out = data.load()
     check_batch(settings.batch, len(train.images))
     resume_from = open_run(folder, settings, resume)
@@ -168,26 +159,18 @@ def train_tokenizer(
         epochs=settings.epochs,
         folder=folder,
         resume_from=resume_from,
-        measures=[name for names in _PANELS.values() for name in names],
+        panels=_PANELS,
         choose_by=None,
         progress=progress,
     )
-    tokenizer = module.averaged.eval()
+    tokenizer, images = module.averaged.eval(), held_out.images.numpy()
+    rebuilt = _reconstruct(tokenizer, held_out.images)
     training = TokenizerTraining(
         data=data.title,
         codebook_usage=_usage(tokenizer, train.images),
-        held_out_psnr_db=_psnr(tokenizer, held_out.images),
+        held_out_psnr_db=round(psnr(images, rebuilt), 3),
         settings=settings,
     )
-    _write_results(folder, module, training, held_out.images)
-    return training
-
-
-def _write_results(
-    folder: Path, module: TokenizerModule, training: TokenizerTraining, held_out: Tensor
-) -> None:
-    """tokenizer.pt, curves.png, and samples.png with some of the held-out images."""
-    settings, tokenizer = training.settings, module.averaged
     write_tokenizer_checkpoint(
         folder / CHECKPOINT_FILE,
         module.net.state_dict(),
@@ -195,8 +178,9 @@ def _write_results(
         ema_decay=settings.ema_decay,
         notes={"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()},
     )
-    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, _PANELS)
-    _write_samples(folder / SAMPLES_FILE, tokenizer, held_out[:20])
+    rows = [part[i : i + 10] for i in (0, 10) for part in (images, rebuilt)]  # above each other
+    write_grid(folder / SAMPLES_FILE, np.concatenate(rows), columns=10, scale=2)
+    return training
 
 
 @torch.no_grad()
@@ -210,14 +194,3 @@ def _usage(tokenizer: Tokenizer, images: Tensor) -> float:
 def _reconstruct(tokenizer: Tokenizer, images: Tensor) -> npt.NDArray[np.float32]:
     images = tokenizer.decoder(tokenizer.codes(images))
     return images.numpy()
-
-
-def _psnr(tokenizer: Tokenizer, images: Tensor) -> float:
-    return round(psnr(images.numpy(), _reconstruct(tokenizer, images)), 3)
-
-
-def _write_samples(path: Path, tokenizer: Tokenizer, images: Tensor) -> None:
-    """Held-out images above their reconstructions, ten a row."""
-    rebuilt = _reconstruct(tokenizer, images)
-    rows = [part[i : i + 10] for i in (0, 10) for part in (images.numpy(), rebuilt)]
-    write_grid(path, np.concatenate(rows), columns=10, scale=2)

@@ -32,7 +32,7 @@ def test_the_best_model_of_before_a_resume_is_kept(tmp_path):
         fit(
             ScriptedModule(), shuffled(data, batch=4, seed=0), in_order(data), epochs=epochs,
             folder=tmp_path, resume_from=resume if resume.exists() else None,
-            measures=["measure"], choose_by="measure", progress=False,
+            panels={"measure": ["measure"]}, choose_by="measure", progress=False,
         )  # fmt: skip
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
     assert [row["measure"] for row in read_metrics(tmp_path / "metrics.csv", ["measure"])] == [

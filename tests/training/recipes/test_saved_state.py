@@ -41,8 +41,8 @@ def train(folder, epochs, module=None):
     resume = folder / "resume.ckpt"
     fit(
         module or Small(), shuffled(DATA, batch=4, seed=0), in_order(DATA), epochs=epochs,
-        folder=folder, resume_from=resume if resume.exists() else None, measures=["measure"],
-        choose_by="measure", progress=False,
+        folder=folder, resume_from=resume if resume.exists() else None,
+        panels={"measure": ["measure"]}, choose_by="measure", progress=False,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2kit.training.recipes.schedule import warm_up_then_linear
+from m2kit.training.recipes.averaged_module import warm_up_then_linear
 
 
 def test_the_learning_rate_warms_up_and_decays_to_its_floor():

@@ -85,7 +85,8 @@ def _written(destination: Path) -> Iterator[contextlib.ExitStack]:
     except OSError as error:
         cure = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise FolderError(
-            f"cannot write {destination}: {error.strerror or error}; {cure}choose another output"
+            f"cannot write {destination}: {error.strerror or error}; nothing was left behind; "
+            f"{cure}choose another output"
         ) from error
 
 

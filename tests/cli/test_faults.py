@@ -108,7 +108,7 @@ def test_a_killed_command_leaves_nothing_that_opens_and_can_be_repeated(
         "export": ["export", "--ckpt", AR, *HEADS, "-o", "new"],
         "build-engine": ["build-engine", bundle, "-o", "new"],
     }[command]
-    interrupt_when_begun(arguments, tmp_path, ".new.tmp-", sent)
+    interrupt_when_begun(arguments, tmp_path, ".new.m2kit-", sent)
     assert not (tmp_path / "new").exists()
     if sent != signal.SIGKILL:
         assert os.listdir(tmp_path) == ["a.bundle"]

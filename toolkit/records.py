@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import re
+import stat
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -56,10 +57,13 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-        BadRecord: Not readable JSON, or unreasonably large.
+        BadRecord: Not readable JSON, no regular file, or unreasonably large.
         OSError: It cannot be read.
     """
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise BadRecord("expected a regular file")  # others may never end
+    size = status.st_size
     if size > _MOST_BYTES:
         raise BadRecord(f"expected {_MOST_BYTES} bytes of JSON at most, found {size}")
     try:
@@ -157,8 +161,10 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         return _constrained(_read(arguments[0], value, path), arguments[1], path)
     if origin in (typing.Union, types.UnionType):
         return _read_union(arguments, value, path)
-    if origin is typing.Literal:
-        return _chosen({name: name for name in arguments}, value, path)
+    if choices := _choices(hint):
+        if isinstance(value, str) and value in choices:
+            return choices[value]
+        raise _bad(path, f"one of {', '.join(choices)}", value)
     if origin is tuple:
         return _read_tuple(arguments, value, path)
     if origin is dict:
@@ -171,8 +177,6 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(hint):
         own: Any = getattr(hint, "from_json", None)
         return own(value) if own else read_record(typing.cast("type[Any]", hint), value, path)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _chosen({member.value: member for member in hint}, value, path)
     if hint is Any or (hint in (bool, str, type(None)) and isinstance(value, hint)):
         return value
     if hint is int and _is_whole(value):
@@ -182,20 +186,27 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     raise _bad(path, _WORDS.get(hint, "null"), value)
 
 
-def _chosen(choices: dict[str, Any], value: Any, path: str) -> Any:
-    if isinstance(value, str) and value in choices:
-        return choices[value]
-    raise _bad(path, f"one of {', '.join(choices)}", value)
+def _choices(hint: Any) -> dict[str, Any]:
+    """What a Literal or an enumeration takes, by its name in JSON; empty for other types."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {name: name for name in typing.get_args(hint)}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return {member.value: member for member in hint}
+    return {}
 
 
 def _read_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
-    """The first of the types that takes the value; the first one's complaint is the one told."""
+    """The first of the types that takes the value; the first one's complaint is the one told, with
+    the choices of all where it is of choices."""
     errors = []
     for argument in arguments:
         try:
             return _read(argument, value, path)
         except BadRecord as error:
             errors.append(error)
+    if _choices(arguments[0]):
+        choices = [name for argument in arguments for name in _choices(argument)]
+        raise _bad(path, f"one of {', '.join(choices)}", value)
     raise errors[0]
 
 

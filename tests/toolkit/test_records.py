@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pytest
 
+from m2kit.build import BuildOptions
 from m2kit.errors import InputError
 from m2kit.records import BadRecord, Pattern, Range, read_json, read_record, to_json
 
@@ -104,6 +106,19 @@ def test_what_is_no_json_is_one_error(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(BadRecord, match="not readable JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(BadRecord, match="expected a regular file"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("wrong", ["int7", 7])
+def test_all_choices_of_a_union_are_told(wrong):
+    expected = "precision: expected one of float32, float16, int8, int4, auto, found"
+    with pytest.raises(InputError, match=expected):
+        BuildOptions(precision=wrong)
 
 
 def test_bytes_that_are_no_text_are_one_error(tmp_path):

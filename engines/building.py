@@ -123,8 +123,8 @@ def _proved(build: Write, job: Job) -> Manifest:
     """Build an engine, and compare it with PyTorch's reference where it can be run here: else the
     first machine that opens it compares."""
     manifest = build(job)
-    wanted = manifest.built.target.compute_capabilities
-    if wanted and not any(gpu.capability in wanted for gpu in probe()[0][:1]):
+    wanted, (gpus, _) = manifest.built.target.compute_capabilities, probe()
+    if wanted and (not gpus or gpus[0].capability not in wanted):
         return manifest
     return replace(manifest, parity=prove(job.folder, manifest, job.begin))
 

@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from m2kit.atomic import new_file
 from m2kit.errors import InputError
-from m2kit.folders import check_output
+from m2kit.outputs import check_output, new_file
 
 _GAP = 2  # pixels
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from m2kit.atomic import new_file
 from m2kit.errors import BackendError, FolderError
 from m2kit.manifest import ENGINE, Manifest, manifest_name
 from m2kit.manifest_file import manifest_text
+from m2kit.outputs import new_file
 from m2kit.parity_report import ParityReport
 from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from m2kit.config import ModelSpec
 from m2kit.contract import REFERENCE_FILE
 from m2kit.errors import FolderError, InputError
-from m2kit.folders import DamagedArchive, read_npz
+from m2kit.npz_file import DamagedArchive, read_npz
 from m2kit.tokens import check_tokens
 
 Array = npt.NDArray[Any]

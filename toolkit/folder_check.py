@@ -8,13 +8,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from m2kit.atomic import new_file
 from m2kit.contract import PLAN_SUFFIX, WEIGHTS_FILE, TensorSpec
 from m2kit.errors import FolderError
-from m2kit.folders import sha256_of_file
+from m2kit.hashes import sha256_of_file
 from m2kit.manifest import FileEntry, GraphEntry, Manifest
 from m2kit.manifest_file import REMAKE
 from m2kit.onnx_file import read_onnx
+from m2kit.outputs import new_file
 
 
 def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -> None:

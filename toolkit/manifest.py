@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from m2kit.build import Build
 from m2kit.config import ModelSpec
 from m2kit.contract import ONNXRUNTIME, PORTABLE, TensorSpec
-from m2kit.folders import sha256_of_json
+from m2kit.hashes import sha256_of_json
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.records import Count, JsonObject, Pattern, Text, to_json

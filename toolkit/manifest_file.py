@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from m2kit import contract
-from m2kit.atomic import is_leftover, new_folder
 from m2kit.build import Build
 from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, REFERENCE_FILE, WEIGHTS_FILE
 from m2kit.errors import FolderError, SpecError
-from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, SCHEMA, FileEntry, Manifest, manifest_name
+from m2kit.outputs import is_leftover, new_folder
 from m2kit.precision import AUTO
 from m2kit.records import BadRecord, read_json, read_record
 
@@ -61,17 +61,18 @@ def check_replaceable(folder: Path, kind: str) -> None:
     if not (folder / name).is_file():
         raise FolderError(f"{what}: it holds no {name}; remove it {cure}")
     try:
-        value = read_json(folder / name)
+        value, entries = read_json(folder / name), sorted(folder.iterdir())
         digest = value.pop("digest") if isinstance(value, dict) else None
         if digest != sha256_of_json(value) or not isinstance(value["files"], dict):
             raise BadRecord("not as m2kit wrote it")
-    except (BadRecord, KeyError) as error:
+    except (BadRecord, KeyError, OSError) as error:
         raise FolderError(f"{what}: its {name} is not m2kit's; remove it {cure}") from error
-    strangers = sorted(
+    own = {name, *value["files"]}
+    strangers = [
         path.name
-        for path in folder.iterdir()
-        if path.name not in (name, *value["files"]) and not is_leftover(path.name)
-    )
+        for path in entries
+        if path.is_dir() or not (path.name in own or is_leftover(path.name))
+    ]
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise FolderError(f"{what}: {name} does not list {shown}; move that away {cure}")

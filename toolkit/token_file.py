@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.atomic import new_file
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError, SpecError
 from m2kit.families.sign_bits import (
@@ -24,7 +23,9 @@ from m2kit.families.sign_bits import (
     codes_from_tokens,
     tokens_from_codes,
 )
-from m2kit.folders import DamagedArchive, check_output, read_npz, sha256_of_json
+from m2kit.hashes import sha256_of_json
+from m2kit.npz_file import DamagedArchive, read_npz
+from m2kit.outputs import check_output, new_file
 from m2kit.tokens import check_tokens
 
 _FILE = "a token file made by `m2kit encode` or `generate --tokens`"

@@ -23,9 +23,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from m2kit.atomic import new_file
 from m2kit.build import AMPERE, SAME_CAPABILITY, BuildOptions, Plan
 from m2kit.errors import BackendError, InputError, M2KitError, require
+from m2kit.outputs import new_file
 from m2kit.records import read_record, to_json
 from m2kit.runtime.trt.library import (
     PRODUCTS,

@@ -11,7 +11,7 @@ from m2kit import contract
 from m2kit.build import BuildOptions
 from m2kit.engines.building import build_engine
 from m2kit.errors import FolderError, ParityError
-from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.manifest import ENGINE
 from m2kit.manifest_file import read_manifest
 from m2kit.precision import Precision

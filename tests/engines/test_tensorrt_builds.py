@@ -16,7 +16,6 @@ from conftest import GOLDEN
 
 import m2kit
 from m2kit import contract
-from m2kit.atomic import is_leftover
 from m2kit.build import BuildOptions
 from m2kit.cli import cli
 from m2kit.engines.building import build_engine
@@ -24,6 +23,7 @@ from m2kit.engines.trt.process import _environment
 from m2kit.errors import BackendError, FolderError, InputError, ParityError
 from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import read_manifest
+from m2kit.outputs import is_leftover
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 

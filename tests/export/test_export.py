@@ -13,7 +13,7 @@ from m2kit.errors import ParityError
 from m2kit.export.exporter import export_bundle
 from m2kit.families.image import ImageTokenizerSpec
 from m2kit.families.sign_bits import bits_of
-from m2kit.folders import sha256_of_file
+from m2kit.hashes import sha256_of_file
 from m2kit.manifest import BUNDLE
 from m2kit.manifest_file import read_manifest
 from m2kit.runtime.engine import Engine

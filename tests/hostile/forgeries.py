@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.hashes import sha256_of_file, sha256_of_json
 
 # What nothing else in a folder contradicts: words about where a model came from, and figures.
 FREE = (

@@ -81,7 +81,7 @@ def test_a_missing_file_is_named(copied):
 
 
 def test_an_engine_of_another_backend_is_refused(copied):
-    from m2kit.folders import sha256_of_json
+    from m2kit.hashes import sha256_of_json
 
     path = copied / "engine.json"
     value = json.loads(path.read_text())

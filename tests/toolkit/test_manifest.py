@@ -11,7 +11,7 @@ import m2kit
 from m2kit.contract import WEIGHTS_FILE
 from m2kit.errors import FolderError
 from m2kit.folder_check import check_folder
-from m2kit.folders import sha256_of_file, sha256_of_json
+from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, FileEntry
 from m2kit.manifest_file import read_manifest, write_manifest
 

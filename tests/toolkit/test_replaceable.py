@@ -7,7 +7,7 @@ import pytest
 from conftest import GOLDEN
 
 from m2kit.errors import FolderError
-from m2kit.folders import sha256_of_json
+from m2kit.hashes import sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import check_replaceable
 
@@ -35,6 +35,11 @@ def test_a_folder_of_ours_is_replaced_damaged_or_old_as_it_may_be(bundle):
 def test_files_of_others_are_named(bundle):
     (bundle / "notes.txt").write_text("mine")
     with pytest.raises(FolderError, match=r"bundle\.json does not list notes\.txt; move that away"):
+        check_replaceable(bundle, BUNDLE)
+    (bundle / "notes.txt").unlink()
+    (bundle / "weights.bin").unlink()
+    (bundle / "weights.bin").mkdir()  # a listed name, but a folder is never one of m2kit's files
+    with pytest.raises(FolderError, match=r"does not list weights\.bin; move"):
         check_replaceable(bundle, BUNDLE)
     for number in range(9):
         (bundle / f"a{number}").mkdir()

@@ -28,9 +28,9 @@ from m2kit.cli.options import (
 )
 from m2kit.cli.output import note, print_result, size_text, stages
 from m2kit.errors import BackendError, require
-from m2kit.folders import check_output
 from m2kit.host import available_cores, model_name
 from m2kit.manifest import ENGINE
+from m2kit.outputs import check_output
 from m2kit.progress import Begin
 from m2kit.records import JsonObject, to_json
 from m2kit.runtime.machine import installed

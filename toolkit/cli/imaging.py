@@ -27,8 +27,8 @@ from m2kit.cli.options import (
 )
 from m2kit.cli.output import print_result, stages
 from m2kit.families.sign_bits import BIT_ORDERS, bits_of
-from m2kit.folders import check_output
 from m2kit.host import peak_bytes
+from m2kit.outputs import check_output
 from m2kit.runtime.drawing import DrawnImages, draw_images
 from m2kit.runtime.images import cropped, padded, psnr, read_images, write_grid
 from m2kit.token_file import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m2kit.atomic import new_file
+from m2kit.outputs import new_file
 from m2kit.runtime.bench.figures import Benchmark
 
 

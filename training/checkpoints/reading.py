@@ -21,7 +21,7 @@ from torch import Tensor
 
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.errors import CheckpointError, M2KitError
-from m2kit.folders import sha256_of_file
+from m2kit.hashes import sha256_of_file
 from m2kit.manifest import Source
 from m2kit.records import JsonObject
 from m2kit.sampling import OFF, SamplingDefaults

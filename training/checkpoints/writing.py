@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from m2kit.atomic import new_file
+from m2kit.outputs import new_file
 from m2kit.records import JsonObject
 from m2kit.training.checkpoints.notes import METADATA
 from m2kit.training.checkpoints.reading import EMA, FIRST_STAGE, ema_name

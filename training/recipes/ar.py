@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
-from m2kit.folders import sha256_of_file
+from m2kit.hashes import sha256_of_file
 from m2kit.records import JsonObject
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine

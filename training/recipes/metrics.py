@@ -10,8 +10,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from m2kit.atomic import new_file
 from m2kit.errors import InputError
+from m2kit.outputs import new_file
 
 EPOCH = "epoch"
 Row = dict[str, float]

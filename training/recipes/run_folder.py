@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m2kit.atomic import new_file
 from m2kit.errors import InputError
+from m2kit.outputs import new_file
 from m2kit.records import BadRecord, JsonObject, read_json, read_record, to_json
 
 SETTINGS_FILE = "settings.json"

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, beside files of others.
+"""Outputs: files and folders that appear whole or not at all, beside files of others.
 
 What is written has a random name with a mark nobody else uses, and the writer holds a lock on it
 for as long as it lives (flock, which processes of other containers and users see too). It is
@@ -27,6 +27,21 @@ _MARKED = re.compile(r"\.(.*)\.m2kit-[0-9a-f]{32}(|\.[^.]+)", re.DOTALL)
 _OLD = ".replaced"  # ends the name of a folder that is being replaced
 _STEM_BYTES = 100  # of a destination's name that its temporary name shows
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Refuse an output file before any work is spent on it.
+
+    Raises:
+        FolderError: The wrong kind of name, a folder, or nothing that can be written.
+    """
+    if path.suffix.lower() != suffix:
+        raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another")
+    if path.is_dir():
+        raise FolderError(f"{path} is a folder, expected a file name; choose another")
+    parent = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise FolderError(f"cannot write {path}: {parent} is not a writable folder")
 
 
 @contextlib.contextmanager
@@ -63,10 +78,13 @@ def new_file(destination: Path) -> Iterator[Path]:
         destination: Where the file shall be; a link is written through.
 
     Raises:
-        FolderError: It cannot be written there.
+        FolderError: It cannot be written there, or is no regular file: a device, say, must not be
+            replaced through a link.
     """
     suffix = destination.suffix
     destination = Path(os.path.realpath(destination))
+    if destination.exists() and not destination.is_file():
+        raise FolderError(f"{destination} is no regular file; choose another output")
     with _written(destination) as stack:
         temporary = stack.enter_context(_temporary(destination, suffix, _touch))
         yield temporary
@@ -181,18 +199,23 @@ def _exchange(temporary: Path, destination: Path) -> None:
     In one step where the system can; in two where not, the old one moved aside and restored if
     the second fails.
     """
-    paths = (os.fsencode(temporary), _AT_FDCWD, os.fsencode(destination))
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is not None and renameat2(_AT_FDCWD, *paths, _RENAME_EXCHANGE) == 0:
+    new, old = os.fsencode(temporary), os.fsencode(destination)
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 and renameat2(_AT_FDCWD, new, _AT_FDCWD, old, _RENAME_EXCHANGE) == 0:
         return
-    old = destination.parent / f".{destination.name}.m2kit-{secrets.token_hex(16)}{_OLD}"
-    destination.rename(old)
+    aside = destination.parent / f".{destination.name}.m2kit-{secrets.token_hex(16)}{_OLD}"
+    held = _hold(destination)  # so that no other run takes it for what a killed one left
     try:
-        temporary.rename(destination)
-    except OSError:
-        old.rename(destination)
-        raise
-    _remove(old)
+        destination.rename(aside)
+        try:
+            temporary.rename(destination)
+        except OSError:
+            aside.rename(destination)
+            raise
+        _remove(aside)
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _flush(path: Path) -> None:

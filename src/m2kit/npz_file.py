@@ -1,0 +1,1 @@
+../../toolkit/npz_file.py

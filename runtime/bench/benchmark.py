@@ -18,7 +18,7 @@ import numpy.typing as npt
 from m2kit.progress import Begin, silent
 from m2kit.runtime.bench.figures import Benchmark, Comparison, Limit, Stage
 from m2kit.runtime.bench.memory import PositionWeights
-from m2kit.runtime.bench.timing import Laps, bandwidth_gb_s, time_positions
+from m2kit.runtime.bench.timing import Laps, bandwidth_gb_s, time_positions, warm_up
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling
 
@@ -77,6 +77,9 @@ def benchmark(
         begin: Called with the name of each stage.
     """
     blank = np.zeros((images, 3, *engine.spec.size_of_grid(engine.transformer.grid)), np.float32)
+    for name, other in (baselines or {}).items():
+        begin(f"warming up {name}")
+        warm_up(other.engine, sampling, images)
     steady, attempts = False, 0
     while not steady and attempts < _ATTEMPTS:
         attempts += 1

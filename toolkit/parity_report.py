@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from m2kit.errors import ParityError
 from m2kit.records import Count, JsonObject, to_json
+from m2kit.tolerances import ARG_MAX, KL
 
 DIFFERENCE, MISMATCHES, BEYOND_TIES = "difference", "mismatches", "mismatches beyond ties"
 _GATE_CURE = (
@@ -119,11 +120,26 @@ class ParityReport:
             return "built, not run"
         failed = [name for name, check in self.checks.items() if not check.passed]
         count = len(self.checks)
-        differences = [check.found.get(DIFFERENCE) for check in self.checks.values()]
-        numbers = [value for value in differences if value is not None]
-        worst = f", largest difference {max(numbers):.1e}" if numbers else ""
         told = f"; failed: {', '.join(failed)}" if failed else ""
-        return f"{count - len(failed)} of {count} checks passed, {self.precision}{worst}{told}"
+        passed = f"{count - len(failed)} of {count} checks passed"
+        return f"{passed}, {self.precision}{self._worst}{told}"
+
+    @property
+    def _worst(self) -> str:
+        """The largest values: of what the steps' distributions became where that is measured, since
+        the tokenizer of an engine with integer weights is exact; else of all differences."""
+        lossy = {name: self._largest(name) for name in (KL, ARG_MAX)}
+        if any(lossy.values()):
+            return "".join(f", {name} {value}" for name, value in lossy.items() if value)
+        difference = self._largest(DIFFERENCE)
+        return f", largest difference {difference}" if difference else ""
+
+    def _largest(self, measure: str) -> str:
+        """Over all checks that have the measure, in words; empty where none has."""
+        found = [check.found[measure] for check in self.checks.values() if measure in check.found]
+        if None in found:
+            return _number(None)
+        return _number(max(value for value in found if value is not None)) if found else ""
 
     @property
     def rows(self) -> dict[str, str]:

@@ -341,7 +341,8 @@ def test_the_command_line_builds_and_warns(exported, tmp_path):
         "build-engine", bundle, "-o", "a.engine", "--backend", "onnxruntime",
         "--precision", "int4", "--accept-quality", cwd=tmp_path,
     )  # fmt: skip
-    assert " of 9 checks passed, int4 against float32" in done.stdout
+    assert " of 9 checks passed, int4 against float32, KL divergence " in done.stdout
+    assert "largest difference" not in done.stdout
     assert "; failed: " in done.stdout and "9 of 9" not in done.stdout
     done = run_m2kit("bench", "--no-baseline", "--rounds", "1", cwd=tmp_path)
     assert "WARNING: a.engine did not pass its quality gate" in done.stderr

@@ -22,11 +22,6 @@ DISTRIBUTIONS = (
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
-def install(extra: str) -> str:
-    """The command that installs an extra."""
-    return f"pip install 'm2kit[{extra}]'"
-
-
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What was found.

@@ -1,5 +1,6 @@
 """Every error that m2kit raises on purpose. The command line prints the message as one line and
-exits with status 1; a message says what was expected, what was found and what to do.
+exits with status 1; a message says what was expected, what was found and what to do, in the words
+of the Python API.
 """
 
 from __future__ import annotations
@@ -9,7 +10,17 @@ from types import ModuleType
 
 
 class M2KitError(Exception):
-    """Base of all errors a user can cause and mend."""
+    """Base of all errors a user can cause and mend.
+
+    Attributes:
+        option: What the command line calls the thing at fault or the cure, such as "--pad"; the
+            command line alone says it. Empty where the message needs no option.
+    """
+
+    def __init__(self, message: str = "", *, option: str = "") -> None:
+        """An error with a message of one line."""
+        super().__init__(message)
+        self.option = option
 
 
 class SpecError(M2KitError):
@@ -36,6 +47,11 @@ class ParityError(M2KitError):
     """Two implementations that should agree and do not."""
 
 
+def install(extra: str) -> str:
+    """The command that installs an extra; m2kit is on no package index."""
+    return f"pip install '.[{extra}]' in the clone of m2kit"
+
+
 def require(module: str, *, extra: str, what: str) -> ModuleType:
     """The imported module, or a BackendError that names the extra to install.
 
@@ -52,6 +68,5 @@ def require(module: str, *, extra: str, what: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or module
         raise BackendError(
-            f"{what} needs the package {missing}, which is not installed here: "
-            f"pip install 'm2kit[{extra}]'"
+            f"{what} needs the package {missing}, which is not installed here: {install(extra)}"
         ) from error

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit import contract
-from m2kit.errors import BackendError
+from m2kit.errors import BackendError, install
 from m2kit.host import available_cores, host_name, release_freed_memory
 from m2kit.manifest import Manifest
 from m2kit.records import JsonObject
@@ -225,7 +225,7 @@ def _provider(ort: Any, name: str) -> str:
         raise BackendError(
             f"this onnxruntime has no {provider} (it has "
             f"{', '.join(ort.get_available_providers())}): pip uninstall onnxruntime, then "
-            "pip install 'm2kit[gpu]' (the two wheels must not be installed together)"
+            f"{install('gpu')} (the two wheels must not be installed together)"
         )
     return provider
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from m2kit.runtime.machine import Machine, install
+from m2kit.errors import install
+from m2kit.runtime.machine import Machine
 
 
 def status(machine: Machine) -> dict[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
+from m2kit.errors import install
 from m2kit.runtime.jetson import cuda_extra
-from m2kit.runtime.machine import Machine, install
+from m2kit.runtime.machine import Machine
 from m2kit.runtime.trt.library import PRODUCTS, TENSORRT, version_of
 
 
@@ -45,7 +46,7 @@ def rtx_status(machine: Machine) -> dict[str, str]:
     elif not machine.has("tensorrt-rtx", "onnx-ir", "polygraphy"):
         status = install("rtx")
     elif not machine.has("cuda-bindings"):
-        status = f"ready to build; to run, {install('rtx')} brings cuda-bindings"
+        status = f"ready to build; to run, cuda-bindings is missing: {install('rtx')}"
     else:
         status = "ready" if machine.gpus else f"ready to build; to run: {machine.gpu_status}"
     return {"tensorrt-rtx engines": status}

@@ -311,7 +311,7 @@ def test_a_missing_extra_is_named_with_its_cure(here, digits_engine):
     assert done.returncode == 1
     assert done.stderr.strip() == (
         "error: export needs the package torch, which is not installed here: "
-        "pip install 'm2kit[export,cpu]'"
+        "pip install '.[export,cpu]' in the clone of m2kit"
     )
 
 

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from m2kit.cli import cli
 from m2kit.cli.health import problems, readiness
+from m2kit.errors import install
 from m2kit.runtime.jetson import JetPack, cuda_extra, jetpack, l4t_release
 from m2kit.runtime.machine import Machine, driver_version, read_machine
 
@@ -21,9 +22,9 @@ def having(machine=BARE, **versions):
 
 def test_what_is_missing_is_named_with_its_extra():
     rows = readiness(BARE)
-    assert rows["onnxruntime, cpu"] == "pip install 'm2kit[cpu]'"
-    assert rows["onnxruntime, cuda"] == "pip install 'm2kit[gpu]'"
-    assert rows["export"] == "pip install 'm2kit[export,cpu]'"
+    assert rows["onnxruntime, cpu"] == install("cpu")
+    assert rows["onnxruntime, cuda"] == install("gpu")
+    assert rows["export"] == install("export,cpu")
     assert not problems(BARE)
 
 
@@ -42,7 +43,7 @@ def test_tensorrt_says_what_it_lacks():
         rows = readiness(machine)
         return rows["tensorrt engines"], rows["tensorrt-rtx engines"]
 
-    assert state(BARE) == ("pip install 'm2kit[tensorrt]'", "pip install 'm2kit[rtx]'")
+    assert state(BARE) == (install("tensorrt"), install("rtx"))
     assert state(having(tensorrt="10.3.0"))[0].startswith("cuda-bindings is missing: pip install")
     both = having(tensorrt="10.3.0", cuda_bindings="13.5", tensorrt_rtx="1.7", onnx_ir="1")
     both = having(both, polygraphy="0.53")
@@ -76,7 +77,7 @@ def test_a_jetson_is_not_told_to_use_what_does_not_run_on_it():
         (having(tensorrt="8.6.1"), "TensorRT 8.6.1 is too old"),
         (having(tensorrt="10.2.0"), "TensorRT 10.2.0 is too old"),
         (having(tensorrt_cu12="10.3.0", cuda_bindings="13.5"), "are of two CUDA majors"),
-        (having(JETSON, cuda_bindings="13.5.0"), r"does not match CUDA 12 .*m2kit\[jetson6\]"),
+        (having(JETSON, cuda_bindings="13.5.0"), r"does not match CUDA 12 .*\.\[jetson6\]"),
         (having(JETSON, tensorrt="11.4.0"), "is not JetPack's 10.3"),
         (replace(BARE, driver="470.1"), "driver 470.1 is there, but CUDA finds no device"),
     ],

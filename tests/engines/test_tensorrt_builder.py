@@ -238,7 +238,7 @@ def test_without_the_package_the_extra_is_named(bundles, tmp_path):
         cwd=tmp_path, check=False, env={"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 1
-    assert "pip install 'm2kit[rtx]'" in done.stderr
+    assert "pip install '.[rtx]' in the clone" in done.stderr
     assert not (tmp_path / "x.engine").exists()
 
 

@@ -45,7 +45,7 @@ def test_a_gpu_is_named(gpu):
 
 def test_without_cuda_bindings_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendError, match=r"pip install 'm2kit\[tensorrt\]'"):
+    with pytest.raises(BackendError, match=r"pip install '\.\[tensorrt\]' in the clone"):
         find_device("a test")
     assert probe()[0] == ()
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from m2kit.cli import cli
+from m2kit.errors import install
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -119,6 +120,16 @@ def test_the_commands_of_the_docs_have_the_options_they_name():
                 command.make_context(name, words).close()
                 found += 1
     assert found >= 20
+
+
+def test_what_is_on_no_package_index_is_installed_from_the_clone():
+    """The name m2kit is not ours there."""
+    folders = ("toolkit", "training", "export", "engines", "runtime")
+    modules = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for path in [*(ROOT / page for page in pages()), *modules]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"install (-\S+ )*['\"]?m2kit\b", text), path
+    assert install("cpu") == "pip install '.[cpu]' in the clone of m2kit"
 
 
 def test_make_help_lists_every_target():

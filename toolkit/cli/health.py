@@ -9,9 +9,10 @@ import click
 import m2kit
 from m2kit.cli.options import json_option
 from m2kit.cli.output import label, print_result
+from m2kit.errors import install
 from m2kit.runtime.backends import BACKENDS
 from m2kit.runtime.jetson import cuda_extra, jetpack
-from m2kit.runtime.machine import Machine, install, read_machine
+from m2kit.runtime.machine import Machine, read_machine
 from m2kit.runtime.trt.status import tensorrt_version, too_old
 
 
@@ -71,7 +72,7 @@ def problems(machine: Machine) -> list[str]:
     if known and bindings and int(bindings.split(".")[0]) != known.cuda:
         found.append(
             f"cuda-bindings {bindings} does not match CUDA {known.cuda} of JetPack "
-            f"{known.version}: pip install 'm2kit[{cuda_extra(machine.l4t)}]'"
+            f"{known.version}: {install(cuda_extra(machine.l4t))}"
         )
     if known and tensorrt and not tensorrt.startswith(f"{known.tensorrt}."):
         found.append(

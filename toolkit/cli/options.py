@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,17 @@ batch_option = click.option(
 )
 
 
+class Real(click.FloatRange):
+    """A finite number in a range: click's own takes NaN in any range, and Inf in an open one."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """The number, if it is one."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, found {value!r}", param, ctx)
+        return number
+
+
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """Reads "1.9,2.0" as a tuple, and "2" as one number or, if `listed`, as a tuple of it."""
 
@@ -71,6 +83,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
             values = tuple(map(self._kind, value.split(",")))
         except ValueError:
             self.fail(f"expected {self._kind.__name__} numbers, found {value!r}", param, ctx)
+        if self._kind is float and not all(map(math.isfinite, values)):
+            self.fail(f"expected finite numbers, found {value!r}", param, ctx)
         return values if self._listed or len(values) > 1 else values[0]
 
 

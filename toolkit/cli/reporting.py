@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2kit.cli.options import PATH, checkpoint_options, json_option, provider_option
+from m2kit.cli.options import PATH, Real, checkpoint_options, json_option, provider_option
 from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import TensorSpec, is_past
@@ -96,7 +96,7 @@ def inspect(path: Path, as_json: bool) -> None:
 @checkpoint_options
 @click.option(
     "--bandwidth",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(min=0, min_open=True),
     default=100.0,
     metavar="GB/S",
     help="Memory bandwidth of a device, for the least time an image can take on it.",

@@ -14,6 +14,7 @@ from m2kit.cli.options import (
     PATH,
     Decorator,
     Numbers,
+    Real,
     json_option,
     output_option,
     together,
@@ -68,13 +69,11 @@ def _whole(name: str, default: int, text: str) -> Decorator:
 
 
 def _real(name: str, default: float, text: str, lowest: float = 1e-9) -> Decorator:
-    return click.option(name, type=click.FloatRange(lowest, 1e6), default=default, help=text)
+    return click.option(name, type=Real(lowest, 1e6), default=default, help=text)
 
 
 def _share(name: str, default: float, text: str) -> Decorator:
-    return click.option(
-        name, type=click.FloatRange(0, 1, max_open=True), default=default, help=text
-    )
+    return click.option(name, type=Real(0, 1, max_open=True), default=default, help=text)
 
 
 @click.group()

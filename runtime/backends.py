@@ -71,12 +71,13 @@ class BackendKind:
             FolderError: Built for another machine.
         """
         given = {name: getattr(opening, name) for name in ("provider", "threads")}
-        wrong = [f"--{n}" for n, v in given.items() if v is not None and n not in self.opening]
+        wrong = [n for n, v in given.items() if v is not None and n not in self.opening]
         if wrong:
             owners = " or ".join(k.name for k in BACKENDS.values() if set(given) <= k.opening)
             raise InputError(
                 f"{' and '.join(wrong)}: of the {owners} backend; {folder} was built for "
-                f"{self.name}"
+                f"{self.name}",
+                option=", ".join(f"--{name}" for name in wrong),
             )
         opened: Backend = resolve(self.opener)(folder, manifest, opening)
         return opened
@@ -89,19 +90,21 @@ class BackendKind:
         """
         self._refuse_precision(options.precision)
         given = options.given()
-        foreign = [flag_of(name) for name in given if name not in self.options]
+        foreign = [name for name in given if name not in self.options]
         if foreign:
             owners = [kind.name for kind in BACKENDS.values() if set(given) <= kind.options]
             raise InputError(
                 f"{', '.join(foreign)}: {self.name} has no such option"
-                + (f"; choose --backend {' or '.join(owners)}" if owners else "")
+                + (f"; choose the backend {' or '.join(owners)}" if owners else ""),
+                option=", ".join(map(flag_of, foreign)),
             )
         precision = options.precision or self.precisions[0]
         integers = isinstance(precision, Precision) and precision.quantized
         if options.accept_quality and not integers:
             raise InputError(
-                "--accept-quality is for --precision int8 or int4: auto keeps what passes, and "
-                "fp32 has no quality gate"
+                "accept_quality is for int8 or int4 alone: auto keeps what passes, and fp32 has no "
+                "quality gate",
+                option="--accept-quality",
             )
         return replace(self.defaults, **{**given, "precision": precision})
 
@@ -118,8 +121,9 @@ class BackendKind:
         flags = ", ".join(map(precision_flag, self.precisions))
         owners = " or ".join(k.name for k in BACKENDS.values() if precision in k.precisions)
         raise InputError(
-            f"--precision {precision_flag(precision)}: {self.name} takes {flags}; choose one of "
-            f"these or --backend {owners}"
+            f"precision {precision_flag(precision)}: {self.name} takes {flags}; choose one of "
+            f"these or the backend {owners}",
+            option="--precision",
         )
 
 
@@ -180,7 +184,7 @@ def default_backend(machine: Machine) -> tuple[str, str]:
             return kind.name, "; ".join(reasons)
         if reason:
             reasons.append(reason)
-    raise BackendError("no backend builds by default; choose one with --backend")
+    raise BackendError("no backend builds by default; choose one", option="--backend")
 
 
 def precision_flag(precision: Precision | str) -> str:

@@ -55,7 +55,7 @@ class Gpu:
         """An error status in words, with what can be done about it."""
         cure = "see the reason; `m2kit doctor` shows driver and packages"
         if int(status) == _OUT_OF_MEMORY:
-            cure = "close other programs on the GPU, or build the engine with a smaller --batch"
+            cure = "close other programs on the GPU, or build the engine for a smaller batch"
         return BackendError(
             f"CUDA failed in {function} ({status_text(self._runtime, status)}); {cure}"
         )

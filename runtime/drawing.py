@@ -65,8 +65,9 @@ def draw_images(
     total = len(classes) * count
     if not is_integer(first_image) or not 0 <= first_image <= 2**64 - total:
         raise InputError(
-            f"--first-image: expected {total} images numbered in 0..2^64-1, found the first "
-            f"numbered {first_image!r:.40}; choose a lower one"
+            f"first_image: expected {total} images numbered in 0..2^64-1, found the first "
+            f"numbered {first_image!r:.40}; choose a lower one",
+            option="--first-image",
         )
     engine.check_draw(classes, sampling)
     at_once = engine.draw_at_once(sampling, batch)

@@ -269,7 +269,8 @@ class Engine:
             strides = " x ".join(map(str, dict.fromkeys(tokenizer.strides)))
             raise InputError(
                 f"image sides must be multiples of {strides}, found "
-                f"{' x '.join(map(str, size))}; resize or crop the image, or frame it with --pad"
+                f"{' x '.join(map(str, size))}; resize, crop or frame the images",
+                option="--pad",
             )
         if not np.isfinite(array).all() or np.abs(array).max() > 1.0001:
             raise InputError(

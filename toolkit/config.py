@@ -223,15 +223,21 @@ def overrides_from_text(text: str) -> JsonObject:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SpecError(
-            f'--spec must hold a JSON object such as {{"heads": 20}}: {error}'
+            f'the spec must be a JSON object such as {{"heads": 20}}: {error}', option="--spec"
         ) from error
     if not isinstance(value, dict):
-        raise SpecError(f'--spec must hold a JSON object such as {{"heads": 20}}, found {value!r}')
+        raise SpecError(
+            f'the spec must be a JSON object such as {{"heads": 20}}, found {value!r}',
+            option="--spec",
+        )
     records: list[type[Any]] = [TransformerSpec, *(family.spec for family in FAMILIES.values())]
     known = {field.name for record in records for field in fields(record)}
     unknown = sorted(set(value) - known)
     if unknown:
-        raise SpecError(f"--spec names unknown fields {unknown}; it takes {', '.join(UNTOLD)}")
+        raise SpecError(
+            f"the spec names unknown fields {unknown}; it takes {', '.join(UNTOLD)}",
+            option="--spec",
+        )
     return {n: tuple(item) if isinstance(item, list) else item for n, item in value.items()}
 
 

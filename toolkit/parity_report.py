@@ -15,7 +15,7 @@ from m2kit.tolerances import ARG_MAX, KL
 DIFFERENCE, MISMATCHES, BEYOND_TIES = "difference", "mismatches", "mismatches beyond ties"
 _GATE_CURE = (
     "its integer weights change the model too much: build with int8 for int4, with fp32 for int8, "
-    "or with --accept-quality to keep it all the same"
+    "or accept its quality, to keep it all the same"
 )
 
 
@@ -175,4 +175,7 @@ class ParityReport:
         told = "; ".join(f"{name} ({check.excess})" for name, check in failed.items())
         only_gate = all(check.gate for check in failed.values())
         cure = _GATE_CURE if only_gate else "please report this with the output of `m2kit describe`"
-        raise ParityError(f"{what} does not agree with PyTorch: {told}; {cure}")
+        raise ParityError(
+            f"{what} does not agree with PyTorch: {told}; {cure}",
+            option="--accept-quality" if only_gate else "",
+        )

@@ -28,7 +28,7 @@ from m2kit.npz_file import DamagedArchive, read_npz
 from m2kit.outputs import check_output, new_file
 from m2kit.tokens import check_tokens
 
-_FILE = "a token file made by `m2kit encode` or `generate --tokens`"
+_FILE = "a token file made by `m2kit encode` or `m2kit generate --tokens`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +145,16 @@ def converted_tokens(tokens: TokenFile, bits: tuple[int, ...], bit_order: str) -
     own = _bits(tokens.vocabularies, "these tokens cannot be split otherwise")
     if tokens.bit_order not in BIT_ORDERS:
         raise InputError("these tokens cannot be split otherwise: their sub-tokens are no bits")
-    vocabularies = _vocabularies(bits, "--bits")
+    vocabularies = _vocabularies(bits, "bits")
     if bit_order not in BIT_ORDERS:
-        raise InputError(f"--bit-order must be {' or '.join(BIT_ORDERS)}, found {bit_order}")
+        raise InputError(
+            f"bit_order must be {' or '.join(BIT_ORDERS)}, found {bit_order}", option="--bit-order"
+        )
     if sum(bits) != sum(own):
         raise InputError(
-            f"--bits {','.join(map(str, bits))} make up {sum(bits)} bits, the file's sub-tokens "
-            f"{list(own)} make up {sum(own)}"
+            f"sub-tokens of {list(bits)} make up {sum(bits)} bits, those of the file "
+            f"{list(own)} make up {sum(own)}",
+            option="--bits",
         )
     codes = codes_from_tokens(tokens.ids, own, tokens.bit_order)
     ids = tokens_from_codes(codes, bits, bit_order)

@@ -73,8 +73,9 @@ class OnnxRuntimeBackend(Backend):
             self._fused -= set(manifest.lowerings[contract.PORTABLE])
         if manifest.precision.quantized and not self._on_cpu:
             raise BackendError(
-                f"this engine ({manifest.precision.value}) is for a CPU alone; use "
-                f"--provider cpu, or build one in fp32 from {manifest.built.bundle}"
+                f"this engine ({manifest.precision.value}) is for a CPU alone; open it with the "
+                f"provider cpu, or build one in fp32 from {manifest.built.bundle}",
+                option="--provider cpu",
             )
         self._sessions: dict[str, Any] = {}
         self._closed = False
@@ -140,7 +141,8 @@ class OnnxRuntimeBackend(Backend):
         if session.get_providers()[0] != self._provider:
             raise BackendError(
                 f"ONNX Runtime fell back to {session.get_providers()[0]}: {self._provider} could "
-                "not start (no GPU, driver or CUDA libraries); use --provider cpu or mend CUDA"
+                "not start (no GPU, driver or CUDA libraries); use the provider cpu, or mend CUDA",
+                option="--provider cpu",
             )
         self._sessions[graph] = session
         return session
@@ -232,8 +234,10 @@ def _provider(ort: Any, name: str) -> str:
 
 def _failure(what: str, error: Exception) -> BackendError:
     reason = _first_line(error)
-    cure = "lower --batch or the image size" if "alloc" in reason.lower() else "see the reason"
-    return BackendError(f"ONNX Runtime failed in {what}: {reason}; {cure}")
+    if "alloc" in reason.lower():
+        cure = "take a smaller batch or smaller images"
+        return BackendError(f"ONNX Runtime failed in {what}: {reason}; {cure}", option="--batch")
+    return BackendError(f"ONNX Runtime failed in {what}: {reason}")
 
 
 def _first_line(error: Exception) -> str:

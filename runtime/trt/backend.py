@@ -153,8 +153,9 @@ class TensorRTBackend:
     def _check_batch(self, found: int, largest: int, what: str) -> None:
         if found > largest:
             raise InputError(
-                f"this engine takes {largest} {what} at once, asked for {found}: use --batch "
-                f"{self._rows // 2}, or build it with a larger `build-engine --batch`"
+                f"this engine takes {largest} {what} at once, asked for {found}: take a batch of "
+                f"{self._rows // 2}, or build it for a larger one",
+                option=f"--batch {self._rows // 2}",
             )
 
     def _check_open(self) -> None:

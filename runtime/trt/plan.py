@@ -46,7 +46,7 @@ class OpenedPlan:
         if self._engine is None:
             reason, cure = _last(log), f"build the engine again here with `{rebuild}`"
             if out_of_memory(reason):
-                cure = "close other programs on the GPU, or build the engine with a smaller --batch"
+                cure = "close other programs on the GPU, or build the engine for a smaller batch"
             raise BackendError(f"TensorRT cannot open {path}: {reason}; {cure}")
         self._check(trt, path)
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED

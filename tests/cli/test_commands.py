@@ -172,7 +172,7 @@ def test_tokens_survive_conversion_and_only_the_right_layout_decodes(here, digit
     succeeds("decode", "back.npz", "--engine", digits_engine)
     np.testing.assert_array_equal(picture("decoded.png")[:, :32], picture("samples.png")[:, :32])
     error = fails("convert-tokens", "t.npz", "--bits", "9,9", "--bit-order", "msb")
-    assert "--bits 9,9 make up 18 bits, the file's sub-tokens [3, 5] make up 8" in error
+    assert "[9, 9] make up 18 bits, those of the file [3, 5] make up 8 (--bits)" in error
 
 
 def test_a_random_checkpoint_is_written_once_and_never_over_another(here, monkeypatch):
@@ -218,7 +218,7 @@ def test_options_that_a_target_does_not_take_are_refused(here, digits_engine):
         )
         assert "--spec say how to read" in fails("describe", target, "--spec", '{"heads": 4}')
     (here / "deep.json").write_text('{"heads": ' + "[" * 100_000)
-    assert "--spec must hold a JSON object" in fails(
+    assert "the spec must be a JSON object" in fails(
         "describe", GOLDEN / "ar_tiny.ckpt", "--spec", "deep.json"
     )
     assert "['head']; it takes heads, grid, rope_base, bit_order" in fails(

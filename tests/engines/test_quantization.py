@@ -157,7 +157,7 @@ def test_shuffled_scales_do_not_pass_the_gate(exported, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quantization, "quantize_blocks", broken)
     bundle = exported(DIGITS_CHECKPOINT)[0]
-    with pytest.raises(ParityError, match=r"KL divergence.*--accept-quality"):
+    with pytest.raises(ParityError, match=r"KL divergence.*accept its quality"):
         build(bundle, tmp_path / "a.engine", INT8)
     assert not list(tmp_path.iterdir())
     manifest = build(bundle, tmp_path / "a.engine", INT8, accept_quality=True)
@@ -235,7 +235,7 @@ def test_only_a_quality_gate_can_be_accepted(exported, tmp_path):
             "build-engine", bundle, "--backend", "onnxruntime", "--precision", precision,
             "--accept-quality", cwd=tmp_path, check=False,
         )  # fmt: skip
-        assert "--accept-quality is for --precision int8 or int4" in done.stderr
+        assert "accept_quality is for int8 or int4 alone" in done.stderr
 
 
 def test_a_bundle_without_fused_steps_says_so_and_its_integers_stay_off_a_gpu(
@@ -336,7 +336,7 @@ def test_the_command_line_builds_and_warns(exported, tmp_path):
     assert value["precision"] == "int4" and value["quantized_matmuls"] == 27
     assert not value["parity"]["passed"]
     done = run_m2kit("verify", "a.engine", cwd=tmp_path, check=False)
-    assert "--accept-quality to keep it" in done.stderr and "report" not in done.stderr
+    assert "keep it all the same (--accept-quality)" in done.stderr and "report" not in done.stderr
     done = run_m2kit(
         "build-engine", bundle, "-o", "a.engine", "--backend", "onnxruntime",
         "--precision", "int4", "--accept-quality", cwd=tmp_path,
@@ -353,4 +353,4 @@ def test_the_command_line_builds_and_warns(exported, tmp_path):
             "build-engine", bundle, "--backend", backend, "--precision", precision,
             cwd=tmp_path, check=False,
         )  # fmt: skip
-        assert f"--precision {precision}: {backend} takes fp" in done.stderr
+        assert f"precision {precision}: {backend} takes fp" in done.stderr

@@ -221,7 +221,7 @@ def test_the_command_line_builds_and_says_that_it_was_not_run(bundles, tmp_path,
         "--backend",
         "onnxruntime",
     )
-    words = "--batch: onnxruntime has no such option; choose --backend tensorrt or tensorrt-rtx"
+    words = "batch: onnxruntime has no such option; choose the backend tensorrt or tensorrt-rtx"
     assert (code, words in err) == (1, True)
     code, _, err = invoke(
         "build-engine", bundles["ar_tiny"], "--backend", "tensorrt-rtx", "--image-size", "16"

@@ -240,9 +240,11 @@ def test_images_of_another_number_or_size_name_the_option(built, gpu):
     command = read_manifest(folder, ENGINE).rebuild_command(folder, ((16, 24),))
     assert command.endswith("--precision fp32 --batch 3 --image-size 16,24")
     with m2kit.open_engine(folder) as engine:
-        with pytest.raises(InputError, match=r"takes 3 images at once, asked for 4: use --batch 3"):
+        with pytest.raises(
+            InputError, match=r"takes 3 images at once, asked for 4: take a batch of 3"
+        ):
             engine.backend.run("encoder", {"image": np.zeros((4, 3, 16, 16), np.float32)})
-        with pytest.raises(InputError, match=r"6 rows .* asked for 8: use --batch 3"):
+        with pytest.raises(InputError, match=r"6 rows .* asked for 8: take a batch of 3"):
             next(engine.generate([0, 1, 2, 3], Sampling(guidance=2.0)))
         with pytest.raises(InputError, match=r"takes images of 16 x 16 .*found 16 x 24; ") as error:
             engine.encode(np.zeros((1, 3, 16, 24), np.float32))
@@ -302,7 +304,7 @@ def test_cuda_out_of_memory_is_one_line_with_the_cure(built, gpu):
     cuda, _ = gpu()
     with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
         cuda.fail["cudaMalloc"] = "cudaErrorMemoryAllocation"
-        with pytest.raises(BackendError, match=r"cudaMalloc .*smaller --batch"):
+        with pytest.raises(BackendError, match=r"cudaMalloc .*smaller batch"):
             engine.sample([1], Sampling(seed=1))
         assert engine.sample([1], Sampling(seed=1)).shape == (1, 4, 4, 2)  # and works afterwards
 

@@ -139,7 +139,7 @@ def test_it_is_opened_and_draws_what_another_backend_draws(engine):
         tokens = own.sample([0, 1], sampling)
         np.testing.assert_array_equal(tokens, other.sample([0, 1], sampling))
         np.testing.assert_allclose(own.decode(tokens), other.decode(tokens), atol=1e-4)
-    with pytest.raises(InputError, match="--threads: of the onnxruntime backend"):
+    with pytest.raises(InputError, match="threads: of the onnxruntime backend"):
         m2kit.open_engine(engine[0], threads=1)
 
 

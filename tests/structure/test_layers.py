@@ -123,3 +123,44 @@ def test_tests_never_read_outside_the_project():
     for path in (ROOT / "tests").rglob("*.py"):
         if path != Path(__file__):
             assert "../shared" not in path.read_text(encoding="utf-8")
+
+
+def words_of_the_command_line(tree):
+    """Options of the command line in a module's texts, outside commands in backticks, prose and
+    what an error keeps for the command line (`option=`)."""
+    prose = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)
+    }  # docstrings, also of attributes
+    kept = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "option"
+        for part in ast.walk(node.value)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part for part in node.values if isinstance(part, ast.Constant)]
+            prose |= set(map(id, parts))  # seen as a whole
+            text = "{}".join(str(part.value) for part in parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        else:
+            continue
+        if id(node) not in prose | kept:
+            yield from re.findall(r"--[a-z][a-z-]*", re.sub(r"`m2kit [^`]*`", "", text))
+
+
+@pytest.mark.parametrize("folder", ["toolkit", "runtime"])
+def test_the_library_speaks_in_words_of_its_own_and_not_of_the_command_line(folder):
+    found = {
+        (path.name, option)
+        for path in modules()
+        if room(path) == folder
+        for option in words_of_the_command_line(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found <= {  # those that write commands, and an option of venv's
+        ("build.py", "--image-size"),
+        ("build.py", "--compute-capability"),
+        ("manifest.py", "--backend"),
+        ("status.py", "--system-site-packages"),
+    }

@@ -58,7 +58,7 @@ def test_json_with_a_missing_or_unknown_field_is_refused():
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"head": 4}'])
 def test_a_spec_override_must_be_a_flat_object_of_known_fields(text):
-    with pytest.raises(SpecError, match="--spec"):
+    with pytest.raises(SpecError, match="the spec"):
         overrides_from_text(text)
 
 

@@ -105,7 +105,7 @@ def test_conversion_by_hand():
     tokens = replace(token_file_from_ids(IDS, SPEC), ids=np.array([3, 4]).reshape(1, 1, 1, 2))
     assert converted_tokens(tokens, (3, 2), "msb").ids.tolist() == [[[[6, 1]]]]
     for bits in ((2, 2), (6,), (5, 0), ()):
-        with pytest.raises(InputError, match="--bits"):
+        with pytest.raises(InputError, match="bits"):
             converted_tokens(tokens, bits, "lsb")
 
 

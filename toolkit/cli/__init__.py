@@ -34,7 +34,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except M2KitError as error:
-            raise Failure(str(error)) from error
+            hint = f" ({error.option})" if error.option else ""
+            raise Failure(f"{error}{hint}") from error
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -153,7 +153,7 @@ def gpu(monkeypatch, tmp_path_factory):
             tests=str(ROOT / "tests"), version=version, product=product, gpu=(name, capability)
         )
         (folder / f"{product}.py").write_text(shim)
-        monkeypatch.setenv("PYTHONPATH", str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         return double, trt
 
     return install

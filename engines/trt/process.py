@@ -32,6 +32,7 @@ from m2kit.runtime.trt.library import (
     TENSORRT_RTX,
     load_tensorrt,
     out_of_memory,
+    out_of_workspace,
 )
 
 _ERRORS_SHOWN = 3
@@ -142,7 +143,7 @@ def build_plan(
     if -done.returncode in _MEMORY_SIGNALS:
         raise BackendError(
             f"building {graph.stem} was killed by signal {-done.returncode}: probably not enough "
-            f"memory; {_memory_cure(product)}"
+            f"memory; {_memory_cure(product, options)}"
         )
     if done.returncode < 0:
         raise BackendError(
@@ -174,9 +175,18 @@ def _settle() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _memory_cure(product: str) -> str:
-    option = "" if product == TENSORRT_RTX else " use --low-memory,"
+def _memory_cure(product: str, options: BuildOptions) -> str:
+    option = "" if product == TENSORRT_RTX or options.low_memory else " use --low-memory,"
     return f"close other programs,{option} add swap, or build on a larger machine"
+
+
+def _workspace_cure(product: str, options: BuildOptions) -> str:
+    """Where the options cap what a layer may use, the cap is the first suspect."""
+    if options.workspace is not None:
+        return "build it with a larger --workspace, or without"
+    if options.low_memory:
+        return f"build it without --low-memory, or with --workspace {4 * _LOW_MEMORY_WORKSPACE}"
+    return _memory_cure(product, options)
 
 
 class _Reasons(logging.Handler):
@@ -221,8 +231,12 @@ def _build(request: _Request) -> Plan:
     except polygraphy.exception.PolygraphyException as error:
         shown = "; ".join(reasons.lines[:_ERRORS_SHOWN]) or str(error)
         title, graph = product.title, Path(request.graph).stem
-        if out_of_memory(shown):
-            cure = _memory_cure(request.product)
+        cure = None
+        if out_of_workspace(shown):
+            cure = _workspace_cure(request.product, request.options)
+        elif out_of_memory(shown):
+            cure = _memory_cure(request.product, request.options)
+        if cure:
             raise BackendError(
                 f"not enough memory to build {graph} ({title} says: {shown}); {cure}"
             ) from error

@@ -68,7 +68,14 @@ def version_of(text: str) -> tuple[int, ...]:
 def out_of_memory(reason: str) -> bool:
     """Whether an error of TensorRT tells of memory."""
     text = reason.lower()
-    return "outofmemory" in text or "out of memory" in text
+    return any(words in text for words in ("outofmemory", "out of memory", "insufficient memory"))
+
+
+def out_of_workspace(reason: str) -> bool:
+    """Whether an error of TensorRT's builder tells that no kernel of a layer could be tried: for
+    layers that it knows, because none fits the memory it may use."""
+    text = reason.lower()
+    return "could not find any implementation" in text or "insufficient workspace" in text
 
 
 def error_log(trt: ModuleType) -> Any:

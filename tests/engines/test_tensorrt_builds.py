@@ -220,6 +220,34 @@ def test_memory_that_the_builder_finds_short_is_told_as_such(bundle, tmp_path, g
         build(bundle, tmp_path / "a.engine")
 
 
+NO_KERNEL = (
+    "Error Code: 10: Internal Error (Could not find any implementation for node "
+    "{ForeignNode[inter.0/attention...inter.0/Add]}%s.)"
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "options", "cure"),
+    [
+        (NO_KERNEL % "", {}, "close other programs, use --low-memory, add swap, or build on a "),
+        (NO_KERNEL % " due to insufficient workspace", {"low_memory": True}, "build it without "
+         "--low-memory, or with --workspace 1024"),
+        (NO_KERNEL % "", {"workspace": 64}, "build it with a larger --workspace, or without"),
+        ("OutOfMemory", {"low_memory": True}, "close other programs, add swap, or build on a "),
+    ],
+)  # fmt: skip
+def test_a_layer_without_a_kernel_that_fits_is_told_with_the_cap_to_lift(
+    bundle, tmp_path, gpu, monkeypatch, reason, options, cure
+):
+    gpu()
+    monkeypatch.setenv("TENSORRT_DOUBLE_FAILS", reason)
+    with pytest.raises(BackendError) as error:
+        build(bundle, tmp_path / "a.engine", **options)
+    assert str(error.value).startswith("not enough memory to build encoder (TensorRT says: ")
+    assert f"); {cure}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_libraries_that_cannot_be_loaded_are_told_from_a_missing_package(
     bundle, tmp_path, gpu, monkeypatch
 ):

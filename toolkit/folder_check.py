@@ -15,6 +15,7 @@ from m2kit.manifest import FileEntry, GraphEntry, Manifest
 from m2kit.manifest_file import REMAKE
 from m2kit.onnx_file import read_onnx
 from m2kit.outputs import new_file
+from m2kit.records import BadRecord, read_json
 
 
 def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -> None:
@@ -25,7 +26,7 @@ def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) 
         folder: The bundle or engine folder.
         manifest: Its manifest.
         trust_seen_weights: Skip hashing a file of weights or a plan where this very file (size,
-            mtime, inode) was hashed before by this user.
+            mtime, ctime, inode) was hashed before by this user.
 
     Raises:
         FolderError: Names every file that differs and how.
@@ -53,7 +54,7 @@ def _problem(folder: Path, name: str, entry: FileEntry, trust_seen: bool) -> str
         return "not a regular file of this folder"
     if status.st_size != entry.bytes:
         return f"expected {entry.bytes} bytes, found {status.st_size}"
-    if _sha256(path, trust_seen) != entry.sha256:
+    if not _has_hash(path, entry.sha256, trust_seen):
         return "its bytes have changed (sha256 differs)"
     return None
 
@@ -96,27 +97,41 @@ def _is_of(found: TensorSpec, expected: TensorSpec, compute: str) -> bool:
     )
 
 
-def _sha256(path: Path, trust_seen: bool) -> str:
-    """sha256 of a file, remembered for weights and plans: hashing runs at about 0.5 GB/s."""
+def _has_hash(path: Path, sha256: str, trust_seen: bool) -> bool:
+    """Whether a file's bytes have a hash; for weights and plans that is remembered, of those that
+    had it: hashing runs at about 0.5 GB/s."""
     if not trust_seen or (path.name != WEIGHTS_FILE and path.suffix != PLAN_SUFFIX):
-        return sha256_of_file(path)
+        return sha256_of_file(path) == sha256
     try:
         memory = Path.home() / ".cache" / "m2kit" / "hashed.json"
     except RuntimeError:  # a user without a home remembers nothing
-        return sha256_of_file(path)
+        return sha256_of_file(path) == sha256
+    key, known = _identity(path), _remembered(memory)
+    if known.get(key) == sha256:
+        return True
+    right = sha256_of_file(path) == sha256
+    if right and key == _identity(path):  # not while somebody writes it
+        _remember(memory, {**known, key: sha256})
+    return right
+
+
+def _identity(path: Path) -> str:
+    """What changes with a file's bytes; ctime, as anybody may set mtime back."""
     status = path.stat()
-    key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-    seen = None
-    with contextlib.suppress(OSError, ValueError):
-        seen = json.loads(memory.read_text(encoding="utf-8"))
-    known: dict[str, Any] = seen if isinstance(seen, dict) else {}
-    if not isinstance(known.get(key), str):
-        known[key] = sha256_of_file(path)
-        _remember(memory, known)
-    return str(known[key])
+    values = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return ":".join(map(str, (ascii(str(path.resolve())), *values)))
 
 
-def _remember(memory: Path, seen: dict[str, str]) -> None:
+def _remembered(memory: Path) -> dict[str, Any]:
+    """What was remembered; nothing where that cannot be read."""
+    try:
+        seen = read_json(memory)
+    except (BadRecord, OSError):
+        return {}
+    return seen if isinstance(seen, dict) else {}
+
+
+def _remember(memory: Path, seen: dict[str, Any]) -> None:
     """Keep the newest 100 entries; a cache folder that cannot be written is only slower."""
     with contextlib.suppress(FolderError), new_file(memory) as temporary:
         temporary.write_text(json.dumps(dict(list(seen.items())[-100:])), encoding="utf-8")

@@ -207,18 +207,66 @@ def test_weights_beyond_their_file_are_refused(folder):
         check_folder(folder, short, trust_seen_weights=True)
 
 
-def test_weights_are_hashed_once_per_file_unless_asked(folder, monkeypatch, home):
-    manifest = read_manifest(folder, ENGINE)
-    hashed = []
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files that are hashed."""
+    names = []
     monkeypatch.setattr(
         "m2kit.folder_check.sha256_of_file",
-        lambda path: (hashed.append(path.name), sha256_of_file(path))[1],
+        lambda path: (names.append(path.name), sha256_of_file(path))[1],
     )
+    return names
+
+
+def test_weights_are_hashed_once_per_file_unless_asked(folder, hashed):
+    manifest = read_manifest(folder, ENGINE)
     for _ in range(2):
         check_folder(folder, manifest, trust_seen_weights=True)
     assert hashed.count(WEIGHTS_FILE) == 1
     check_folder(folder, manifest, trust_seen_weights=False)
     assert hashed.count(WEIGHTS_FILE) == 2
-    (home / ".cache" / "m2kit" / "hashed.json").write_text("not json")
+
+
+def test_weights_that_changed_under_their_old_date_are_noticed(folder):
+    manifest = read_manifest(folder, ENGINE)
     check_folder(folder, manifest, trust_seen_weights=True)
-    assert hashed.count(WEIGHTS_FILE) == 3
+    weights = folder / WEIGHTS_FILE
+    before = weights.stat()
+    with weights.open("r+b") as file:
+        file.write(b"\1\2\3\4")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FolderError, match=r"weights\.bin: its bytes have changed"):
+        check_folder(folder, manifest, trust_seen_weights=True)
+
+
+@pytest.mark.parametrize(
+    "damage", ["not json", "", "[]", "[" * 100_000, '{"a":' * 100_000, "\0", '{"a": "\\ud800"}']
+)
+def test_a_damaged_memory_of_hashes_is_replaced(folder, home, hashed, damage):
+    memory = home / ".cache" / "m2kit" / "hashed.json"
+    memory.parent.mkdir(parents=True)
+    memory.write_text(damage)
+    manifest = read_manifest(folder, ENGINE)
+    for _ in range(2):
+        check_folder(folder, manifest, trust_seen_weights=True)
+    assert hashed.count(WEIGHTS_FILE) == 1
+    assert list(json.loads(memory.read_text()).values()) == [manifest.files[WEIGHTS_FILE].sha256]
+
+
+def test_a_memory_that_remembers_something_else_is_no_proof_and_no_harm(folder, home, hashed):
+    manifest = read_manifest(folder, ENGINE)
+    check_folder(folder, manifest, trust_seen_weights=True)
+    memory = home / ".cache" / "m2kit" / "hashed.json"
+    for other in ("x", "0" * 64, [], None):
+        memory.write_text(json.dumps(dict.fromkeys(json.loads(memory.read_text()), other)))
+        check_folder(folder, manifest, trust_seen_weights=True)
+    assert hashed.count(WEIGHTS_FILE) == 5
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_memory_that_is_no_file_is_left_alone(folder, home, make):
+    memory = home / ".cache" / "m2kit" / "hashed.json"
+    memory.parent.mkdir(parents=True)
+    make(memory)
+    check_folder(folder, read_manifest(folder, ENGINE), trust_seen_weights=True)
+    assert not memory.is_file()

@@ -1,5 +1,9 @@
-"""The CUDA runtime as m2kit uses it, through cuda-bindings: calls whose status is always checked,
+"""CUDA's driver API as m2kit uses it, through cuda-bindings: calls whose status is always checked,
 memory allocated once, a stream, and graphs captured from it.
+
+The driver API, not the CUDA runtime's: cuda-bindings brings a runtime of its own, which refuses
+drivers that are older than itself, as JetPack's are. All is done in the GPU's primary context,
+which TensorRT and others in this process use too; it is kept for as long as the process lives.
 
 Written after NVIDIA's documentation of cuda-bindings 12 and 13; never run on a GPU yet.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +25,11 @@ from m2kit.runtime.device import status_text
 
 ALIGNMENT_BYTES = 256  # of every address TensorRT is given
 _OUT_OF_MEMORY = 2
-_NON_BLOCKING = 1  # of cudaStreamCreateWithFlags: does not wait for the default stream
+_NON_BLOCKING = 1  # of cuStreamCreate: does not wait for the default stream
 
 
 class Gpu:
-    """One GPU with one stream; all work of a backend goes through it, in order.
+    """One GPU with one stream; all work of a backend goes through it, in order, from any thread.
 
     Attributes:
         stream: The stream's handle, as an integer.
@@ -33,20 +38,33 @@ class Gpu:
 
     def __init__(self) -> None:
         """Create the stream on the first visible GPU."""
-        self._runtime = importlib.import_module("cuda.bindings.runtime")
-        self.call("cudaSetDevice", 0)
-        self._stream = self.call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        self._driver = importlib.import_module("cuda.bindings.driver")
+        self._thread = threading.local()
+        self._checked("cuInit", 0)
+        self._context = self._checked("cuDevicePrimaryCtxRetain", self._checked("cuDeviceGet", 0))
+        self._stream = self.call("cuStreamCreate", _NON_BLOCKING)
         self.stream = int(self._stream)
-        self.synchronize = self.bound("cudaStreamSynchronize", self._stream)
+        self.synchronize = self.bound("cuStreamSynchronize", self._stream)
         self._recorded: list[Any] = []
 
+    def _enter(self) -> None:
+        """Make the context this thread's: a new thread has none, where the CUDA runtime's calls
+        would have taken the primary one."""
+        self._checked("cuCtxSetCurrent", self._context)
+        self._thread.entered = True
+
     def call(self, function: str, *arguments: Any) -> Any:
-        """What a function of the CUDA runtime returns after its status.
+        """What a function of the driver returns after its status.
 
         Raises:
             BackendError: Its status is an error.
         """
-        status, *values = getattr(self._runtime, function)(*arguments)
+        if not hasattr(self._thread, "entered"):
+            self._enter()
+        return self._checked(function, *arguments)
+
+    def _checked(self, function: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._driver, function)(*arguments)
         if int(status):
             raise self.failure(function, status)
         return values[0] if values else None
@@ -57,15 +75,17 @@ class Gpu:
         if int(status) == _OUT_OF_MEMORY:
             cure = "close other programs on the GPU, or build the engine for a smaller batch"
         return BackendError(
-            f"CUDA failed in {function} ({status_text(self._runtime, status)}); {cure}"
+            f"CUDA failed in {function} ({status_text(self._driver, status)}); {cure}"
         )
 
     def bound(self, function: str, *arguments: Any) -> Callable[[], None]:
-        """A call of a function of the CUDA runtime that returns nothing but its status, prepared
-        once; it raises as `call` does."""
-        prepared = getattr(self._runtime, function)
+        """A call of a function of the driver that returns nothing but its status, prepared once;
+        it raises as `call` does."""
+        prepared, thread = getattr(self._driver, function), self._thread
 
         def run() -> None:
+            if not hasattr(thread, "entered"):
+                self._enter()
             (status,) = prepared(*arguments)
             if int(status):
                 raise self.failure(function, status)
@@ -73,14 +93,16 @@ class Gpu:
         return run
 
     def clear(self, address: int, size: int) -> None:
-        """Queue zeros: on this stream, which does not wait for the one of a plain cudaMemset."""
-        self.call("cudaMemsetAsync", address, 0, size, self._stream)
+        """Queue zeros: on this stream, which does not wait for the default one."""
+        self.call("cuMemsetD8Async", address, 0, size, self._stream)
 
-    def copy(self, destination: int, source: int, size: int, *, to_device: bool) -> None:
-        """Queue a copy between pinned host memory and the GPU."""
-        kinds = self._runtime.cudaMemcpyKind
-        kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
-        self.call("cudaMemcpyAsync", destination, source, size, kind, self._stream)
+    def upload(self, destination: int, source: int, size: int) -> None:
+        """Queue a copy from pinned host memory to the GPU."""
+        self.call("cuMemcpyHtoDAsync", destination, source, size, self._stream)
+
+    def download(self, destination: int, source: int, size: int) -> None:
+        """Queue a copy from the GPU to pinned host memory."""
+        self.call("cuMemcpyDtoHAsync", destination, source, size, self._stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues on the stream, without running it.
@@ -91,26 +113,24 @@ class Gpu:
         Raises:
             BackendError: Something of it cannot be recorded; the stream is usable afterwards.
         """
-        runtime = self._runtime
-        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self.call("cudaStreamBeginCapture", self._stream, mode)
+        driver = self._driver
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call("cuStreamBeginCapture", self._stream, mode)
         graph = None
         try:
             try:
                 work()
             finally:
-                status, graph = runtime.cudaStreamEndCapture(self._stream)
-                if int(status):
-                    runtime.cudaGetLastError()  # or it would be reported again by the next call
+                status, graph = driver.cuStreamEndCapture(self._stream)
             if int(status):
-                raise self.failure("cudaStreamEndCapture", status)
-            recorded = self.call("cudaGraphInstantiate", graph, 0)
+                raise self.failure("cuStreamEndCapture", status)
+            recorded = self.call("cuGraphInstantiate", graph, 0)
         finally:
             if graph is not None and int(graph):
-                self.release("cudaGraphDestroy", graph)
+                self.release("cuGraphDestroy", graph)
         self._recorded.append(recorded)
-        self.call("cudaGraphUpload", recorded, self._stream)
-        return self.bound("cudaGraphLaunch", recorded, self._stream)
+        self.call("cuGraphUpload", recorded, self._stream)
+        return self.bound("cuGraphLaunch", recorded, self._stream)
 
     def strided_copies(
         self, source: int, cache: int, *, row: int, rows: int, capacity: int, pitch: int, depth: int
@@ -126,32 +146,36 @@ class Gpu:
             pitch: Bytes from one block of the cache to the next; a multiple of row * capacity.
             depth: Blocks.
         """
-        runtime, width = self._runtime, row * capacity
+        driver, width = self._driver, row * capacity
+        on_device = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
 
         def at(position: int) -> Callable[[], None]:
-            parameters = runtime.cudaMemcpy3DParms()
-            parameters.srcPtr = runtime.make_cudaPitchedPtr(source, row, row, rows)
-            parameters.dstPtr = runtime.make_cudaPitchedPtr(cache, width, width, pitch // width)
-            parameters.dstPos = runtime.make_cudaPos(position * row, 0, 0)
-            parameters.extent = runtime.make_cudaExtent(row, rows, depth)
-            parameters.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-            return self.bound("cudaMemcpy3DAsync", parameters, self._stream)
+            copy = driver.CUDA_MEMCPY3D()
+            copy.srcMemoryType, copy.srcDevice = on_device, source
+            copy.srcPitch, copy.srcHeight = row, rows
+            copy.dstMemoryType, copy.dstDevice = on_device, cache
+            copy.dstPitch, copy.dstHeight = width, pitch // width
+            copy.dstXInBytes = position * row
+            copy.WidthInBytes, copy.Height, copy.Depth = row, rows, depth
+            return self.bound("cuMemcpy3DAsync", copy, self._stream)
 
         return [at(position) for position in range(capacity)]
 
     def release(self, function: str, handle: Any) -> None:
         """Give something back. A status here can only repeat an error that was raised before."""
-        getattr(self._runtime, function)(handle)
+        if not hasattr(self._thread, "entered"):
+            self._enter()
+        getattr(self._driver, function)(handle)
 
     def finish(self) -> None:
         """Wait for the stream before something is given back."""
-        self.release("cudaStreamSynchronize", self._stream)
+        self.release("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
         """Destroy the stream and what was recorded."""
         for recorded in self._recorded:
-            self.release("cudaGraphExecDestroy", recorded)
-        self.release("cudaStreamDestroy", self._stream)
+            self.release("cuGraphExecDestroy", recorded)
+        self.release("cuStreamDestroy", self._stream)
 
 
 class Memory:
@@ -179,10 +203,10 @@ class Memory:
             self._offsets[name] = total
             total += max(_aligned(size), ALIGNMENT_BYTES)
         host_bytes = sum(map(_aligned, self._sizes.values()))
-        self._host = gpu.call("cudaHostAlloc", host_bytes, 0)
+        self._host = int(gpu.call("cuMemHostAlloc", host_bytes, 0))
         self._device: Any = None
         try:
-            self._device = gpu.call("cudaMalloc", total)
+            self._device = int(gpu.call("cuMemAlloc", total))
             gpu.clear(self._device, total)
         except BackendError:
             self.free()
@@ -197,12 +221,12 @@ class Memory:
     def upload(self, first: str, last: str) -> None:
         """Queue one copy to the GPU of the shared places from `first` to `last`."""
         at, size = self._span(first, last)
-        self._gpu.copy(self._device + at, self._host + at, size, to_device=True)
+        self._gpu.upload(self._device + at, self._host + at, size)
 
     def download(self, first: str, last: str) -> None:
         """Queue one copy from the GPU of the shared places from `first` to `last`."""
         at, size = self._span(first, last)
-        self._gpu.copy(self._host + at, self._device + at, size, to_device=False)
+        self._gpu.download(self._host + at, self._device + at, size)
 
     def _span(self, first: str, last: str) -> tuple[int, int]:
         start = self._offsets[first]
@@ -212,8 +236,8 @@ class Memory:
         """Give both blocks back; the arrays must not be touched afterwards."""
         self.arrays.clear()
         if self._device is not None:
-            self._gpu.release("cudaFree", self._device)
-        self._gpu.release("cudaFreeHost", self._host)
+            self._gpu.release("cuMemFree", self._device)
+        self._gpu.release("cuMemFreeHost", self._host)
 
 
 def size_bytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -28,7 +28,7 @@ def check_machine(folder: Path, manifest: Manifest, version: str, device: Device
     target, here = build.target, Target.here()
     gpu = "compute capability " + ", ".join(target.compute_capabilities)
     if target.gpu:
-        gpu = str(Device(target.gpu, target.compute_capabilities[0]))
+        gpu = f"{target.gpu} ({target.compute_capabilities[0]})"
     differing = []
     if target.os != here.os:
         differing.append(f"operating system: built for {target.os}, here {here.os}")

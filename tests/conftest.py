@@ -136,7 +136,7 @@ globals().update(vars(make_tensorrt({version!r}, {product!r}, None, {gpu!r})))
 def gpu(monkeypatch, tmp_path_factory):
     """Puts a GPU and a TensorRT of one's choice into this process and those it starts: a function
     that returns (cuda, tensorrt)."""
-    pytest.importorskip("cuda.bindings.runtime")
+    pytest.importorskip("cuda.bindings.driver")
     pytest.importorskip("onnxruntime")
     from doubles.cuda_double import CudaDouble
     from doubles.tensorrt_double import make_tensorrt
@@ -146,7 +146,7 @@ def gpu(monkeypatch, tmp_path_factory):
         double = CudaDouble(**{"devices": ((name, int(major), int(minor)),)} | cuda)
         trt = make_tensorrt(version, product, double, (name, capability))
         trt.__spec__ = ModuleSpec(product, None)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", double.module)
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", double.module)
         monkeypatch.setitem(sys.modules, product, trt)
         folder = tmp_path_factory.mktemp("packages")
         shim = _SHIM.format(

@@ -1,20 +1,23 @@
-"""A GPU for tests: cuda.bindings.runtime over host memory.
+"""A GPU for tests: cuda.bindings.driver over host memory.
 
 Enumerations, structs and everything that needs no driver are the real package's. Work on a stream
 runs when the stream is waited for, not before, so code that reads too early or overwrites what is
 still to be copied gets wrong numbers, as on a GPU. Device memory that was never written holds NaN.
-What CUDA would answer with an error or with undefined behaviour raises Misuse.
+A thread that has not made the context its own gets an error. What CUDA would answer with an error
+or with undefined behaviour raises Misuse.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
+import threading
 import types
 
 import numpy as np
 
 ALIGNMENT = 256
+MODULE = "cuda.bindings.driver"
 
 
 class Misuse(AssertionError):
@@ -22,18 +25,21 @@ class Misuse(AssertionError):
 
 
 class CudaDouble:
-    """The state of one GPU; `module` stands in for cuda.bindings.runtime.
+    """The state of one GPU; `module` stands in for cuda.bindings.driver.
 
     Attributes:
-        devices: (name, major, minor) of what cudaGetDeviceCount counts.
+        devices: (name, major, minor) of each, and with them multiprocessors and bytes of memory.
+        driver: CUDA version that the driver runs; 0 is none.
         launches: How often a CUDA graph was launched.
         fail: Function name -> status name it gives the next time.
     """
 
-    def __init__(self, devices=(("Test GPU", 8, 6),), driver=13000, memory=1 << 34):
-        self.real = importlib.import_module("cuda.bindings.runtime")
-        self.devices, self.driver, self.memory = devices, driver, memory
-        self.status = self.real.cudaError_t
+    def __init__(
+        self, devices=(("Test GPU", 8, 6),), driver=13000, memory=1 << 34, module=(28, 12 * 10**9)
+    ):
+        self.real = importlib.import_module(MODULE)
+        self.devices, self.driver, self.memory, self.size = devices, driver, memory, module
+        self.status = self.real.CUresult
         self.allocations = {}  # address -> (kind, buffer)
         self.kept = []  # freed memory: overwritten, and never used again
         self.streams = {}
@@ -43,12 +49,15 @@ class CudaDouble:
         self.fail = {}
         self.calls = []
         self.misused = []  # what was noticed where nothing can be raised
-        self.module = types.ModuleType("cuda.bindings.runtime")
+        self.context = self.real.CUcontext(0x4000)
+        self.retained = False
+        self.current = threading.local()  # context, if the thread has one
+        self.module = types.ModuleType(MODULE)
         self.module.__dict__.update(
             {n: v for n, v in vars(self.real).items() if not n.startswith("__")}
         )
         for name in dir(self):
-            if name.startswith("cuda") and callable(getattr(self, name)):
+            if name.startswith("cu") and name[2].isupper():
                 assert hasattr(self.real, name), f"cuda-bindings has no {name}"
                 setattr(self.module, name, self._watched(name))
 
@@ -57,67 +66,87 @@ class CudaDouble:
 
         def call(*arguments):
             self.calls.append(name)
+            values = (None,) * (name in _RETURNING)
             if name in self.fail:
-                values = (None,) * (name in _RETURNING)
-                if name == "cudaStreamEndCapture":  # which ends the capture all the same
+                if name == "cuStreamEndCapture":  # which ends the capture all the same
                     function(*arguments)
                 return (getattr(self.status, self.fail.pop(name)), *values)
+            if name not in _WITHOUT_CONTEXT and not hasattr(self.current, "context"):
+                return (self.status.CUDA_ERROR_INVALID_CONTEXT, *values)
             captured = next((s for s in self.streams.values() if s.captured is not None), None)
             if captured and name not in _WHILE_CAPTURING:
                 captured.broken = True
-                values = (None,) * (name in _RETURNING)
-                return (self.status.cudaErrorStreamCaptureUnsupported, *values)
+                return (self.status.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, *values)
             return function(*arguments)
 
         return call
 
     @property
     def ok(self):
-        return self.status.cudaSuccess
+        return self.status.CUDA_SUCCESS
 
     # --- the device
 
-    def cudaGetDeviceCount(self):
-        if not self.driver or self.driver // 1000 < 13:
-            return (self.status.cudaErrorInsufficientDriver, None)
-        if not self.devices:
-            return (self.status.cudaErrorNoDevice, None)
-        return (self.ok, len(self.devices))
+    def cuInit(self, flags):
+        if not self.driver:
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+        return (self.ok,) if self.devices else (self.status.CUDA_ERROR_NO_DEVICE,)
 
-    def cudaDriverGetVersion(self):
+    def cuDriverGetVersion(self):
         return (self.ok, self.driver)
 
-    def cudaRuntimeGetVersion(self):
-        return (self.ok, 13000)
+    def cuDeviceGetCount(self):
+        return (self.ok, len(self.devices))
 
-    def cudaGetDeviceProperties(self, index):
-        name, major, minor = self.devices[index]
-        return (self.ok, types.SimpleNamespace(name=name.encode(), major=major, minor=minor))
+    def cuDeviceGet(self, index):
+        if index >= len(self.devices):
+            return (self.status.CUDA_ERROR_INVALID_DEVICE, None)
+        return (self.ok, self.real.CUdevice(index))
 
-    def cudaSetDevice(self, index):
-        return (self.ok,) if index < len(self.devices) else (self.status.cudaErrorInvalidDevice,)
+    def cuDeviceGetName(self, size, device):
+        return (self.ok, self.devices[int(device)][0].encode().ljust(size, b"\0"))
 
-    def cudaGetErrorString(self, status):
-        return (self.ok, f"what {status.name} means".encode())
+    def cuDeviceGetAttribute(self, attribute, device):
+        _, major, minor = self.devices[int(device)]
+        values = {
+            "COMPUTE_CAPABILITY_MAJOR": major,
+            "COMPUTE_CAPABILITY_MINOR": minor,
+            "MULTIPROCESSOR_COUNT": self.size[0],
+        }
+        return (self.ok, values[attribute.name.removeprefix("CU_DEVICE_ATTRIBUTE_")])
 
-    def cudaGetLastError(self):
+    def cuDeviceTotalMem(self, device):
+        return (self.ok, self.size[1])
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        self.retained = True
+        return (self.ok, self.context)
+
+    def cuCtxSetCurrent(self, context):
+        if not self.retained or int(context) != int(self.context):
+            raise Misuse("a context that nobody holds")
+        self.current.context = context
         return (self.ok,)
+
+    def cuGetErrorString(self, status):
+        return (self.ok, f"what {status.name} means".encode())
 
     # --- memory
 
     def _allocate(self, kind, size):
         if size > self.memory:
-            return (self.status.cudaErrorMemoryAllocation, None)
+            return (self.status.CUDA_ERROR_OUT_OF_MEMORY, None)
         raw = np.full(size + ALIGNMENT, 0xFF, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         buffer = raw[start : start + size]
         self.allocations[buffer.ctypes.data] = (kind, buffer)
         return (self.ok, buffer.ctypes.data)
 
-    def cudaMalloc(self, size):
-        return self._allocate("device", size)
+    def cuMemAlloc(self, size):
+        status, address = self._allocate("device", size)
+        return (status, None if address is None else self.real.CUdeviceptr(address))
 
-    def cudaHostAlloc(self, size, flags):
+    def cuMemHostAlloc(self, size, flags):
         return self._allocate("host", size)
 
     def _free(self, kind, address):
@@ -129,10 +158,10 @@ class CudaDouble:
         self.kept.append(buffer)
         return (self.ok,)
 
-    def cudaFree(self, address):
+    def cuMemFree(self, address):
         return self._free("device", address)
 
-    def cudaFreeHost(self, address):
+    def cuMemFreeHost(self, address):
         return self._free("host", address)
 
     def view(self, address, size, kind="device"):
@@ -144,10 +173,10 @@ class CudaDouble:
                 return buffer[address - base : address - base + size]
         raise Misuse(f"{size} bytes at {address:#x} are not in one live allocation")
 
-    def cudaMemset(self, address, value, size):
+    def cuMemsetD8(self, address, value, size):
         raise Misuse("on the default stream, for which a non-blocking one does not wait")
 
-    def cudaMemsetAsync(self, address, value, size, handle):
+    def cuMemsetD8Async(self, address, value, size, handle):
         def work():
             self.view(address, size)[:] = value
 
@@ -156,8 +185,8 @@ class CudaDouble:
 
     # --- streams
 
-    def cudaStreamCreateWithFlags(self, flags):
-        handle = self.real.cudaStream_t(0x5000 + len(self.streams))
+    def cuStreamCreate(self, flags):
+        handle = self.real.CUstream(0x5000 + len(self.streams))
         self.streams[int(handle)] = Stream()
         return (self.ok, handle)
 
@@ -176,46 +205,45 @@ class CudaDouble:
         for stream in self.streams.values():
             stream.run()
 
-    def cudaStreamSynchronize(self, handle):
+    def cuStreamSynchronize(self, handle):
         self.stream(handle).run()
         return (self.ok,)
 
-    def cudaStreamDestroy(self, handle):
+    def cuStreamDestroy(self, handle):
         self.stream(handle).run()
         del self.streams[int(handle)]
         return (self.ok,)
 
-    def cudaMemcpyAsync(self, destination, source, size, kind, handle):
-        kinds = self.real.cudaMemcpyKind
-        to, of = {
-            kinds.cudaMemcpyHostToDevice: ("device", "host"),
-            kinds.cudaMemcpyDeviceToHost: ("host", "device"),
-        }[kind]
-
+    def _copy(self, destination, to, source, of, size, handle):
         def work():
             self.view(destination, size, to)[:] = self.view(source, size, of)
 
         self.queue(handle, work)
         return (self.ok,)
 
-    def cudaMemcpy3DAsync(self, parameters, handle):
-        source, target = parameters.srcPtr, parameters.dstPtr
-        at, extent = parameters.dstPos, parameters.extent
-        if parameters.kind != self.real.cudaMemcpyKind.cudaMemcpyDeviceToDevice:
+    def cuMemcpyHtoDAsync(self, destination, source, size, handle):
+        return self._copy(destination, "device", source, "host", size, handle)
+
+    def cuMemcpyDtoHAsync(self, destination, source, size, handle):
+        return self._copy(destination, "host", source, "device", size, handle)
+
+    def cuMemcpy3DAsync(self, p, handle):
+        device = self.real.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        if (p.srcMemoryType, p.dstMemoryType) != (device, device):
             raise Misuse("the cache is copied on the device")
         copied = [
             (
-                int(target.ptr) + (z * target.ysize + y) * target.pitch + at.x,
-                int(source.ptr) + (z * source.ysize + y) * source.pitch,
+                int(p.dstDevice) + (z * p.dstHeight + y) * p.dstPitch + p.dstXInBytes,
+                int(p.srcDevice) + (z * p.srcHeight + y) * p.srcPitch,
             )
-            for z in range(extent.depth)
-            for y in range(extent.height)
+            for z in range(p.Depth)
+            for y in range(p.Height)
         ]
-        if at.x + extent.width > target.pitch or extent.width > source.pitch:
-            return (self.status.cudaErrorInvalidValue,)
-        if extent.height > min(source.ysize, target.ysize):
-            return (self.status.cudaErrorInvalidValue,)
-        width = extent.width
+        if p.dstXInBytes + p.WidthInBytes > p.dstPitch or p.WidthInBytes > p.srcPitch:
+            return (self.status.CUDA_ERROR_INVALID_VALUE,)
+        if p.Height > min(p.srcHeight, p.dstHeight):
+            return (self.status.CUDA_ERROR_INVALID_VALUE,)
+        width = p.WidthInBytes
 
         def work():
             for to, of in copied:
@@ -226,41 +254,41 @@ class CudaDouble:
 
     # --- graphs
 
-    def cudaStreamBeginCapture(self, handle, mode):
+    def cuStreamBeginCapture(self, handle, mode):
         stream = self.stream(handle)
         if stream.waiting:
             raise Misuse("capture began before the warm-up was waited for")
         stream.captured, stream.broken = [], False
         return (self.ok,)
 
-    def cudaStreamEndCapture(self, handle):
+    def cuStreamEndCapture(self, handle):
         stream = self.stream(handle)
         work, stream.captured = stream.captured, None
         if stream.broken:
-            return (self.status.cudaErrorStreamCaptureInvalidated, None)
-        graph = self.real.cudaGraph_t(0x6000 + len(self.graphs))
+            return (self.status.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None)
+        graph = self.real.CUgraph(0x6000 + len(self.graphs))
         self.graphs[int(graph)] = work
         return (self.ok, graph)
 
-    def cudaGraphInstantiate(self, graph, flags):
-        recorded = self.real.cudaGraphExec_t(0x7000 + len(self.recorded))
+    def cuGraphInstantiate(self, graph, flags):
+        recorded = self.real.CUgraphExec(0x7000 + len(self.recorded))
         self.recorded[int(recorded)] = copy.copy(self.graphs[int(graph)])
         return (self.ok, recorded)
 
-    def cudaGraphDestroy(self, graph):
+    def cuGraphDestroy(self, graph):
         self.graphs[int(graph)] = None
         return (self.ok,)
 
-    def cudaGraphUpload(self, recorded, handle):
+    def cuGraphUpload(self, recorded, handle):
         return (self.ok,)
 
-    def cudaGraphLaunch(self, recorded, handle):
+    def cuGraphLaunch(self, recorded, handle):
         self.launches += 1
         for work in self.recorded[int(recorded)]:
             self.queue(handle, work)
         return (self.ok,)
 
-    def cudaGraphExecDestroy(self, recorded):
+    def cuGraphExecDestroy(self, recorded):
         self.recorded[int(recorded)] = None
         return (self.ok,)
 
@@ -275,12 +303,18 @@ class CudaDouble:
 
 
 _RETURNING = (
-    "cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags", "cudaStreamEndCapture",
-    "cudaGraphInstantiate", "cudaGetDeviceCount", "cudaGetDeviceProperties",
+    "cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuStreamEndCapture", "cuGraphInstantiate",
+    "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDeviceTotalMem",
+    "cuDevicePrimaryCtxRetain",
+)  # fmt: skip
+_WITHOUT_CONTEXT = (
+    "cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName",
+    "cuDeviceGetAttribute", "cuDeviceTotalMem", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent",
+    "cuGetErrorString",
 )  # fmt: skip
 _WHILE_CAPTURING = (  # what a thread may call while one of its streams is captured
-    "cudaMemcpyAsync", "cudaMemcpy3DAsync", "cudaStreamEndCapture", "cudaGetLastError",
-    "cudaGetErrorString",
+    "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpy3DAsync", "cuStreamEndCapture",
+    "cuGetErrorString",
 )  # fmt: skip
 
 

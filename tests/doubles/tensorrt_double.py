@@ -369,7 +369,7 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
 
     class Runtime:
         def __init__(self, logger):
-            assert cuda is not None and cuda.cudaGetDeviceCount()[1], "a segmentation fault"
+            assert cuda is not None and cuda.driver and cuda.devices, "a segmentation fault"
             self._log, self.engine_host_code_allowed = logger, False
 
         def deserialize_cuda_engine(self, data):

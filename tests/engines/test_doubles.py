@@ -49,5 +49,5 @@ def test_every_name_of_the_double_is_in_tensorrt_rtx():
 
 
 def test_every_function_of_the_cuda_double_is_in_cuda_bindings():
-    pytest.importorskip("cuda.bindings.runtime")
+    pytest.importorskip("cuda.bindings.driver")
     CudaDouble()  # compares while it is made

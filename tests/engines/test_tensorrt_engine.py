@@ -3,6 +3,7 @@ that a GPU would punish."""
 
 import gc
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -100,13 +101,26 @@ def test_a_position_is_one_launch_a_graph_and_nothing_is_allocated_in_the_loop(b
         assert cuda.launches - launches == positions * (1 + sub_tokens)
         assert cuda.executions == executions  # nothing runs outside the recorded graphs
         assert set(cuda.calls[before:]) == {
-            "cudaGraphLaunch", "cudaMemcpy3DAsync", "cudaStreamSynchronize"
+            "cuGraphLaunch", "cuMemcpy3DAsync", "cuStreamSynchronize"
         }  # fmt: skip
-        waits = cuda.calls[before:].count("cudaStreamSynchronize")
+        waits = cuda.calls[before:].count("cuStreamSynchronize")
         assert waits == positions * sub_tokens  # the host waits for logits alone
         assert engine.backend.active()["cuda_graphs"] == {"inter_step": "yes", "intra_step": "yes"}
     gc.collect()
     assert (cuda.leaks(), cuda.misused) == ((0, 0, 0), [])
+
+
+def test_another_thread_than_the_one_that_opened_it_may_draw(built, gpu):
+    """A thread has no CUDA context of its own, and a server opens an engine in another one."""
+    cuda, _ = gpu()
+    options = Sampling(seed=1)
+    with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
+        expected = engine.sample([1, 2], options)
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(engine.sample, [1, 2], options).result()
+            pool.submit(engine.backend.close).result()
+    np.testing.assert_array_equal(found, expected)
+    assert cuda.leaks() == (0, 0, 0)
 
 
 def test_a_short_batch_is_filled_up_with_repeats_of_its_last_row(built, gpu):
@@ -128,10 +142,10 @@ def test_a_short_batch_is_filled_up_with_repeats_of_its_last_row(built, gpu):
 def test_where_capture_fails_it_runs_without_and_says_so(built, reference, gpu):
     cuda, _ = gpu()
     with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
-        cuda.fail["cudaStreamEndCapture"] = "cudaErrorStreamCaptureUnsupported"
+        cuda.fail["cuStreamEndCapture"] = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
         tokens = engine.sample([1, 2], Sampling(seed=1))
         graphs = engine.backend.active()["cuda_graphs"]
-        assert graphs["inter_step"].startswith("no: CUDA failed in cudaStreamEndCapture")
+        assert graphs["inter_step"].startswith("no: CUDA failed in cuStreamEndCapture")
         assert graphs["intra_step"] == "yes"
     with reference("ar_tiny", "float32") as exact:
         np.testing.assert_array_equal(tokens, exact.sample([1, 2], Sampling(seed=1)))
@@ -299,12 +313,12 @@ def test_cuda_out_of_memory_is_one_line_with_the_cure(built, gpu):
     cuda, _ = gpu()
     with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
         cuda.memory = 1000
-        with pytest.raises(BackendError, match=r"cudaHostAlloc .*close other programs on the GPU"):
+        with pytest.raises(BackendError, match=r"cuMemHostAlloc .*close other programs on the GPU"):
             engine.sample([1], Sampling(seed=1))
     cuda, _ = gpu()
     with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
-        cuda.fail["cudaMalloc"] = "cudaErrorMemoryAllocation"
-        with pytest.raises(BackendError, match=r"cudaMalloc .*smaller batch"):
+        cuda.fail["cuMemAlloc"] = "CUDA_ERROR_OUT_OF_MEMORY"
+        with pytest.raises(BackendError, match=r"cuMemAlloc .*smaller batch"):
             engine.sample([1], Sampling(seed=1))
         assert engine.sample([1], Sampling(seed=1)).shape == (1, 4, 4, 2)  # and works afterwards
 
@@ -314,8 +328,8 @@ def test_a_launch_that_fails_is_reported(built, gpu):
     with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
         steps = engine.generate([1], Sampling(seed=1))
         next(steps)
-        cuda.fail["cudaGraphLaunch"] = "cudaErrorIllegalAddress"
-        with pytest.raises(BackendError, match=r"cudaGraphLaunch .cudaErrorIllegalAddress: what"):
+        cuda.fail["cuGraphLaunch"] = "CUDA_ERROR_ILLEGAL_ADDRESS"
+        with pytest.raises(BackendError, match=r"cuGraphLaunch .CUDA_ERROR_ILLEGAL_ADDRESS: what"):
             next(steps)
 
 
@@ -332,13 +346,14 @@ def test_the_gate_goes_in_as_many_rows_as_the_engine_has(built, gpu):
 
 def test_the_double_notices_memory_used_after_it_was_freed(gpu):
     cuda, _ = gpu()
-    (_, address), (_, stream) = cuda.cudaMalloc(512), cuda.cudaStreamCreateWithFlags(1)
-    cuda.cudaFree(address)
+    (_, address), (_, stream) = cuda.cuMemAlloc(512), cuda.cuStreamCreate(1)
+    address = int(address)
+    cuda.cuMemFree(address)
     with pytest.raises(Misuse, match="not in one live allocation"):
         cuda.view(address, 512)
     with pytest.raises(Misuse, match="not allocated"):
-        cuda.cudaFree(address)
-    cuda.cudaStreamDestroy(stream)
+        cuda.cuMemFree(address)
+    cuda.cuStreamDestroy(stream)
 
 
 def test_the_double_refuses_what_tensorrt_forbids(built, gpu):
@@ -350,7 +365,8 @@ def test_the_double_refuses_what_tensorrt_forbids(built, gpu):
     engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     context = engine.create_execution_context(strategy)
-    (_, stream), (_, memory) = cuda.cudaStreamCreateWithFlags(1), cuda.cudaMalloc(1 << 20)
+    (_, stream), (_, memory) = cuda.cuStreamCreate(1), cuda.cuMemAlloc(1 << 20)
+    memory = int(memory)
     assert not context.execute_async_v3(int(stream))
     assert "no address was set" in log.errors[-1]
     assert not context.set_tensor_address("sub_token", memory + 128)

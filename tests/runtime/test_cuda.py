@@ -13,7 +13,7 @@ from m2kit.runtime.cuda import Gpu, Memory
 from m2kit.runtime.device import Device, find_device, probe
 from m2kit.runtime.trt.steps import _Cache
 
-pytest.importorskip("cuda.bindings.runtime")
+pytest.importorskip("cuda.bindings.driver")
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,13 @@ pytest.importorskip("cuda.bindings.runtime")
         ({"driver": 0}, "no NVIDIA driver is installed; where there is none, build an engine with"),
         (
             {"driver": 12040},
-            r"driver is too old: it runs CUDA 12\.4, cuda-bindings needs 13\.0; update the driver, "
-            r"or pip install 'cuda-bindings<13'",
+            r"driver is too old: it runs CUDA 12\.4, cuda-bindings is for 13\.\d; update the "
+            r"driver, or pip install 'cuda-bindings<13'",
         ),
-        ({"devices": ()}, "the driver shows no GPU .see nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        (
+            {"driver": 13000, "devices": ()},
+            "the driver shows no GPU .see nvidia-smi and CUDA_VISIBLE_DEVICES",
+        ),
     ],
 )
 def test_why_there_is_no_gpu_is_one_line(gpu, machine, words):
@@ -34,17 +37,35 @@ def test_why_there_is_no_gpu_is_one_line(gpu, machine, words):
         find_device("a test")
     assert str(error.value).startswith("a test needs an NVIDIA GPU: ")
     assert "\n" not in str(error.value)
-    assert "cudaStreamCreateWithFlags" not in cuda.calls
+    assert "cuStreamCreate" not in cuda.calls
     assert probe()[0] == ()
 
 
-def test_a_gpu_is_named(gpu):
-    gpu(name="Orin", capability="8.7")
-    assert (str(find_device("x")), probe()) == ("Orin (8.7)", ((Device("Orin", "8.7"),), "ok"))
+def test_a_gpu_is_described(gpu):
+    gpu(name="Orin", capability="8.7", module=(16, 32 * 10**9))
+    device = Device("Orin", "8.7", multiprocessors=16, memory_bytes=32 * 10**9)
+    assert (find_device("x"), probe()) == (device, ((device,), "ok"))
+    assert str(device) == "Orin (8.7)"
+
+
+def test_a_driver_older_than_cuda_bindings_is_taken_within_a_major(gpu, monkeypatch):
+    """JetPack 6 runs CUDA 12.6; cuda-bindings 12.9 has a CUDA runtime that refuses it."""
+    cuda, _ = gpu(driver=12060)
+    monkeypatch.setattr(cuda.module, "CUDA_VERSION", 12090)
+    assert probe()[1] == "ok"
+
+
+def test_why_a_gpu_cannot_be_described_is_told(gpu):
+    cuda, _ = gpu()
+    cuda.fail["cuDeviceTotalMem"] = "CUDA_ERROR_UNKNOWN"
+    reason = "CUDA cannot describe GPU 0 (CUDA_ERROR_UNKNOWN: what CUDA_ERROR_UNKNOWN means)"
+    assert probe() == ((), reason)
+    cuda.fail["cuInit"] = "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"
+    assert probe()[1].startswith("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: what ")
 
 
 def test_without_cuda_bindings_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(BackendError, match=r"pip install '\.\[tensorrt\]' in the clone"):
         find_device("a test")
     assert probe()[0] == ()
@@ -110,10 +131,10 @@ def test_a_commit_is_one_copy_that_writes_its_position_and_nothing_else(
     for position in (0, 3, spec.positions - 1):
         values = random.normal(size=(6, rows, heads, size)).astype(dtype)
         present[:] = values.ravel()
-        before = cuda.calls.count("cudaMemcpy3DAsync")
+        before = cuda.calls.count("cuMemcpy3DAsync")
         commits[position]()
         device.synchronize()
-        assert cuda.calls.count("cudaMemcpy3DAsync") == before + 1
+        assert cuda.calls.count("cuMemcpy3DAsync") == before + 1
         expected[:, :, :, position] = values
     for index, address in enumerate(addresses.values()):
         found = cuda.view(address, expected[index].nbytes).view(dtype)
@@ -138,7 +159,7 @@ def test_what_is_recorded_is_launched_as_one(gpu):
 def test_work_that_cannot_be_recorded_leaves_a_usable_stream(gpu):
     gpu()
     device = Gpu()
-    with pytest.raises(BackendError, match=r"cudaMalloc .cudaErrorStreamCaptureUnsupported"):
-        device.capture(lambda: device.call("cudaMalloc", 10))
+    with pytest.raises(BackendError, match=r"cuMemAlloc .CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"):
+        device.capture(lambda: device.call("cuMemAlloc", 10))
     device.synchronize()
     assert device.capture(lambda: None)() is None

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
-from m2kit.records import JsonObject
+from m2kit.records import JsonObject, Text
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import write_grid
@@ -35,6 +35,7 @@ from m2kit.training.recipes.batches import check_batch, in_order, shuffled
 from m2kit.training.recipes.loop import fit
 from m2kit.training.recipes.run_folder import BEST_FILE, SAMPLES_FILE, Trained, open_run
 from m2kit.training.recipes.saved_state import read_best
+from m2kit.training.recipes.settings import Count, RunSettings, Share
 from m2kit.training.torch_backend import TorchBackend
 
 CHECKPOINT_FILE = "ar.pt"
@@ -43,44 +44,38 @@ _PANELS = {"bits per token": [_TRAIN_BITS, _HELD_OUT_BITS]}  # all that the modu
 _SAMPLES_PER_CLASS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class ARSettings:
-    """An AR run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ARSettings(RunSettings):
+    """An AR run. The learning rate warms up linearly over 5 % of the steps, then falls linearly to
+    10 % of its peak.
 
     Attributes:
-        data: Name of the data set.
         bits: Bits of each sub-token; they sum to the tokenizer's code bits.
-        epochs: Passes over the training images.
-        batch: Images per step.
-        learning_rate: Peak; linear warm-up over 5 %, then linear to 10 %.
         weight_decay: Of AdamW, on every weight but those of the norms.
         dropout: On the input embedding and both residual branches.
         class_dropout: Share of images trained under the unconditional class.
-        ema_decay: Of the weights' moving average.
         versions: Training images are encoded this many times: as they are, then warped a little.
         guidance: Default guidance scale per sub-token, kept in the checkpoint.
         tokenizer_sha256: Of the tokenizer file.
-        seed: Of initial weights, order and dropout.
     """
 
-    data: str
-    width: int
-    heads: int
-    inter_layers: int
-    intra_layers: int
-    ffn_width: int
-    bits: tuple[int, ...]
-    epochs: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    dropout: float
-    class_dropout: float
-    ema_decay: float
-    versions: int
+    width: Count
+    heads: Count
+    inter_layers: Count
+    intra_layers: Count
+    ffn_width: Count
+    bits: tuple[Count, ...]
+    weight_decay: Share
+    dropout: Share
+    class_dropout: Share
+    versions: Count
     guidance: tuple[float, ...]
-    tokenizer_sha256: str
-    seed: int
+    tokenizer_sha256: Text
+
+    def __post_init__(self) -> None:
+        """Refuse a field out of its range, and guidance that no sampling takes."""
+        RunSettings.__post_init__(self)  # super() knows no class that has slots
+        Sampling(guidance=self.guidance).resolve(len(self.bits), None)
 
     def spec(self, grid: tuple[int, ...], classes: int) -> TransformerSpec:
         """The architecture on a latent grid (h, w)."""

@@ -3,6 +3,8 @@ rate changes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, cast
 
 import lightning
@@ -17,8 +19,26 @@ from m2kit.errors import M2KitError
 Net = TypeVar("Net", bound=nn.Module)
 
 
+class Diverged(M2KitError):
+    """A loss or a measure became NaN or infinite; what is trained is worth nothing any more."""
+
+
+def require_finite(values: Mapping[str, float], where: str) -> None:
+    """Refuse losses that are no numbers.
+
+    Raises:
+        Diverged: Names each, and where in the training it was.
+    """
+    odd = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if odd:
+        raise Diverged(f"training diverged in {where}: {', '.join(odd)}")
+
+
 class AveragedModule(lightning.LightningModule, Generic[Net]):
-    """A LightningModule that trains `net` and keeps its exponential moving average in `ema`."""
+    """A LightningModule that trains `net` and keeps its exponential moving average in `ema`.
+
+    Its training_step gives the loss, or a dict of it ("loss") and of what it is the sum of.
+    """
 
     net: Net
 
@@ -55,12 +75,13 @@ class AveragedModule(lightning.LightningModule, Generic[Net]):
             torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update the average after each optimizer step; stop where the loss is no number."""
-        if not torch.isfinite(outputs["loss"]):
-            raise M2KitError(
-                f"training diverged in epoch {self.current_epoch + 1}: the loss is "
-                f"{outputs['loss'].item()}; start again with a lower --learning-rate"
-            )
+        """Update the average after each optimizer step; stop where a loss is no number.
+
+        Raises:
+            Diverged: Names what training_step gave that is not finite.
+        """
+        values = {name: value.item() for name, value in outputs.items()}
+        require_finite(values, f"epoch {self.current_epoch + 1}, step {batch_idx + 1}")
         self.ema.update_parameters(self.net)
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from torch.utils.data import DataLoader
 
 from m2kit.errors import M2KitError
-from m2kit.training.recipes.averaged_module import AveragedModule, Net
+from m2kit.training.recipes.averaged_module import AveragedModule, Diverged, Net
 from m2kit.training.recipes.metrics import MetricsLog, Panels, plot_curves
 from m2kit.training.recipes.run_folder import BEST_FILE, CURVES_FILE, METRICS_FILE, RESUME_FILE
 from m2kit.training.recipes.saved_state import (
@@ -83,6 +83,13 @@ def fit(
             check_resume(resume_from, module, trainer)
         try:
             trainer.fit(module, train, held_out, ckpt_path=resume_from, weights_only=True)
+        except Diverged as error:
+            done = module.current_epoch
+            before = f"{folder / RESUME_FILE} is as it was after epoch {done}"
+            kept = before if done else "no epoch was finished"
+            raise M2KitError(
+                f"{error}; {kept}; start again with a lower --learning-rate in another folder (-o)"
+            ) from error
         except SystemExit as error:  # how Lightning ends a run on Ctrl-C
             if not trainer.interrupted:
                 raise

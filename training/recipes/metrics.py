@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from m2kit.errors import InputError
 from m2kit.outputs import new_file
+from m2kit.training.recipes.averaged_module import require_finite
 
 EPOCH = "epoch"
 Row = dict[str, float]
@@ -34,8 +35,13 @@ class MetricsLog(Callback):
         self._rows = [row for row in rows if row[EPOCH] < trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Add the epoch's row."""
+        """Add the epoch's row; the last step may have left weights that are no numbers.
+
+        Raises:
+            Diverged: A measure is not finite; nothing of this epoch is kept.
+        """
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        require_finite(values, f"epoch {trainer.current_epoch + 1}")
         self._rows.append({EPOCH: trainer.current_epoch, **values})
         with new_file(self._path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(self._rows[-1]))

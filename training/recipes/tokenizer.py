@@ -24,6 +24,7 @@ from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_
 from m2kit.training.recipes.batches import check_batch, in_order, shuffled
 from m2kit.training.recipes.loop import fit
 from m2kit.training.recipes.run_folder import SAMPLES_FILE, Trained, open_run
+from m2kit.training.recipes.settings import Count, Positive, RunSettings, Weight
 
 CHECKPOINT_FILE = "tokenizer.pt"
 _PANELS = {  # of curves.png: everything the module logs
@@ -33,35 +34,24 @@ _PANELS = {  # of curves.png: everything the module logs
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerSettings:
-    """A tokenizer run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSettings(RunSettings):
+    """A tokenizer run. The learning rate warms up linearly over 5 % of the steps, then falls
+    linearly to 5 % of its peak.
 
     Attributes:
-        data: Name of the data set.
-        epochs: Passes over the training images.
-        batch: Images per step.
-        learning_rate: Peak; linear warm-up over 5 %, then linear to 5 %.
-        ema_decay: Of the weights' moving average.
         entropy_weight: Of (mean entropy per position - entropy of the mean code), in nats.
         entropy_temperature: Of the soft assignment.
         commitment_weight: Of the mean squared distance between latent and code.
-        seed: Of initial weights and order.
     """
 
-    data: str
-    base_channels: int
-    channel_multipliers: tuple[int, ...]
-    blocks_per_level: int
-    code_bits: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    ema_decay: float
-    entropy_weight: float
-    entropy_temperature: float
-    commitment_weight: float
-    seed: int
+    base_channels: Count
+    channel_multipliers: tuple[Count, ...]
+    blocks_per_level: Count
+    code_bits: Count
+    entropy_weight: Weight
+    entropy_temperature: Positive
+    commitment_weight: Weight
 
     @property
     def spec(self) -> ImageTokenizerSpec:
@@ -97,15 +87,15 @@ class TokenizerModule(AveragedModule[Tokenizer]):
         super().__init__(Tokenizer(settings.spec), settings.ema_decay, settings.seed)
         self._settings, self._steps = settings, steps
 
-    def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
-        """The weighted sum of the losses of (B, 3, H, W) images."""
+    def training_step(self, batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
+        """The weighted sum of the losses of (B, 3, H, W) images, and these."""
         settings = self._settings
         (image,) = batch
         reconstruction, latent = self.net(image)
         l1 = (reconstruction - image).abs().mean()
         per_position, overall = entropy_loss(latent, settings.entropy_temperature)
         commitment = (latent - lfq.quantize(latent).detach()).square().mean()
-        loss: Tensor = (
+        loss = (
             l1
             + settings.entropy_weight * (per_position - overall)
             + settings.commitment_weight * commitment
@@ -117,7 +107,7 @@ class TokenizerModule(AveragedModule[Tokenizer]):
             "commitment": commitment,
         }
         self.log_dict(values, on_step=False, on_epoch=True)
-        return loss
+        return {**values, "loss": loss}
 
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
         """L1 of the averaged model on held-out images."""

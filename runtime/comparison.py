@@ -88,7 +88,7 @@ def _images(
 ) -> tuple[Check, Quality]:
     """What the engine's own choices look like: judged at the reference's tokens, where every choice
     has the same context; told, but not judged, for the path it takes by itself."""
-    forced = engine.decode(chosen.reshape(reference.tokens.shape))
+    forced = engine.decode(chosen.reshape(reference.tokens.shape), clip=False)
     sampling = Sampling(greedy=True, guidance=trajectory.guidance.tolist())
     drawn = engine.sample(trajectory.class_ids, sampling)
     differs = (drawn != reference.tokens).any(axis=-1).reshape(len(drawn), -1)
@@ -208,14 +208,14 @@ def _tokenizer_checks(engine: Engine, reference: Reference, judge: Judge) -> dic
         "encoder": judge.latents(latents, reference.latents),
         f"{quantizer} codes": _equal(codes, reference.codes),
         f"{quantizer} tokens": _equal(tokens, reference.code_tokens),
-        "decoder": judge.image(engine.decode(reference.tokens), reference.decoded),
+        "decoder": judge.image(engine.decode(reference.tokens, clip=False), reference.decoded),
     }
 
 
 def _finite(engine: Engine, size: tuple[int, ...]) -> Check:
     """All that can be said of an image size that the reference does not have."""
     image = np.zeros((1, 3, *size), np.float32)
-    latents, decoded = engine.latents(image), engine.decode(engine.encode(image))
+    latents, decoded = engine.latents(image), engine.decode(engine.encode(image), clip=False)
     bad = sum(int((~np.isfinite(array)).sum()) for array in (latents, decoded))
     return measured({NOT_FINITE: bad}, HALF_TOLERANCES)
 

@@ -5,14 +5,15 @@ Training draws its samples and export checks parity through it, on other backend
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from m2kit import contract
 from m2kit.config import TransformerSpec
+from m2kit.errors import BackendError
 from m2kit.runtime.backend import Steps
 
 
@@ -54,12 +55,22 @@ class KnownTokens:
         return self._tokens[:, position, k]
 
 
+def not_finite(graph: str, where: str = "") -> BackendError:
+    """The error of a graph that computed NaN or Inf, from which anything could be drawn."""
+    return BackendError(
+        f"{graph} computed NaN or Inf{where}: this engine's weights are damaged, or too large for "
+        "its precision; `m2kit verify` compares it with PyTorch"
+    )
+
+
 def generate_positions(
     steps: Steps,
     spec: TransformerSpec,
     row_classes: npt.NDArray[np.int64],
     images: int,
     source: TokenSource,
+    *,
+    finite: bool = True,
 ) -> Iterator[Drawn]:
     """Decode a batch, one position per iteration.
 
@@ -70,9 +81,13 @@ def generate_positions(
             of the unconditional class.
         images: B.
         source: Where ids come from.
+        finite: Whether logits that are NaN or Inf are an error.
 
     Yields:
         Each position when all its sub-tokens are drawn.
+
+    Raises:
+        BackendError: A step computed NaN or Inf.
     """
     inter, intra = steps.inter, steps.intra
     repeats = len(row_classes) // images
@@ -93,9 +108,20 @@ def generate_positions(
         for k, sub_logits in enumerate(logits):
             intra.run(k)
             intra.commit(k)
+            if finite and not np.isfinite(sub_logits).all():
+                raise not_finite(_culprit(inter.outputs), f" at position {position}")
             ids = source.draw(position, k, sub_logits)
             tokens[:, position, k] = ids
             for rows in rows_of_images:  # both halves are fed the same token
                 sub_token[rows] = ids
                 token[rows, k] = ids
         yield Drawn(position, grid)
+
+
+def _culprit(outputs: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The step graph that was the first to compute what is not finite, by the inter step's outputs;
+    its hidden state may have stayed on a GPU."""
+    if contract.HIDDEN not in outputs:
+        return f"{contract.INTER_STEP} or {contract.INTRA_STEP}"
+    finite = np.isfinite(outputs[contract.HIDDEN]).all()
+    return contract.INTRA_STEP if finite else contract.INTER_STEP

@@ -24,7 +24,7 @@ class DrawnImages:
         numbers: (n) uint64: an image depends on its class, the seed and this alone.
         class_ids: (n) int64.
         tokens: (n, h, w, K) int64.
-        images: (n, 3, H, W) float32, about [-1, 1].
+        images: (n, 3, H, W) float32 in [-1, 1].
     """
 
     numbers: npt.NDArray[np.uint64]

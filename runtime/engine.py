@@ -7,7 +7,7 @@ wrap the PyTorch model in the same class.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,32 @@ from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.manifest import Manifest
 from m2kit.progress import Advance, Begin, silent
+from m2kit.runtime.arguments import (
+    batch_of,
+    classes_of,
+    image_numbers_of,
+    images_of,
+    latents_of,
+    tokens_of,
+)
 from m2kit.runtime.backend import IMAGES_AT_ONCE, Backend
-from m2kit.runtime.decoding import Drawn, KnownTokens, generate_positions
-from m2kit.runtime.sampling import Sampler, check_image_numbers
-from m2kit.sampling import ResolvedSampling, Sampling, SamplingDefaults, is_integer
-from m2kit.tokens import check_tokens
+from m2kit.runtime.decoding import Drawn, KnownTokens, generate_positions, not_finite
+from m2kit.runtime.sampling import Sampler
+from m2kit.sampling import ResolvedSampling, Sampling, SamplingDefaults
+
+_OPEN = "open it with m2kit.open_engine, in each process that uses it"
 
 
 class Engine:
-    """A model on a backend; a context manager.
+    """A model on a backend; a context manager, which closes it.
+
+    An engine lives in one process: it cannot be pickled or copied. Whatever is not finite that a
+    graph computes is a BackendError that names the graph.
 
     Attributes:
         spec: The architecture.
         info: The manifest it was opened from, None for a model in memory.
         defaults: The model's own guidance, temperature, top_k and top_p; None has none.
-        backend: What runs the graphs.
     """
 
     def __init__(
@@ -41,51 +52,92 @@ class Engine:
         *,
         defaults: SamplingDefaults | None = None,
         info: Manifest | None = None,
+        finite: bool = True,
     ) -> None:
-        """Wrap an opened backend."""
-        self.spec, self.backend, self.defaults, self.info = spec, backend, defaults, info
+        """Wrap an opened backend; where `finite` is False, NaN and Inf are handed on."""
+        self.spec, self.defaults, self.info = spec, defaults, info
+        self._backend: Backend | None = backend
+        self._finite = finite
 
     def __enter__(self) -> Engine:
         """The engine itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the backend."""
-        self.backend.close()
+        """Close it."""
+        self.close()
 
-    def latents(
-        self, images: npt.ArrayLike, *, batch: int | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Encoder output (B, Z, h, w) float32 of images (B, 3, H, W) in [-1, 1].
+    def close(self) -> None:
+        """Release the model; every later use is an InputError. Closing twice is no error."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the graphs.
 
         Raises:
-            InputError: Wrong shape, size or range.
+            InputError: The engine was closed.
         """
-        checked = self._check_images(images)
+        if self._backend is None:
+            raise InputError(f"this engine was closed; {_OPEN}")
+        return self._backend
+
+    def __repr__(self) -> str:
+        """Which model it is, what runs it and where."""
+        name = self.info.name if self.info else "a model in memory"
+        transformer, size = self.spec.transformer, self.spec.image_size
+        what = [f"{transformer.classes} classes" if transformer else "a tokenizer"]
+        what += [f"{' x '.join(map(str, size))} pixels"] if size else []
+        if self.info and self.info.build:
+            what.append(f"{self.info.build.backend} {self.info.precision.value}")
+        what.append("closed" if self._backend is None else f"on {self._backend.device}")
+        return f"<m2kit.Engine {name}: {', '.join(what)}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: what it holds belongs to this process.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(f"an engine cannot be pickled or copied; {_OPEN}")
+
+    def latents(self, images: Any, *, batch: int | None = None) -> npt.NDArray[np.float32]:
+        """Encoder output (B, Z, h, w) float32 of images; arguments and errors as for `encode`."""
+        checked = images_of(self.spec, images)
         at_once = self._at_once(checked.shape[2:], batch)
         return np.concatenate([self._latents(part) for part in _parts(checked, at_once)])
 
     def quantize(
-        self, latents: npt.NDArray[np.float32], *, batch: int | None = None
+        self, latents: Any, *, batch: int | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Codes (B, Z, h, w) float32 and tokens (B, h, w, K) int64 of latents (B, Z, h, w)."""
-        at_once = self._at_once(self.spec.size_of_grid(latents.shape[2:]), batch)
-        parts = [self._quantize(part) for part in _parts(latents, at_once)]
+        """Codes (B, Z, h, w) float32 and tokens (B, h, w, K) int64 of latents (B, Z, h, w), floats.
+
+        Raises:
+            InputError: Wrong shape, no floats, or not finite.
+        """
+        checked = latents_of(self.spec, latents)
+        at_once = self._at_once(self.spec.size_of_grid(checked.shape[2:]), batch)
+        parts = [self._quantize(part) for part in _parts(checked, at_once)]
         codes, tokens = zip(*parts, strict=True)
         return np.concatenate(codes), np.concatenate(tokens)
 
     def encode(
-        self, images: npt.ArrayLike, *, batch: int | None = None, begin: Begin = silent
+        self, images: Any, *, batch: int | None = None, begin: Begin = silent
     ) -> npt.NDArray[np.int64]:
-        """Tokens (B, h, w, K) int64 of images (B, 3, H, W) float32 in [-1, 1]; any B.
+        """Tokens (B, h, w, K) int64 of any number of images.
 
-        At most `batch` images are computed at once, by default as many as is good here; `begin` is
-        called when all is checked, with the number of images.
+        Args:
+            images: (B, 3, H, W) floats in [-1, 1]; or 8-bit pixels, as (B, H, W, 3) or (B, 3, H, W)
+                uint8 or PIL images of one size. Arrays may be numpy's or torch's.
+            batch: Images computed at once, at most; by default as many as is good here.
+            begin: Called when all is checked, with the number of images.
 
         Raises:
-            InputError: Wrong shape, size or range.
+            InputError: Wrong shape, size, type or range.
         """
-        checked = self._check_images(images)
+        checked = images_of(self.spec, images)
         advance = begin("encoding", len(checked))
         encoded = []
         for part in _parts(checked, self._at_once(checked.shape[2:], batch)):
@@ -94,30 +146,40 @@ class Engine:
         return np.concatenate(encoded)
 
     def decode(
-        self, tokens: npt.ArrayLike, *, batch: int | None = None, begin: Begin = silent
+        self,
+        tokens: Any,
+        *,
+        clip: bool = True,
+        batch: int | None = None,
+        begin: Begin = silent,
     ) -> npt.NDArray[np.float32]:
-        """Images (B, 3, H, W) float32, about [-1, 1], of tokens (B, h, w, K), integers; any B.
+        """Images (B, 3, H, W) float32 of any number of tokens.
 
-        `batch` and `begin` as for `encode`.
+        Args:
+            tokens: (B, h, w, K) integers, numpy's or torch's.
+            clip: Whether values are clipped to [-1, 1], as pixels are; the decoder leaves it a
+                little.
+            batch: As for `encode`.
+            begin: As for `encode`.
 
         Raises:
             InputError: Not integers of that shape, or an id outside its sub-vocabulary.
         """
         spec = self.spec
-        checked = check_tokens(tokens, spec.vocabularies, self._grid_axes)
+        checked = tokens_of(self.spec, tokens)
         grid = checked.shape[1:-1]
         spec.tokenizer.check_grid(grid)
         advance = begin("decoding", len(checked))
         decoded = []
         for part in _parts(checked, self._at_once(spec.size_of_grid(grid), batch)):
             codes = spec.tokenizer.codes_from_tokens(part, spec.vocabularies)
-            found = self.backend.run(contract.DECODER, {contract.CODES: codes})
-            decoded.append(found[contract.IMAGE])
+            decoded.append(self._run(contract.DECODER, {contract.CODES: codes}, contract.IMAGE))
             advance(len(part))
-        return np.concatenate(decoded)
+        images = np.concatenate(decoded)
+        return np.clip(images, -1, 1, out=images) if clip else images
 
     def score(
-        self, class_ids: npt.ArrayLike, tokens: npt.ArrayLike, advance: Advance = lambda count: None
+        self, class_ids: Any, tokens: Any, advance: Advance = lambda count: None
     ) -> list[npt.NDArray[np.float32]]:
         """Teacher-forced conditional logits, through the same cached steps as `sample`.
 
@@ -130,8 +192,8 @@ class Engine:
             K arrays (B, h, w, V_k) float32.
         """
         spec = self.transformer
-        classes = self._check_classes(class_ids, spec.classes)
-        checked = check_tokens(tokens, spec.vocabularies, self._grid_axes)
+        classes = classes_of(class_ids, spec.classes)
+        checked = tokens_of(self.spec, tokens)
         shape = (len(classes), *spec.grid, spec.sub_tokens)
         if checked.shape != shape:
             raise InputError(f"tokens must have shape {shape}, found {checked.shape}")
@@ -140,7 +202,7 @@ class Engine:
         for part, forced in zip(_parts(classes, rows), _parts(checked, rows), strict=True):
             known = KnownTokens(forced, spec)
             steps = self.backend.open_steps(len(part))
-            for _ in generate_positions(steps, spec, part, len(part), known):
+            for _ in generate_positions(steps, spec, part, len(part), known, finite=self._finite):
                 advance(1)
             parts.append(known.logits)
         return [
@@ -150,10 +212,10 @@ class Engine:
 
     def generate(
         self,
-        class_ids: npt.ArrayLike,
+        class_ids: Any,
         sampling: Sampling | None = None,
         *,
-        image_numbers: npt.ArrayLike | None = None,
+        image_numbers: Any = None,
     ) -> Iterator[Drawn]:
         """Draw one image per class id, one position per iteration.
 
@@ -170,24 +232,24 @@ class Engine:
         """
         spec = self.transformer
         classes, resolved = self.check_draw(class_ids, sampling)
-        numbers = check_image_numbers(image_numbers, len(classes))
+        numbers = image_numbers_of(image_numbers, len(classes))
         rows = self.row_classes(classes, resolved)
         steps = self.backend.open_steps(len(rows))
         sampler = Sampler(resolved, numbers, spec.positions)
-        return generate_positions(steps, spec, rows, len(classes), sampler)
+        return generate_positions(steps, spec, rows, len(classes), sampler, finite=self._finite)
 
     def sample(
         self,
-        class_ids: npt.ArrayLike,
+        class_ids: Any,
         sampling: Sampling | None = None,
         *,
-        image_numbers: npt.ArrayLike | None = None,
+        image_numbers: Any = None,
         batch: int | None = None,
     ) -> npt.NDArray[np.int64]:
         """Tokens (B, h, w, K) int64 of one image per class id, any B; arguments as for `generate`,
         and `batch`: images drawn at once, at most."""
         classes, _ = self.check_draw(class_ids, sampling)
-        numbers = check_image_numbers(image_numbers, len(classes))
+        numbers = image_numbers_of(image_numbers, len(classes))
         at_once = self.draw_at_once(sampling, batch)
         parts = []
         for part, own in zip(_parts(classes, at_once), _parts(numbers, at_once), strict=True):
@@ -197,7 +259,7 @@ class Engine:
         return np.concatenate(parts)
 
     def check_draw(
-        self, class_ids: npt.ArrayLike, sampling: Sampling | None
+        self, class_ids: Any, sampling: Sampling | None
     ) -> tuple[npt.NDArray[np.int64], ResolvedSampling]:
         """Class ids (B) and sampling, checked and resolved.
 
@@ -205,8 +267,8 @@ class Engine:
             InputError: A class or sampling option out of range.
         """
         spec = self.transformer
-        classes = self._check_classes(class_ids, spec.classes - 1)
-        return classes, (sampling or Sampling()).resolve(spec.sub_tokens, self.defaults)
+        classes = classes_of(class_ids, spec.classes - 1)
+        return classes, self._resolved(sampling)
 
     def row_classes(
         self, classes: npt.NDArray[np.int64], sampling: ResolvedSampling
@@ -219,14 +281,14 @@ class Engine:
     def draw_at_once(self, sampling: Sampling | None, batch: int | None = None) -> int:
         """Images that are drawn at once: `batch`, or as many as is good here."""
         largest = self.largest_draw(sampling)
-        wanted = _checked_batch(batch) or largest or IMAGES_AT_ONCE
+        wanted = batch_of(batch) or largest or IMAGES_AT_ONCE
         return wanted if largest is None else min(wanted, largest)
 
     def largest_draw(self, sampling: Sampling | None = None) -> int | None:
         """Images that `generate` takes at once: half as many with guidance; None is any number."""
         rows = self.backend.largest_rows
-        resolved = (sampling or Sampling()).resolve(self.transformer.sub_tokens, self.defaults)
-        return rows // 2 if rows is not None and resolved.guided else rows
+        guided = self._resolved(sampling).guided
+        return rows // 2 if rows is not None and guided else rows
 
     @property
     def transformer(self) -> TransformerSpec:
@@ -242,54 +304,28 @@ class Engine:
             )
         return self.spec.transformer
 
-    def _check_classes(self, class_ids: npt.ArrayLike, highest: int) -> npt.NDArray[np.int64]:
-        classes = np.asarray(class_ids, dtype=object)
-        if classes.ndim != 1 or not len(classes) or not all(map(is_integer, classes)):
+    def _resolved(self, sampling: Sampling | None) -> ResolvedSampling:
+        if sampling is not None and not isinstance(sampling, Sampling):
             raise InputError(
-                f"class_ids must be a non-empty list of integers, found {class_ids!r:.80}"
+                f"sampling must be an m2kit.Sampling such as m2kit.Sampling(seed=1), found "
+                f"{sampling!r:.60}"
             )
-        for class_id in classes:
-            if not 0 <= class_id <= highest:
-                raise InputError(
-                    f"class {class_id} is out of range: this model has classes 0..{highest}"
-                )
-        return classes.astype(np.int64)
-
-    def _check_images(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        tokenizer, array = self.spec.tokenizer, np.asarray(images)
-        axes = tokenizer.axes
-        if array.ndim != 2 + len(axes) or array.shape[1] != 3 or not len(array):
-            raise InputError(
-                f"images must have shape (B, 3, {', '.join(axes)}), found {array.shape}"
-            )
-        if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(f"images must be float32 in [-1, 1], found {array.dtype}")
-        size = array.shape[2:]
-        if any(n % stride or not n for n, stride in zip(size, tokenizer.strides, strict=True)):
-            strides = " x ".join(map(str, dict.fromkeys(tokenizer.strides)))
-            raise InputError(
-                f"image sides must be multiples of {strides}, found "
-                f"{' x '.join(map(str, size))}; resize, crop or frame the images",
-                option="--pad",
-            )
-        if not np.isfinite(array).all() or np.abs(array).max() > 1.0001:
-            raise InputError(
-                f"images must lie in [-1, 1], found {array.min():.3g}..{array.max():.3g}; "
-                "scale 8-bit pixels by x / 127.5 - 1"
-            )
-        tokenizer.check_grid(self.spec.grid_of_size(size))
-        return np.ascontiguousarray(array, np.float32)
-
-    @property
-    def _grid_axes(self) -> tuple[str, ...]:
-        return tuple(map(str.lower, self.spec.tokenizer.axes))
+        return (sampling or Sampling()).resolve(self.transformer.sub_tokens, self.defaults)
 
     def _at_once(self, size: tuple[int, ...], batch: int | None) -> int:
         good = self.backend.images_at_once(size)
-        return min(good, _checked_batch(batch) or good)
+        return min(good, batch_of(batch) or good)
+
+    def _run(
+        self, graph: str, feeds: dict[str, npt.NDArray[np.float32]], output: str
+    ) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = self.backend.run(graph, feeds)[output]
+        if self._finite and not np.isfinite(found).all():
+            raise not_finite(graph)
+        return found
 
     def _latents(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return self.backend.run(contract.ENCODER, {contract.IMAGE: images})[contract.LATENT]
+        return self._run(contract.ENCODER, {contract.IMAGE: images}, contract.LATENT)
 
     def _quantize(
         self, latents: npt.NDArray[np.float32]
@@ -301,9 +337,3 @@ class Engine:
 def _parts(array: npt.NDArray[Any], at_once: int) -> Iterator[npt.NDArray[Any]]:
     for start in range(0, len(array), at_once):
         yield array[start : start + at_once]
-
-
-def _checked_batch(batch: int | None) -> int | None:
-    if batch is not None and (not is_integer(batch) or batch < 1):
-        raise InputError(f"batch must be a whole number from 1, found {batch!r:.60}")
-    return batch

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from m2kit.errors import InputError
 from m2kit.folder_check import check_folder
+from m2kit.host import check_threads
 from m2kit.manifest import ENGINE, Manifest
 from m2kit.manifest_file import read_manifest
 from m2kit.progress import Begin, silent
 from m2kit.runtime.backend import Opening
 from m2kit.runtime.backends import backend_of
 from m2kit.runtime.engine import Engine
+from m2kit.runtime.interchange import path_from
 from m2kit.runtime.parity import prove, remember
 from m2kit.runtime.target import check_bundle
 
@@ -31,7 +34,7 @@ def open_engine(
         path: The folder.
         provider: For the onnxruntime backend: "cpu" (the default) or "cuda". Never falls back.
         threads: For the onnxruntime backend: threads inside an operator; None is as many as
-            this process has cores.
+            this process has cores, which is also the most.
         check: Hash the weights even if this very file was hashed before.
         begin: Called with the name of each stage that takes long.
 
@@ -39,12 +42,16 @@ def open_engine(
         A context manager: `encode`, `decode`, `sample`, `generate`, `score`.
 
     Raises:
+        InputError: An argument that is out of range or not of this engine's backend.
         FolderError: Not an intact engine of a schema this version reads, or of another machine
             or bundle.
         BackendError: Its backend, provider or GPU is not available here.
         ParityError: It runs here for the first time and does not agree with PyTorch.
     """
-    folder = Path(path)
+    folder = path_from(path, "path")
+    check_threads(threads)
+    if not isinstance(check, bool):
+        raise InputError(f"check must be True or False, found {check!r:.40}")
     manifest = read_manifest(folder, ENGINE)
     kind = backend_of(folder, manifest)
     check_folder(folder, manifest, trust_seen_weights=not check)

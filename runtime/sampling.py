@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.errors import InputError
-from m2kit.sampling import ResolvedSampling, is_integer
+from m2kit.sampling import ResolvedSampling
 
 
 def uniforms(
@@ -107,19 +106,3 @@ class Sampler:
             top_p=sampling.top_p[k],
         )
         return draw(probability, self._uniforms[:, position * self._sub_tokens + k])
-
-
-def check_image_numbers(numbers: npt.ArrayLike | None, images: int) -> npt.NDArray[np.uint64]:
-    """The image numbers as (B) uint64, 0..B-1 by default.
-
-    Raises:
-        InputError: Not B integers in 0..2^64-1.
-    """
-    if numbers is None:
-        return np.arange(images, dtype=np.uint64)
-    values = np.asarray(numbers, dtype=object).ravel()
-    if len(values) != images or not all(is_integer(n) and 0 <= n < 2**64 for n in values):
-        raise InputError(
-            f"image_numbers must be {images} integers in 0..2^64-1, found {values[:5].tolist()}"
-        )
-    return np.array([int(number) for number in values], dtype=np.uint64)

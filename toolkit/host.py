@@ -12,6 +12,9 @@ import platform
 import re
 from pathlib import Path
 
+from m2kit.errors import InputError
+from m2kit.sampling import is_integer
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in each period
 _INFO = Path("/proc/cpuinfo")
@@ -29,6 +32,23 @@ def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
         return os.cpu_count() or 1
     cores = {_siblings(topology / f"cpu{number}" / "topology", number) for number in processors}
     return max(1, min(len(cores), _quota(quota)))
+
+
+def check_threads(threads: int | None) -> int | None:
+    """The number of threads that somebody asked for; None is nothing asked.
+
+    Raises:
+        InputError: Not a number from 1 to `available_cores`: with more, each waits for the others,
+            and a run may not end.
+    """
+    cores = available_cores()
+    if threads is not None and (not is_integer(threads) or not 1 <= threads <= cores):
+        raise InputError(
+            f"threads must be a whole number in 1..{cores} (the cores that this process may use), "
+            f"found {threads!r:.40}",
+            option="--threads",
+        )
+    return threads
 
 
 def _siblings(folder: Path, number: int) -> str:

@@ -18,7 +18,8 @@ OFF = {"guidance": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # neither
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How ids are drawn. None means the model's own default.
+    """How ids are drawn. None means the model's own default. Every value is checked at once:
+    InputError names the one out of range.
 
     Attributes:
         seed: 0 <= seed < 2^64.
@@ -37,6 +38,16 @@ class Sampling:
     top_p: PerSubToken = None
     greedy: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what no model takes."""
+        for name in OFF:
+            if getattr(self, name) is not None:
+                _checked(name, getattr(self, name))
+        if not is_integer(self.seed) or not 0 <= self.seed < 2**64:
+            raise InputError(f"seed must be a whole number in 0..2^64-1, found {self.seed!r:.60}")
+        if not isinstance(self.greedy, (bool, np.bool_)):
+            raise InputError(f"greedy must be True or False, found {self.greedy!r:.60}")
+
     def resolve(self, sub_tokens: int, defaults: SamplingDefaults | None) -> ResolvedSampling:
         """The same with one value per sub-token and nothing left open.
 
@@ -45,7 +56,7 @@ class Sampling:
             defaults: The model's own values; None is no guidance and no filter.
 
         Raises:
-            InputError: A value out of range, or a list of the wrong length.
+            InputError: A list of the wrong length.
         """
         values = {}
         for name, fallback in OFF.items():
@@ -53,9 +64,7 @@ class Sampling:
             if value is None:
                 value = getattr(defaults, name) if defaults else fallback
             values[name] = _per_sub_token(name, value, sub_tokens)
-        if not is_integer(self.seed) or not 0 <= self.seed < 2**64:
-            raise InputError(f"seed must be a whole number in 0..2^64-1, found {self.seed!r}")
-        return ResolvedSampling(seed=self.seed, greedy=self.greedy, **values)
+        return ResolvedSampling(seed=int(self.seed), greedy=bool(self.greedy), **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +114,32 @@ _RANGES = {  # lowest, highest, in words; a temperature below 1e-3 only overflow
 
 
 def _per_sub_token(name: str, value: Any, sub_tokens: int) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else (value,) * sub_tokens
+    values = _checked(name, value)
+    if not _is_list(value):
+        return values * sub_tokens
     if len(values) != sub_tokens:
         raise InputError(
             f"{name} takes one value, or one for each of the {sub_tokens} sub-tokens; "
             f"found {len(values)}"
         )
+    return values
+
+
+def _checked(name: str, value: Any) -> tuple[Any, ...]:
+    """The value or values, as Python's own numbers."""
     lowest, highest, expected = _RANGES[name]
+    values = tuple(value) if _is_list(value) else (value,)
+    values = tuple(v.item() if isinstance(v, np.ndarray) and v.ndim == 0 else v for v in values)
     for item in values:
         whole = is_integer(item)
         number = whole or (name != "top_k" and isinstance(item, (float, np.floating)))
         if not number or not lowest <= item <= highest:
-            raise InputError(f"{name} must be {expected}, found {item!r}")
+            raise InputError(f"{name} must be {expected}, found {item!r:.60}")
     return tuple(int(v) if name == "top_k" else float(v) for v in values)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def is_integer(value: Any) -> bool:

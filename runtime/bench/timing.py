@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit.progress import Advance
+from m2kit.runtime.arguments import image_numbers_of
 from m2kit.runtime.backend import Step, Steps, WatchedStep
 from m2kit.runtime.decoding import generate_positions
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.sampling import Sampler, check_image_numbers
+from m2kit.runtime.sampling import Sampler
 from m2kit.sampling import Sampling
 
 _BUFFER_FLOATS = 250_000_000  # 1 GB, far beyond any cache
@@ -65,7 +66,7 @@ def time_positions(
     spec = engine.transformer
     classes, resolved = engine.check_draw(np.arange(images) % spec.classes, sampling)
     rows = engine.row_classes(classes, resolved)
-    sampler = Sampler(resolved, check_image_numbers(None, images), spec.positions)
+    sampler = Sampler(resolved, image_numbers_of(None, images), spec.positions)
     opened, seconds = engine.backend.open_steps(len(rows)), np.zeros(2)
     steps = Steps(_timed(opened.inter, seconds[:1]), _timed(opened.intra, seconds[1:]))
     for _ in islice(generate_positions(steps, spec, rows, images, sampler), _WARM_UP):

@@ -233,7 +233,7 @@ def test_without_islands_the_same_model_is_not_finite(large, tmp_path):
     unaware = replace(manifest, maxima={graph: {} for graph in manifest.maxima})
     half = write_half(large, unaware, tmp_path)
     assert not any(half.moved_to_float.values())
-    with Engine(manifest.spec, EmulatedBackend(tmp_path, half)) as engine:
+    with Engine(manifest.spec, EmulatedBackend(tmp_path, half), finite=False) as engine:
         tokens = np.zeros((2, 4, 4, 2), np.int64)
         found = engine.score([1, 2], tokens)
     assert not all(np.isfinite(part).all() for part in found)

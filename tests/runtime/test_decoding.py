@@ -122,9 +122,13 @@ def test_a_tokenizer_alone_encodes_and_decodes_but_does_not_generate():
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (np.zeros((3, 4, 4), np.float32), r"\(B, 3, H, W\), found \(3, 4, 4\)"),
+        (np.zeros((3, 4, 4), np.float32), r"\(B, 3, H, W\), B at least 1, found \(3, 4, 4\)"),
         (np.zeros((1, 1, 4, 4), np.float32), "shape"),
-        (np.zeros((1, 3, 4, 4), np.uint8), "found uint8"),
+        (np.zeros((0, 3, 4, 4), np.float32), "B at least 1"),
+        (np.zeros((1, 3, 4, 4), np.int32), "or uint8, found int32"),
+        (np.zeros((1, 4, 4, 4), np.uint8), r"shape \(B, 3, H, W\)"),
+        ([[1.0], [1.0, 2.0]], "numpy cannot read this list"),
+        (None, "shape"),
         (np.full((1, 3, 4, 4), 255.0), r"\[-1, 1\], found 255"),
         (np.full((1, 3, 4, 4), np.nan), r"\[-1, 1\]"),
         (np.zeros((1, 3, 4, 5), np.float32), "multiples of 2, found 4 x 5"),

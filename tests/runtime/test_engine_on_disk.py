@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import m2kit
-from m2kit.errors import BackendError, FolderError, ParityError
+from m2kit.errors import BackendError, FolderError, InputError, ParityError
 from m2kit.runtime.comparison import compare
 from m2kit.runtime.reference import read_reference
 
@@ -163,7 +163,7 @@ def test_a_failure_inside_onnxruntime_is_a_backend_error(digits_engine):
 def test_a_closed_engine_says_so(digits_engine):
     with m2kit.open_engine(digits_engine) as engine:
         pass
-    with pytest.raises(BackendError, match="was closed"):
+    with pytest.raises(InputError, match="was closed"):
         engine.sample([0])
 
 

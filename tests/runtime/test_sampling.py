@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from m2kit import Sampling
 from m2kit.errors import InputError
+from m2kit.runtime.arguments import image_numbers_of
 from m2kit.runtime.sampling import (
     Sampler,
-    check_image_numbers,
     draw,
     guide,
     probabilities,
@@ -128,11 +128,11 @@ def test_options_out_of_range_are_refused(options, words):
 
 
 def test_image_numbers_are_checked():
-    assert check_image_numbers(None, 3).tolist() == [0, 1, 2]
-    assert check_image_numbers([2**64 - 1], 1).tolist() == [2**64 - 1]
+    assert image_numbers_of(None, 3).tolist() == [0, 1, 2]
+    assert image_numbers_of([2**64 - 1], 1).tolist() == [2**64 - 1]
     for bad in ([1], [-1, 0], [0, 2**64], [0, 1.7], [0, "x"], [0, True]):
         with pytest.raises(InputError, match="image_numbers must be 2 integers"):
-            check_image_numbers(bad, 2)
+            image_numbers_of(bad, 2)
 
 
 def test_greedy_takes_the_arg_max_of_guided_logits():

@@ -83,7 +83,8 @@ def test_every_module_of_the_five_folders_is_in_the_wheel(wheel):
     }
     found = {name for name in wheel.namelist() if name.endswith(".py")}
     assert found == expected
-    assert "m2kit/cli/imagenet_classes.txt" in wheel.namelist()
+    for other in ("m2kit/cli/imagenet_classes.txt", "m2kit/py.typed"):
+        assert other in wheel.namelist()
 
 
 def test_site_packages_gets_one_name(wheel):
@@ -96,7 +97,10 @@ def test_site_packages_gets_one_name(wheel):
 
 def test_public_names_are_what_all_says():
     errors = {n for n, value in vars(m2kit.errors).items() if n.endswith("Error") and value}
-    assert set(m2kit.__all__) == errors | {"Engine", "Sampling", "__version__", "open_engine"}
+    assert set(m2kit.__all__) == errors | {
+        *("Engine", "Sampling", "__version__", "open_engine"),
+        *("save_images", "to_pil", "to_uint8"),
+    }
     for name in m2kit.__all__:
         assert getattr(m2kit, name) is not None
     with pytest.raises(AttributeError):

@@ -14,6 +14,7 @@ import m2kit
 from m2kit.cli.output import note, stages
 from m2kit.config import PRESETS, UNTOLD, overrides_from_text
 from m2kit.errors import FolderError, InputError
+from m2kit.host import check_threads
 from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import kind_of_folder
 from m2kit.records import JsonObject
@@ -43,8 +44,9 @@ provider_option = click.option(
 )
 threads_option = click.option(
     "--threads",
-    type=COUNT,
-    help="Threads of ONNX Runtime.  [default: the cores this process may use]",
+    type=click.INT,
+    callback=lambda ctx, param, value: check_threads(value),
+    help="Threads of ONNX Runtime.  [default and most: the cores this process may use]",
 )
 batch_option = click.option(
     "--batch",

@@ -1,11 +1,16 @@
 """Drawing any number of images, batch by batch: what the command line, evaluation, a server and
 Python users draw with.
+
+The i-th image of class c has the number c * 2^32 + i, and an image depends on its number, its class
+and the seed alone. So a class draws the same images whatever else is drawn, and no two classes
+share their noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +20,15 @@ from m2kit.progress import Begin, silent
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling, is_integer
 
+IMAGES_OF_A_CLASS = 2**32
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnImages:
     """A finished batch of n images.
 
     Attributes:
-        numbers: (n) uint64: an image depends on its class, the seed and this alone.
+        numbers: (n) uint64, class * 2^32 + place in the class.
         class_ids: (n) int64.
         tokens: (n, h, w, K) int64.
         images: (n, 3, H, W) float32 in [-1, 1].
@@ -43,14 +50,15 @@ def draw_images(
     batch: int | None = None,
     begin: Begin = silent,
 ) -> Iterator[DrawnImages]:
-    """Draw `count` images of each class, in that order, numbered from `first_image` on.
+    """Draw images `first_image`, `first_image` + 1, ... of each class, `count` of them, class by
+    class in the given order.
 
     Args:
         engine: What draws.
-        classes: Class ids; one may stand several times.
+        classes: Class ids, each once.
         count: Images per class.
         sampling: How to draw; the model's own where it says None.
-        first_image: Number of the first image, to draw a set in shards.
+        first_image: Place in its class of the first image, to draw a set in shards.
         batch: Images at once, at most; by default as many as is good here.
         begin: Called when drawing begins, with the number of positions of all images.
 
@@ -62,24 +70,32 @@ def draw_images(
     """
     if not is_integer(count) or count < 1:
         raise InputError(f"expected one image per class or more, found {count!r:.40}")
-    total = len(classes) * count
-    if not is_integer(first_image) or not 0 <= first_image <= 2**64 - total:
+    if not is_integer(first_image) or not 0 <= first_image <= IMAGES_OF_A_CLASS - count:
         raise InputError(
-            f"first_image: expected {total} images numbered in 0..2^64-1, found the first "
-            f"numbered {first_image!r:.40}; choose a lower one",
+            f"first_image: a class has images 0..2^32-1, found {count} of them from "
+            f"{first_image!r:.40} on; choose a lower one, or fewer images",
             option="--first-image",
         )
     engine.check_draw(classes, sampling)
+    if len(set(classes)) < len(classes):
+        twice = next(c for c in classes if list(classes).count(c) > 1)
+        raise InputError(
+            f"class {twice} stands there several times; name it once, with as many images as wanted"
+        )
     at_once = engine.draw_at_once(sampling, batch)
 
     def batches() -> Iterator[DrawnImages]:
-        advance = begin("drawing", total * engine.transformer.positions)
-        for start in range(0, total, at_once):
-            size = min(at_once, total - start)
-            own = np.array([classes[(start + i) // count] for i in range(size)], np.int64)
-            numbers = np.arange(size, dtype=np.uint64) + np.uint64(first_image + start)
+        advance = begin("drawing", len(classes) * count * engine.transformer.positions)
+        wanted = (
+            (class_id, class_id * IMAGES_OF_A_CLASS + first_image + index)
+            for class_id in map(int, classes)
+            for index in range(count)
+        )
+        while part := list(islice(wanted, at_once)):
+            own = np.array([class_id for class_id, _ in part], np.int64)
+            numbers = np.array([number for _, number in part], np.uint64)
             for drawn in engine.generate(own, sampling, image_numbers=numbers):
-                advance(size)
+                advance(len(part))
                 tokens = drawn.tokens
             yield DrawnImages(numbers, own, tokens, engine.decode(tokens, batch=batch))
 

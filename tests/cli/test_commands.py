@@ -96,6 +96,14 @@ def test_a_set_can_be_drawn_in_shards_and_batches(here, digits_engine):
     np.testing.assert_array_equal(whole[4:], tail)
 
 
+def test_a_class_looks_the_same_whatever_else_is_drawn(here, digits_engine):
+    common = ("generate", "--engine", digits_engine, "-n", "2")
+    succeeds(*common, "--class", "5", "-o", "alone.png")
+    out = succeeds(*common, "--class", "3,5", "-o", "two.png")
+    np.testing.assert_array_equal(picture("two.png")[34:], picture("alone.png"))
+    assert "class * 2^32 + 0..1" in out
+
+
 def test_sampling_options_reach_the_sampler(here, digits_engine):
     def ids(*options):
         succeeds(

@@ -11,7 +11,7 @@ import numpy as np
 from click.testing import CliRunner
 from conftest import picture, run_m2kit
 
-from m2kit.cli import cli, imaging
+from m2kit.cli import cli, generating
 
 
 def draw(engine, cwd, *more, **options):
@@ -25,12 +25,13 @@ def test_a_folder_holds_what_the_grid_shows(digits_engine, tmp_path):
     common = ("--class", "3,7", "-n", "3", "--first-image", "0", "--json", "--tokens", "t.npz")
     done = draw(digits_engine, tmp_path, *common, "--batch", "4", "-o", "images")
     value = json.loads(done.stdout)
+    assert value["image_numbers"] == [[c * 2**32, c * 2**32 + 2] for c in (3, 7)]
     assert value["images"] == 6 and value["images_per_second"] > 0
     assert value["peak_memory_bytes"] > 1e7
     paths = sorted((tmp_path / "images").iterdir())
     assert [path.name for path in paths] == [
-        *(f"00000{i}_3.png" for i in range(3)),
-        *(f"00000{i}_7.png" for i in range(3, 6)),
+        *(f"00003_00000{i}.png" for i in range(3)),
+        *(f"00007_00000{i}.png" for i in range(3)),
     ]
     grid, side = picture(tmp_path / "grid.png"), picture(paths[0]).shape[0]
     gap = (grid.shape[0] - 2 * side) // 1
@@ -48,11 +49,11 @@ def test_what_is_finished_stays_when_the_command_is_killed(digits_engine, tmp_pa
     ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("many/*_1.png"))) < 4 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("many/00001_*.png"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    found = sorted(tmp_path.glob("many/[0-9]*_1.png"))
+    found = sorted(tmp_path.glob("many/00001_*.png"))
     assert len(found) >= 4
     for path in found:
         assert picture(path).ndim == 3
@@ -60,7 +61,7 @@ def test_what_is_finished_stays_when_the_command_is_killed(digits_engine, tmp_pa
 
 def test_images_are_let_go_as_soon_as_they_are_written(digits_engine, tmp_path, monkeypatch):
     drawn_batches, most_alive = [], 0
-    real = imaging.draw_images
+    real = generating.draw_images
 
     def watched(*arguments, **options):
         nonlocal most_alive
@@ -69,7 +70,7 @@ def test_images_are_let_go_as_soon_as_they_are_written(digits_engine, tmp_path, 
             yield drawn
             most_alive = max(most_alive, sum(batch() is not None for batch in drawn_batches))
 
-    monkeypatch.setattr(imaging, "draw_images", watched)
+    monkeypatch.setattr(generating, "draw_images", watched)
     arguments = ["generate", "--engine", str(digits_engine), "--class", "1", "-n", "12"]
     done = CliRunner().invoke(cli, [*arguments, "--batch", "2", "-o", str(tmp_path / "images")])
     assert done.exit_code == 0, done.output

@@ -11,8 +11,9 @@ import click
 from m2kit import __version__
 from m2kit.cli.benching import bench
 from m2kit.cli.building import build_engine, export, init_checkpoint
+from m2kit.cli.generating import generate
 from m2kit.cli.health import doctor
-from m2kit.cli.imaging import convert_tokens, decode, encode, generate, reconstruct
+from m2kit.cli.imaging import convert_tokens, decode, encode, reconstruct
 from m2kit.cli.reporting import describe, inspect, verify
 from m2kit.cli.training import train
 from m2kit.errors import M2KitError

@@ -39,9 +39,41 @@ def check_output(path: Path, suffix: str) -> None:
         raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another")
     if path.is_dir():
         raise FolderError(f"{path} is a folder, expected a file name; choose another")
-    parent = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise FolderError(f"cannot write {path}: {parent} is not a writable folder")
+    if path.exists() and not path.is_file():
+        raise FolderError(f"{path} is no regular file; choose another output")
+    _check_parent(Path(os.path.realpath(path)))
+
+
+def check_output_folder(path: Path) -> None:
+    """Refuse a folder to write files into before any work is spent on it.
+
+    Raises:
+        FolderError: No folder, or nothing that can be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise FolderError(f"{path} is no folder, expected one to write into; choose another output")
+    _check_parent(Path(os.path.realpath(path)) / "file")
+
+
+def check_new_folder(destination: Path, check: Callable[[Path], None]) -> None:
+    """Refuse what `new_folder` would, before any work is spent on it.
+
+    Raises:
+        FolderError: `destination` may not be replaced, or its parent cannot be written.
+    """
+    destination = Path(os.path.realpath(destination))
+    if os.path.lexists(destination):
+        check(destination)
+    _check_parent(destination)
+
+
+def _check_parent(path: Path) -> None:
+    """Whether the folder, or the nearest one that is there, can be written."""
+    parent = next(p for p in path.parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise FolderError(
+            f"cannot write {path}: {parent} is not a writable folder; choose another output"
+        )
 
 
 @contextlib.contextmanager
@@ -90,6 +122,18 @@ def new_file(destination: Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         temporary.replace(destination)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file or folder until the block or the process ends; False where another
+    process holds it."""
+    descriptor = _hold(Path(os.path.realpath(path)))
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

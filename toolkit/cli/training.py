@@ -19,7 +19,7 @@ from m2kit.cli.options import (
     output_option,
     together,
 )
-from m2kit.cli.output import print_result
+from m2kit.cli.output import note, print_result
 from m2kit.errors import require
 
 
@@ -60,7 +60,11 @@ _run_options = together(  # what both trainers take
     click.option(
         "--progress/--no-progress", default=True, show_default=False, help="Show a progress bar."
     ),
-    click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on with the run in the folder, with the same options; --epochs may be more.",
+    ),
 )
 
 
@@ -112,7 +116,7 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
     from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, TokenizerSettings, train_tokenizer
 
     settings = TokenizerSettings(**options)
-    training = train_tokenizer(settings, output, resume=resume, progress=progress)
+    training = train_tokenizer(settings, output, resume=resume, progress=progress, tell=note)
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
@@ -167,7 +171,9 @@ def ar(
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
     settings = settings_for(tokenizer_file, **options)
-    training = train_ar(settings, tokenizer_file, output, resume=resume, progress=progress)
+    training = train_ar(
+        settings, tokenizer_file, output, resume=resume, progress=progress, tell=note
+    )
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
         "chosen epoch": training.chosen_epoch,

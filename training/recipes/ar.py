@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
+from m2kit.outputs import check_output_folder
 from m2kit.records import JsonObject, Text
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
@@ -155,16 +156,33 @@ class ARModule(AveragedModule[Transformer]):
 
 
 def train_ar(
-    settings: ARSettings, tokenizer_file: Path, folder: Path, *, resume: bool, progress: bool
+    settings: ARSettings,
+    tokenizer_file: Path,
+    folder: Path,
+    *,
+    resume: bool,
+    progress: bool,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> ARTraining:
     """Train to the end; the run folder then holds ar.pt, curves.png and samples.png.
+
+    Args:
+        settings: What to train and how.
+        tokenizer_file: Of the tokenizer whose tokens it is trained on.
+        folder: The run folder.
+        resume: Go on with the run in the folder; it may be given more epochs.
+        progress: Show a progress bar.
+        tell: Called with what more epochs change.
 
     Raises:
         CheckpointError: The tokenizer file cannot be used.
         SpecError: The bits do not fit the tokenizer, or the architecture is impossible.
         InputError: The tokenizer does not fit the images, there is no such data set, or the
-            folder holds another run.
+            folder holds another run or is in use.
+        FolderError: The folder cannot be written.
+        M2KitError: Training diverged, or was interrupted.
     """
+    check_output_folder(folder)
     tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
     data = dataset_named(settings.data)
     grid = data.latent_grid(tokenizer.spec.tokenizer)
@@ -172,38 +190,40 @@ def train_ar(
     spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
     train, held_out = data.load()
     check_batch(settings.batch, len(train.labels))
-    resume_from = open_run(folder, settings, resume)
-    generator = torch.Generator().manual_seed(settings.seed)
-    varied = (data.vary(train.images, generator) for _ in range(settings.versions - 1))
-    train_tokens = _tokens(tokenizer, itertools.chain([train.images], varied), spec)
-    held_out_tokens = _tokens(tokenizer, [held_out.images], spec)
-    torch.manual_seed(settings.seed)
-    batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)
-    module = ARModule(settings, transformer_spec, settings.epochs * len(batches))
-    fit(
-        module,
-        batches,
-        in_order(held_out.labels, held_out_tokens),
-        epochs=settings.epochs,
-        folder=folder,
-        resume_from=resume_from,
-        panels=_PANELS,
-        choose_by=_HELD_OUT_BITS,
-        progress=progress,
-    )
-    epoch, tensors = read_best(folder / BEST_FILE, module)
-    module.load_state_dict(tensors)
-    transformer = module.averaged.eval()
-    plain = train_tokens[:, :1]  # the images as they are
-    training = ARTraining(
-        data=data.title,
-        chosen_epoch=epoch + 1,
-        held_out_bits_per_token=_bits(transformer, held_out.labels, held_out_tokens),
-        training_bits_per_token=_bits(transformer, train.labels, plain),
-        codebook_usage=codebook_usage(plain.numpy(), spec.vocabularies),
-        settings=settings,
-    )
-    _write_results(folder, TorchModel(spec, tokenizer.tokenizer, transformer), training.to_json())
+    with open_run(folder, settings, resume, tell) as (settings, resume_from):
+        generator = torch.Generator().manual_seed(settings.seed)
+        varied = (data.vary(train.images, generator) for _ in range(settings.versions - 1))
+        train_tokens = _tokens(tokenizer, itertools.chain([train.images], varied), spec)
+        held_out_tokens = _tokens(tokenizer, [held_out.images], spec)
+        torch.manual_seed(settings.seed)
+        batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)
+        steps = settings.epochs_of_schedule * len(batches)
+        module = ARModule(settings, transformer_spec, steps)
+        fit(
+            module,
+            batches,
+            in_order(held_out.labels, held_out_tokens),
+            epochs=settings.epochs,
+            folder=folder,
+            resume_from=resume_from,
+            panels=_PANELS,
+            choose_by=_HELD_OUT_BITS,
+            progress=progress,
+        )
+        epoch, tensors = read_best(folder / BEST_FILE, module)
+        module.load_state_dict(tensors)
+        transformer = module.averaged.eval()
+        plain = train_tokens[:, :1]  # the images as they are
+        training = ARTraining(
+            data=data.title,
+            chosen_epoch=epoch + 1,
+            held_out_bits_per_token=_bits(transformer, held_out.labels, held_out_tokens),
+            training_bits_per_token=_bits(transformer, train.labels, plain),
+            codebook_usage=codebook_usage(plain.numpy(), spec.vocabularies),
+            settings=settings,
+        )
+        model = TorchModel(spec, tokenizer.tokenizer, transformer)
+        _write_results(folder, model, training.to_json())
     return training
 
 

@@ -78,7 +78,7 @@ def _rows(lines: list[list[str]], expected: set[str]) -> list[Row]:
     epochs = [row[EPOCH] for row in rows]
     if epochs != sorted(set(epochs)) or any(e < 0 or not e.is_integer() for e in epochs):
         raise ValueError(f"expected growing whole numbers in the column {EPOCH}, found {epochs}")
-    return rows
+    return [{**row, EPOCH: int(row[EPOCH])} for row in rows]  # as it was written
 
 
 def _number(text: str, where: str) -> float:

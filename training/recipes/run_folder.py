@@ -5,15 +5,19 @@ official layout, curves.png and samples.png.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from m2kit.errors import InputError
-from m2kit.outputs import new_file
+from m2kit.errors import FolderError, InputError
+from m2kit.outputs import held, new_file
 from m2kit.records import BadRecord, JsonObject, read_json, read_record, to_json
+from m2kit.training.recipes.settings import RunSettings
 
+Settings = TypeVar("Settings", bound=RunSettings)
 SETTINGS_FILE = "settings.json"
 METRICS_FILE = "metrics.csv"
 RESUME_FILE = "resume.ckpt"
@@ -36,52 +40,85 @@ class Trained:
 
     def to_json(self) -> JsonObject:
         """As the checkpoint notes it: one level, the measures before the settings."""
-        values = asdict(self)
+        values = to_json(self)
         settings = values.pop("settings")
         del settings["data"]  # its name; the words are noted
         return {**values, **settings}
 
 
-def open_run(folder: Path, settings: object, resume: bool) -> Path | None:
-    """Prepare a run folder; returns the file to resume from, if any.
+@contextlib.contextmanager
+def open_run(
+    folder: Path, settings: Settings, resume: bool, tell: Callable[[str], None]
+) -> Iterator[tuple[Settings, Path | None]]:
+    """Holds a run folder, so that no other process trains in it.
 
     Args:
         folder: The folder.
-        settings: The run's record of settings.
-        resume: Go on with the run that the folder holds.
+        settings: What was asked for.
+        resume: Go on with the run that the folder holds; it may be given more epochs.
+        tell: Called with what more epochs change.
+
+    Yields:
+        The run's settings, and the file to resume from, if any.
 
     Raises:
-        InputError: The folder holds a run and `resume` was not asked for, or other settings.
+        InputError: The folder holds a run and `resume` was not asked for, or other settings, or
+            another process trains in it.
         FolderError: The folder cannot be written.
     """
     stored = folder / SETTINGS_FILE
-    if stored.is_file():
-        if not resume:
-            raise InputError(
-                f"{folder} already holds a training run; add --resume to go on with it, "
-                "or choose another folder with -o"
-            )
-        _refuse_other_settings(stored, settings)
-    elif resume:
+    if resume and not stored.is_file():
         raise InputError(f"{folder} holds no run to resume; leave out --resume to start one")
-    with new_file(stored) as path:
-        path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
-    checkpoint = folder / RESUME_FILE
-    return checkpoint if checkpoint.exists() else None
-
-
-def _refuse_other_settings(stored: Path, settings: object) -> None:
     try:
-        found = to_json(read_record(type(settings), read_json(stored)))
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(
+            f"cannot write {folder}: {error.strerror}; choose another folder with -o"
+        ) from error
+    with held(folder) as free:
+        if not free:
+            raise InputError(
+                f"another process trains in {folder}; wait until it ends, or choose another "
+                "folder with -o"
+            )
+        if stored.is_file():
+            if not resume:
+                raise InputError(
+                    f"{folder} already holds a training run; add --resume to go on with it, "
+                    "or choose another folder with -o"
+                )
+            settings = _gone_on(stored, settings, tell)
+        with new_file(stored) as path:
+            path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
+        checkpoint = folder / RESUME_FILE
+        yield settings, checkpoint if checkpoint.exists() else None
+
+
+def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Settings:
+    """The settings of a run that goes on: its own, but for more epochs."""
+    try:
+        found = read_record(type(wanted), read_json(stored))
     except (BadRecord, OSError) as error:
         raise InputError(
             f"{stored} holds no settings of such a run ({error}); choose another folder with -o"
         ) from error
-    wanted = to_json(settings)
-    changed = sorted(name for name in wanted if found[name] != wanted[name])
+    planned, more = found.epochs_of_schedule, wanted.epochs > found.epochs
+    if wanted.schedule_epochs is None and planned != wanted.epochs:
+        wanted = replace(wanted, schedule_epochs=planned)
+    own, asked = (
+        {**to_json(settings), "schedule_epochs": settings.epochs_of_schedule}
+        for settings in (found, wanted)
+    )
+    changed = {name for name in asked if own[name] != asked[name]} - ({"epochs"} if more else set())
     if changed:
         raise InputError(
             f"{stored.parent} was started with other settings: "
-            + ", ".join(f"{n} {found[n]} (now {wanted[n]})" for n in changed)
+            + ", ".join(f"{n} {own[n]} (now {asked[n]})" for n in sorted(changed))
             + "; repeat them, or choose another folder with -o"
         )
+    if more:
+        tell(
+            f"going on to {wanted.epochs} epochs in place of {found.epochs}: the learning rate "
+            f"changes as for {planned} epochs, and stays at its lowest after them"
+        )
+    return wanted

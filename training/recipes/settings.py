@@ -29,6 +29,8 @@ class RunSettings:
         learning_rate: The schedule's peak.
         ema_decay: Of the weights' moving average, per step.
         seed: Of initial weights, order and dropout.
+        schedule_epochs: Epochs over which the learning rate changes, where a resumed run was given
+            more: from there on it stays at its lowest. None is all of them.
     """
 
     data: Text
@@ -37,6 +39,12 @@ class RunSettings:
     learning_rate: Positive
     ema_decay: Decay
     seed: Seed
+    schedule_epochs: Count | None = None
+
+    @property
+    def epochs_of_schedule(self) -> int:
+        """Epochs over which the learning rate changes."""
+        return self.schedule_epochs or self.epochs
 
     def __post_init__(self) -> None:
         """Refuse a field that is of another type, out of range, or no finite number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from m2kit.config import ModelSpec
 from m2kit.families.image import ImageTokenizerSpec
+from m2kit.outputs import check_output_folder
 from m2kit.runtime.images import psnr, write_grid
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.datasets.table import dataset_named
@@ -125,52 +127,79 @@ class TokenizerModule(AveragedModule[Tokenizer]):
 
 
 def train_tokenizer(
-    settings: TokenizerSettings, folder: Path, *, resume: bool, progress: bool
+    settings: TokenizerSettings,
+    folder: Path,
+    *,
+    resume: bool,
+    progress: bool,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> TokenizerTraining:
     """Train to the end; the run folder then holds tokenizer.pt, curves.png and samples.png.
+
+    Args:
+        settings: What to train and how.
+        folder: The run folder.
+        resume: Go on with the run in the folder; it may be given more epochs.
+        progress: Show a progress bar.
+        tell: Called with what more epochs change.
 
     Raises:
         SpecError: The architecture is impossible.
         InputError: It does not fit the images, there is no such data set, or the folder holds
-            another run.
+            another run or is in use.
+        FolderError: The folder cannot be written.
+        M2KitError: Training diverged, or was interrupted.
     """
+    check_output_folder(folder)
     data = dataset_named(settings.data)
     data.latent_grid(settings.spec)
     train, held_out = data.load()
     check_batch(settings.batch, len(train.images))
-    resume_from = open_run(folder, settings, resume)
-    torch.manual_seed(settings.seed)
-    batches = shuffled(train.images, batch=settings.batch, seed=settings.seed)
-    module = TokenizerModule(settings, settings.epochs * len(batches))
-    fit(
-        module,
-        batches,
-        in_order(held_out.images),
-        epochs=settings.epochs,
-        folder=folder,
-        resume_from=resume_from,
-        panels=_PANELS,
-        choose_by=None,
-        progress=progress,
-    )
-    tokenizer, images = module.averaged.eval(), held_out.images.numpy()
-    rebuilt = _reconstruct(tokenizer, held_out.images)
-    training = TokenizerTraining(
-        data=data.title,
-        codebook_usage=_usage(tokenizer, train.images),
-        held_out_psnr_db=round(psnr(images, rebuilt), 3),
-        settings=settings,
-    )
+    with open_run(folder, settings, resume, tell) as (settings, resume_from):
+        torch.manual_seed(settings.seed)
+        batches = shuffled(train.images, batch=settings.batch, seed=settings.seed)
+        module = TokenizerModule(settings, settings.epochs_of_schedule * len(batches))
+        fit(
+            module,
+            batches,
+            in_order(held_out.images),
+            epochs=settings.epochs,
+            folder=folder,
+            resume_from=resume_from,
+            panels=_PANELS,
+            choose_by=None,
+            progress=progress,
+        )
+        tokenizer = module.averaged.eval()
+        rebuilt = _reconstruct(tokenizer, held_out.images)
+        training = TokenizerTraining(
+            data=data.title,
+            codebook_usage=_usage(tokenizer, train.images),
+            held_out_psnr_db=round(psnr(held_out.images.numpy(), rebuilt), 3),
+            settings=settings,
+        )
+        _write_results(folder, module, training, held_out.images.numpy(), rebuilt)
+    return training
+
+
+def _write_results(
+    folder: Path,
+    module: TokenizerModule,
+    training: TokenizerTraining,
+    images: npt.NDArray[np.float32],
+    rebuilt: npt.NDArray[np.float32],
+) -> None:
+    """tokenizer.pt, and samples.png with images above their reconstructions."""
+    settings: TokenizerSettings = training.settings
     write_tokenizer_checkpoint(
         folder / CHECKPOINT_FILE,
         module.net.state_dict(),
-        tokenizer.state_dict(),
+        module.averaged.state_dict(),
         ema_decay=settings.ema_decay,
         notes={"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()},
     )
     rows = [part[i : i + 10] for i in (0, 10) for part in (images, rebuilt)]  # above each other
     write_grid(folder / SAMPLES_FILE, np.concatenate(rows), columns=10, scale=2)
-    return training
 
 
 @torch.no_grad()

@@ -72,6 +72,28 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer
         assert len(read_metrics(tmp_path / name / "metrics.csv", MEASURES)) == settings.epochs
 
 
+def test_a_run_that_was_given_more_epochs_is_the_run_that_was_planned_so(
+    tmp_path, tokenizer_file, ar_settings
+):
+    def train(name, resume, **changes):
+        settings = ar_settings(**changes)
+        return train_ar(settings, tokenizer_file, tmp_path / name, resume=resume, progress=False)
+
+    train("extended", False, epochs=2)
+    short = (tmp_path / "extended" / "metrics.csv").read_text()
+    extended = train("extended", True, epochs=4)
+    assert extended == train("planned", False, epochs=4, schedule_epochs=2)
+    for name in ("settings.json", "metrics.csv", "ar.pt", "samples.png", "curves.png"):
+        files = [(tmp_path / run / name).read_bytes() for run in ("extended", "planned")]
+        assert files[0] == files[1], name
+    assert (tmp_path / "extended" / "metrics.csv").read_text().startswith(short)
+    notes = read_checkpoint(tmp_path / "extended" / "ar.pt").training
+    assert (notes["epochs"], notes["schedule_epochs"]) == (4, 2)
+    train("plain", False, epochs=4)
+    plain = (tmp_path / "plain" / "metrics.csv").read_text()
+    assert plain.splitlines()[1] != short.splitlines()[1]  # another schedule from the start
+
+
 def test_bits_must_fit_the_tokenizer(tmp_path, tokenizer_file, ar_settings):
     settings = ar_settings(bits=(3, 4))
     with pytest.raises(SpecError, match="must sum to the tokenizer's 8 code bits"):

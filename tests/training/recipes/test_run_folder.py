@@ -1,24 +1,110 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from m2kit.errors import InputError
+from m2kit.errors import FolderError, InputError
 from m2kit.training.recipes.run_folder import open_run
 
 GONE = object()
 
 
+def opened(folder, settings, resume, tell=lambda text: None):
+    """The settings to go on with and the file to resume from; the folder is free again."""
+    with open_run(folder, settings, resume, tell) as run:
+        return run
+
+
 def test_a_run_is_resumed_only_when_asked_and_with_its_own_settings(tmp_path, ar_settings):
     settings = ar_settings()
     with pytest.raises(InputError, match="no run to resume"):
-        open_run(tmp_path / "run", settings, resume=True)
-    assert open_run(tmp_path / "run", settings, resume=False) is None
-    assert open_run(tmp_path / "run", settings, resume=True) is None  # killed before one epoch
+        opened(tmp_path / "run", settings, resume=True)
+    assert not list(tmp_path.iterdir())
+    assert opened(tmp_path / "run", settings, resume=False) == (settings, None)
+    assert opened(tmp_path / "run", settings, resume=True) == (settings, None)  # killed at once
     with pytest.raises(InputError, match="add --resume"):
-        open_run(tmp_path / "run", settings, resume=False)
+        opened(tmp_path / "run", settings, resume=False)
     with pytest.raises(InputError, match=r"seed 3 \(now 4\)"):
-        open_run(tmp_path / "run", replace(settings, seed=4), resume=True)
+        opened(tmp_path / "run", replace(settings, seed=4), resume=True)
+
+
+def test_a_run_may_be_given_more_epochs_which_its_schedule_does_not_see(tmp_path, ar_settings):
+    told, settings = [], ar_settings(epochs=3)
+    opened(tmp_path, settings, resume=False, tell=told.append)
+    opened(tmp_path, settings, resume=True, tell=told.append)
+    assert not told
+    longer = replace(settings, epochs=5)
+    recorded = replace(longer, schedule_epochs=3)
+    for asked in (longer, longer, recorded):
+        assert opened(tmp_path, asked, resume=True, tell=told.append) == (recorded, None)
+    assert told == [
+        "going on to 5 epochs in place of 3: the learning rate changes as for 3 epochs, and stays "
+        "at its lowest after them"
+    ]
+    values = json.loads((tmp_path / "settings.json").read_text())
+    assert (values["epochs"], values["schedule_epochs"]) == (5, 3)
+    longest = replace(settings, epochs=9)
+    assert opened(tmp_path, longest, resume=True)[0] == replace(longest, schedule_epochs=3)
+    for wrong, complaint in (
+        (settings, r"other settings: epochs 9 \(now 3\); repeat them"),
+        (replace(longest, schedule_epochs=9), r"schedule_epochs 3 \(now 9\)"),
+        (replace(longest, epochs=10, seed=4), r"other settings: seed 3 \(now 4\); repeat them"),
+    ):
+        before = (tmp_path / "settings.json").read_bytes()
+        with pytest.raises(InputError, match=complaint):
+            opened(tmp_path, wrong, resume=True, tell=told.append)
+        assert (tmp_path / "settings.json").read_bytes() == before
+    assert len(told) == 1
+
+
+HOLDER = """import sys, time
+from pathlib import Path
+from m2kit.training.recipes.run_folder import open_run
+from m2kit.training.recipes.tokenizer import TokenizerSettings
+with open_run(Path(sys.argv[1]), TokenizerSettings(
+    data="digits", base_channels=32, channel_multipliers=(1, 1, 2, 2), blocks_per_level=1,
+    code_bits=8, epochs=12, batch=32, learning_rate=1e-3, ema_decay=0.98, entropy_weight=0.1,
+    entropy_temperature=0.01, commitment_weight=0.25, seed=0,
+), False, print):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_folder_in_use_takes_no_second_run_and_is_free_once_the_first_is_killed(tmp_path):
+    folder = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, folder], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        for options in ((), ("--resume",)):
+            done = subprocess.run(
+                [sys.executable, "-m", "m2kit", "train", "tokenizer", "-o", folder, *options],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert (done.returncode, done.stdout) == (1, "")
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(f"error: another process trains in {folder}; wait until it ends")
+        assert os.listdir(folder) == ["settings.json"]
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.communicate()
+    done = subprocess.run([sys.executable, "-c", HOLDER, folder], capture_output=True, text=True)
+    assert "already holds a training run; add --resume" in done.stderr
+
+
+def test_what_cannot_be_a_run_folder_is_one_line(tmp_path, ar_settings):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(FolderError, match=f"cannot write {path}: .*choose another folder"):
+            opened(path, ar_settings(), resume=False)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +128,7 @@ def test_forged_settings_are_one_line_that_names_the_field(
     tmp_path, ar_settings, change, complaint
 ):
     settings = ar_settings()
-    open_run(tmp_path, settings, resume=False)
+    opened(tmp_path, settings, resume=False)
     values = json.loads((tmp_path / "settings.json").read_text()) | change
     kept = {name: value for name, value in values.items() if value is not GONE}
     (tmp_path / "settings.json").write_text(json.dumps(kept))
@@ -57,7 +143,7 @@ def test_what_is_no_settings_file_is_one_line(tmp_path, ar_settings, text):
 
 def refused(folder, settings, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
-        open_run(folder, settings, resume=True)
+        opened(folder, settings, resume=True)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"{folder / 'settings.json'} holds no settings of such a run (")

@@ -32,7 +32,8 @@ class Device:
 
     def __str__(self) -> str:
         """As messages and engine.json show it."""
-        return f"{self.name} ({self.capability})"
+        memory = f"{self.memory_bytes / 1e9:.0f} GB"
+        return f"{self.name} ({self.capability}, {self.multiprocessors} SM, {memory})"
 
 
 def probe() -> tuple[tuple[Device, ...], str]:

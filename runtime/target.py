@@ -16,6 +16,7 @@ from m2kit.records import JsonObject
 from m2kit.runtime.device import Device
 
 _SHOWN = 12  # characters of a hash
+_MEMORY_FACTOR = 1.25
 
 
 def check_machine(folder: Path, manifest: Manifest, version: str, device: Device) -> None:
@@ -26,9 +27,6 @@ def check_machine(folder: Path, manifest: Manifest, version: str, device: Device
     """
     build = manifest.built
     target, here = build.target, Target.here()
-    gpu = "compute capability " + ", ".join(target.compute_capabilities)
-    if target.gpu:
-        gpu = f"{target.gpu} ({target.compute_capabilities[0]})"
     differing = []
     if target.os != here.os:
         differing.append(f"operating system: built for {target.os}, here {here.os}")
@@ -37,7 +35,7 @@ def check_machine(folder: Path, manifest: Manifest, version: str, device: Device
     if not _version_fits(build, version):
         differing.append(f"TensorRT: built with {build.backend_version}, here {version}")
     if not _device_fits(build, device):
-        differing.append(f"GPU: built for {gpu}, here {device}")
+        differing.append(f"GPU: built for {_gpu(target)}, here {device}")
     if differing:
         raise FolderError(
             f"{folder} was built for another machine ({'; '.join(differing)}); build it here with "
@@ -60,7 +58,26 @@ def _device_fits(build: Build, device: Device) -> bool:
         return int(device.capability.split(".")[0]) >= 8
     if device.capability not in target.compute_capabilities:
         return False
-    return compatible == SAME_CAPABILITY or target.gpu in (None, device.name)
+    if compatible == SAME_CAPABILITY or target.gpu is None:
+        return True
+    like = (target.gpu, target.multiprocessors) == (device.name, device.multiprocessors)
+    return like and _same_memory(target.memory_bytes, device.memory_bytes)
+
+
+def _same_memory(built: int | None, here: int) -> bool:
+    """Whether two GPUs have the same memory: what a Jetson's system leaves to see varies a little,
+    and its modules differ by factors of two."""
+    return built is not None and built / _MEMORY_FACTOR <= here <= built * _MEMORY_FACTOR
+
+
+def _gpu(target: Target) -> str:
+    """What an engine was built for, in words."""
+    if target.gpu is None:
+        return "compute capability " + ", ".join(target.compute_capabilities)
+    capability = target.compute_capabilities[0]
+    if target.multiprocessors is None or target.memory_bytes is None:  # of an older m2kit
+        return f"{target.gpu} ({capability}, its SM and memory were not recorded)"
+    return str(Device(target.gpu, capability, target.multiprocessors, target.memory_bytes))
 
 
 def check_bundle(folder: Path, manifest: Manifest) -> None:

@@ -97,17 +97,21 @@ class Target:
         architecture: As platform.machine names it.
         gpu: Name of the GPU it was built on; None where any of the capabilities will do.
         compute_capabilities: Of its GPUs; none for a processor.
+        multiprocessors: Of the GPU it was built on.
+        memory_bytes: Of that GPU, all of it.
     """
 
     os: Text
     architecture: Text
     gpu: Text | None = None
     compute_capabilities: tuple[Capability, ...] = ()
+    multiprocessors: Annotated[int, Range(1, 10_000)] | None = None
+    memory_bytes: Annotated[int, Range(1, 2**62)] | None = None
 
     @classmethod
-    def here(cls, gpu: str | None = None, capabilities: tuple[str, ...] = ()) -> Target:
+    def here(cls) -> Target:
         """This operating system and architecture."""
-        return cls(platform.system(), platform.machine(), gpu, capabilities)
+        return cls(platform.system(), platform.machine())
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,13 @@ def tensorrt(options: BuildOptions) -> Callable[[Job], Manifest]:
     device = find_device("building for TensorRT")
     version = str(load_tensorrt(TENSORRT).__version__)
     cache = None if options.no_timing_cache else timing_cache(TENSORRT, version, device)
-    target = Target.here(device.name, (device.capability,))
+    target = replace(
+        Target.here(),
+        gpu=device.name,
+        compute_capabilities=(device.capability,),
+        multiprocessors=device.multiprocessors,
+        memory_bytes=device.memory_bytes,
+    )
     return functools.partial(_build, TENSORRT, version, target, cache)
 
 
@@ -49,7 +55,7 @@ def tensorrt_rtx(options: BuildOptions) -> Callable[[Job], Manifest]:
     """
     trt = load_tensorrt(TENSORRT_RTX)
     targets(trt, options.compute_capabilities)
-    target = Target.here(None, options.compute_capabilities)
+    target = replace(Target.here(), compute_capabilities=options.compute_capabilities)
     return functools.partial(_build, TENSORRT_RTX, str(trt.__version__), target, None)
 
 

@@ -53,7 +53,7 @@ def test_every_version_builds_and_passes_the_gate(bundle, tmp_path, gpu, version
     gpu(version)
     manifest = build(bundle, tmp_path / "a.engine")
     assert manifest.parity.passed
-    assert manifest.parity.devices == ("Test GPU (8.6)",)
+    assert manifest.parity.devices == ("Test GPU (8.6, 28 SM, 12 GB)",)
     assert manifest.built.backend_version == manifest.versions["tensorrt"] == version
     target = manifest.built.target
     assert (target.gpu, target.compute_capabilities) == ("Test GPU", ("8.6",))
@@ -102,7 +102,9 @@ def test_timings_are_kept_for_a_gpu_and_a_version(bundle, tmp_path, gpu, home):
     assert not folder.exists()
     assert cache("first") == ""
     assert cache("second").startswith("timed;")
-    assert [path.name for path in folder.iterdir()] == ["tensorrt-10.3.0-Test-GPU-8-6.cache"]
+    assert [path.name for path in folder.iterdir()] == [
+        "tensorrt-10.3.0-Test-GPU-8-6-28-SM-12-GB.cache"
+    ]
     gpu(name="Orin", capability="8.7")
     assert cache("other") == ""
     folder.chmod(0o500)
@@ -294,20 +296,22 @@ def test_an_engine_built_elsewhere_is_checked_when_it_first_runs(bundle, tmp_pat
 
     m2kit.open_engine(folder, begin=begin).backend.close()
     assert said == [
-        "first run on Test GPU (8.6)", "comparing with PyTorch's reference (Test GPU (8.6))"
-    ]  # fmt: skip
+        "first run on Test GPU (8.6, 28 SM, 12 GB)",
+        "comparing with PyTorch's reference (Test GPU (8.6, 28 SM, 12 GB))",
+    ]
     with m2kit.open_engine(folder) as engine:
         assert engine.info.parity.passed
-    assert read_manifest(folder, ENGINE).parity.devices == ("Test GPU (8.6)",)
+    assert read_manifest(folder, ENGINE).parity.devices == ("Test GPU (8.6, 28 SM, 12 GB)",)
     m2kit.open_engine(folder, begin=begin).backend.close()
     assert len(said) == 2
     gpu("1.7.1.116", "tensorrt_rtx", name="RTX 4090", capability="8.9")
     m2kit.open_engine(folder, begin=begin).backend.close()
     assert said[2:] == [
-        "first run on RTX 4090 (8.9)", "comparing with PyTorch's reference (RTX 4090 (8.9))"
-    ]  # fmt: skip
+        "first run on RTX 4090 (8.9, 28 SM, 12 GB)",
+        "comparing with PyTorch's reference (RTX 4090 (8.9, 28 SM, 12 GB))",
+    ]
     devices = read_manifest(folder, ENGINE).parity.devices
-    assert devices == ("Test GPU (8.6)", "RTX 4090 (8.9)")
+    assert devices == ("Test GPU (8.6, 28 SM, 12 GB)", "RTX 4090 (8.9, 28 SM, 12 GB)")
     gpu("1.7.1.116", "tensorrt_rtx", name="H100", capability="9.0")
     with pytest.raises(FolderError, match=r"built for compute capability 8\.6, 8\.9, here H100"):
         m2kit.open_engine(folder)
@@ -319,7 +323,7 @@ def test_tensorrt_rtx_is_tried_at_once_where_a_target_is_here(bundle, tmp_path, 
     assert manifest.parity.passed is None
     _, trt = gpu("1.7.1.116", "tensorrt_rtx")
     manifest = build_engine(bundle, tmp_path / "b.engine", "tensorrt-rtx", RTX)
-    assert manifest.parity.devices == ("Test GPU (8.6)",)
+    assert manifest.parity.devices == ("Test GPU (8.6, 28 SM, 12 GB)",)
     assert asked(tmp_path / "b.engine")["flags"] == ["REQUIRE_USER_ALLOCATION"]
     monkeypatch.setattr(trt.IExecutionContext, "is_stream_capturable", lambda self, stream: False)
     with m2kit.open_engine(tmp_path / "b.engine") as engine:
@@ -363,7 +367,7 @@ def test_the_three_commands_on_a_gpu(bundle, tmp_path, gpu, monkeypatch):
     shutil.copytree(bundle, "m.bundle")
     code, out, err = invoke("build-engine", "--batch", 2, "--low-memory", "--json")
     assert code == 0, err
-    assert "building for tensorrt on Test GPU (8.6)" in err
+    assert "building for tensorrt on Test GPU (8.6, 28 SM, 12 GB)" in err
     assert "building takes about 1.5 GB of memory" in err
     assert "building inter_step.plan, 4 of 5" in err
     assert json.loads(out)["backend"] == "tensorrt"

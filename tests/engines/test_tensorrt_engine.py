@@ -341,7 +341,7 @@ def test_the_gate_goes_in_as_many_rows_as_the_engine_has(built, gpu):
     assert manifest.built.rows == 2
     assert manifest.parity.passed
     assert manifest.parity.precision == "float16 against float32"
-    assert manifest.parity.devices == ("Test GPU (8.6)",)
+    assert manifest.parity.devices == ("Test GPU (8.6, 28 SM, 12 GB)",)
 
 
 def test_the_double_notices_memory_used_after_it_was_freed(gpu):

@@ -58,15 +58,23 @@ def change(folder, options=None, target=None, **build):
     ("here", "built", "words"),
     [
         ({"version": "10.4.0"}, {}, "(TensorRT: built with 10.3.0, here 10.4.0)"),
-        ({"name": "Orin"}, {}, "(GPU: built for Test GPU (8.6), here Orin (8.6))"),
-        ({"capability": "8.7"}, {}, "(GPU: built for Test GPU (8.6), here Test GPU (8.7))"),
+        (
+            {"name": "Orin"},
+            {},
+            "(GPU: built for Test GPU (8.6, 28 SM, 12 GB), here Orin (8.6, 28 SM, 12 GB))",
+        ),
+        (
+            {"capability": "8.7"},
+            {},
+            "(GPU: built for Test GPU (8.6, 28 SM, 12 GB), here Test GPU (8.7, 28 SM, 12 GB))",
+        ),
         ({}, {"target": {"architecture": "aarch64"}}, "(architecture: built for aarch64, here "),
         ({}, {"target": {"os": "Plan 9"}}, "(operating system: built for Plan 9, here Linux)"),
         (
             {"version": "11.4.0.106", "name": "Orin", "capability": "8.7"},
             {},
-            "(TensorRT: built with 10.3.0, here 11.4.0.106; GPU: built for Test GPU (8.6), here "
-            "Orin (8.7))",
+            "(TensorRT: built with 10.3.0, here 11.4.0.106; GPU: built for Test GPU (8.6, 28 SM, "
+            "12 GB), here Orin (8.7, 28 SM, 12 GB))",
         ),
     ],
 )
@@ -79,6 +87,36 @@ def test_an_engine_of_another_machine_names_each_field_and_the_command(
         m2kit.open_engine(engine)
     assert words in str(error.value)
     assert str(error.value).endswith(f"build it here with {REBUILD}")
+
+
+NANO, AGX, AGX_64 = (8, 8 * 10**9), (14, 32 * 10**9), (14, 64 * 10**9)
+
+
+@pytest.mark.parametrize("here", [NANO, AGX_64])
+def test_every_orin_has_one_name_and_another_module_is_refused_all_the_same(
+    bundle, tmp_path, gpu, here
+):
+    orin = {"name": "Orin", "capability": "8.7"}
+    gpu(**orin, module=AGX)
+    build_engine(bundle, tmp_path / "m.engine", "tensorrt", BuildOptions(opt_level=4))
+    gpu(**orin, module=here)
+    with pytest.raises(FolderError) as error:
+        m2kit.open_engine(tmp_path / "m.engine")
+    multiprocessors, memory = here
+    assert (
+        "(GPU: built for Orin (8.7, 14 SM, 32 GB), here Orin "
+        f"(8.7, {multiprocessors} SM, {memory / 1e9:.0f} GB))"
+    ) in str(error.value)
+    gpu(**orin, module=(14, 31 * 10**9))  # the system keeps a little more for itself
+    m2kit.open_engine(tmp_path / "m.engine").backend.close()
+
+
+def test_an_engine_that_does_not_tell_its_module_is_built_again(engine, gpu):
+    """As those of m2kit before it was recorded."""
+    change(engine, target={"multiprocessors": None, "memory_bytes": None})
+    gpu()
+    with pytest.raises(FolderError, match=r"Test GPU \(8\.6, its SM and memory were not recorded"):
+        m2kit.open_engine(engine)
 
 
 VERSIONS = {"options": {"version_compatible": True}}

@@ -45,7 +45,7 @@ def test_a_gpu_is_described(gpu):
     gpu(name="Orin", capability="8.7", module=(16, 32 * 10**9))
     device = Device("Orin", "8.7", multiprocessors=16, memory_bytes=32 * 10**9)
     assert (find_device("x"), probe()) == (device, ((device,), "ok"))
-    assert str(device) == "Orin (8.7)"
+    assert str(device) == "Orin (8.7, 16 SM, 32 GB)"
 
 
 def test_a_driver_older_than_cuda_bindings_is_taken_within_a_major(gpu, monkeypatch):

@@ -3,9 +3,10 @@ graph, as strongly typed builders need it.
 
 The exporter marks every node: `float` (norm statistics, RoPE, scores, mask and softmax, GroupNorm
 statistics, LFQ index, logits) or `any`. Nodes marked `any` become half unless a value they touch
-was seen above HALF_LIMIT when the bundle was made; those join the float islands. A cast stands
-wherever a value crosses the border. Weights are written in the precision of the nodes that read
-them, one tensor at a time.
+was seen above HALF_LIMIT when the bundle was made; those join the float islands. The products of
+queries with the cache's keys become half in spite of their mark. A cast stands wherever a value
+crosses the border. Weights are written in the precision of the nodes that read them, one tensor at
+a time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from m2kit.manifest import Manifest
 from m2kit.precision import Precision
 
 HALF_LIMIT = 2.0**14  # a quarter of float16's largest value: the bundle saw a few inputs only
+SCORE_LIMIT = 2.0**7  # beyond it half rounds scores by more than 1/32: 3 % of a softmax's weight
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -58,6 +60,7 @@ def half_graph(path: Path, io: GraphIO, maxima: Mapping[str, float]) -> HalfGrap
     for value, tensor in zip(graph.inputs, io.inputs, strict=True):
         if tensor.dtype == "compute":
             value.type = ir.TensorType(ir.DataType.FLOAT16)
+            _keep_cache_half(value, maxima)
     border = _Border(half)
     for node in list(graph):
         wanted = _precision(node, maxima, half.moved)
@@ -71,6 +74,20 @@ def half_graph(path: Path, io: GraphIO, maxima: Mapping[str, float]) -> HalfGrap
                 value.type = ir.TensorType(wanted)
     border.close(io)
     return half
+
+
+def _keep_cache_half(cache: ir.Value, maxima: Mapping[str, float]) -> None:
+    """Let what reads keys or values be half, as these are, and cast what comes out: in the island
+    of the scores all keys would be cast at every step, which moves three times their bytes. Scores
+    above SCORE_LIMIT stay there."""
+    readers = [use.node for use in cache.uses()]
+    for node in readers:
+        if node.op_type == "Transpose":
+            readers += [use.node for use in node.outputs[0].uses()]
+    scores = [str(node.outputs[0].name) for node in readers if node.op_type == "MatMul"]
+    if all(maxima.get(name, 0.0) <= SCORE_LIMIT for name in scores):
+        for node in readers:
+            node.metadata_props[PRECISION] = ANY
 
 
 def _precision(node: ir.Node, maxima: Mapping[str, float], moved: dict[str, float]) -> ir.DataType:

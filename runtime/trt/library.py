@@ -4,6 +4,7 @@ share an API; what differs between versions is told by attribute where it is use
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,7 @@ class Product:
     oldest: tuple[int, int]
 
 
+_SHOWN = 300  # characters of an error of TensorRT
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 PRODUCTS = {
     TENSORRT: Product("tensorrt", "tensorrt", "TensorRT", (10, 3)),
@@ -78,16 +80,24 @@ def out_of_workspace(reason: str) -> bool:
     return "could not find any implementation" in text or "insufficient workspace" in text
 
 
+@functools.cache
 def error_log(trt: ModuleType) -> Any:
-    """A TensorRT logger that keeps errors, newest last, in `errors`, and prints nothing."""
+    """The TensorRT logger of this process, as TensorRT keeps the first it is given: it holds errors
+    until they are asked for and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: list[str] = []
+            self._errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
+                self._errors.append(" ".join(message.split()))
+
+        def reason(self) -> str:
+            """The last error since this was asked."""
+            last = self._errors[-1][:_SHOWN] if self._errors else "it gives no reason"
+            self._errors.clear()
+            return last
 
     return Log()

@@ -44,7 +44,7 @@ class OpenedPlan:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._engine = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            reason, cure = _last(log), f"build the engine again here with `{rebuild}`"
+            reason, cure = log.reason(), f"build the engine again here with `{rebuild}`"
             if out_of_memory(reason):
                 cure = "close other programs on the GPU, or build the engine for a smaller batch"
             raise BackendError(f"TensorRT cannot open {path}: {reason}; {cure}")
@@ -52,7 +52,7 @@ class OpenedPlan:
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self.context = self._engine.create_execution_context(strategy)
         if self.context is None:
-            raise BackendError(f"TensorRT cannot prepare {self.name}: {_last(log)}")
+            raise BackendError(f"TensorRT cannot prepare {self.name}: {log.reason()}")
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
 
     def _check(self, trt: Any, path: Path) -> None:
@@ -83,7 +83,7 @@ class OpenedPlan:
         self.context.set_device_memory(memory.addresses["scratch"], self.scratch_bytes)
         for name in self.tensors:
             if not self.context.set_tensor_address(name, addresses[name]):
-                raise BackendError(f"TensorRT refuses the address of {name}: {_last(self._log)}")
+                raise BackendError(f"TensorRT refuses the address of {name}: {self._log.reason()}")
         self._places = [
             [prefix + tensor.name for tensor in part if prefix + tensor.name in memory.arrays]
             for part in (self.io.inputs, self.io.outputs)
@@ -98,8 +98,9 @@ class OpenedPlan:
         written, read = self._places
         self._memory.upload(written[0], written[-1])
         if not self.context.execute_async_v3(self._gpu.stream):
+            reason = self._log.reason()
             raise BackendError(
-                f"TensorRT failed in {self.name}: {_last(self._log)}; `m2kit doctor` shows versions"
+                f"TensorRT failed in {self.name}: {reason}; `m2kit doctor` shows versions"
             )
         if read:
             self._memory.download(read[0], read[-1])
@@ -108,7 +109,3 @@ class OpenedPlan:
         """Release the context before its engine."""
         del self.context
         del self._engine
-
-
-def _last(log: Any) -> str:
-    return log.errors[-1][:300] if log.errors else "it gives no reason"

@@ -369,6 +369,8 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
 
     class Runtime:
         def __init__(self, logger):
+            if module.__dict__.setdefault("logger", logger) is not logger:
+                raise Misuse("TensorRT keeps the first logger of a process, others hear nothing")
             assert cuda is not None and cuda.driver and cuda.devices, "a segmentation fault"
             self._log, self.engine_host_code_allowed = logger, False
 

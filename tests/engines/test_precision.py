@@ -16,7 +16,7 @@ from draw_quality import draw_quality
 
 from m2kit import Sampling, contract
 from m2kit.engines.emulation import EmulatedBackend, emulated
-from m2kit.engines.half_precision import HALF_LIMIT, half_graph, write_half
+from m2kit.engines.half_precision import HALF_LIMIT, SCORE_LIMIT, half_graph, write_half
 from m2kit.export.exporter import export_bundle
 from m2kit.manifest import BUNDLE
 from m2kit.manifest_file import files_table, read_manifest
@@ -104,6 +104,37 @@ def test_every_node_has_the_precision_of_its_mark_and_weights_that_of_their_read
     assert products > 10
     exact_bytes = sum(entry.bytes for entry in files_table(exact.backend._folder).values())
     assert sum(entry.bytes for entry in files_table(folder).values()) < exact_bytes
+
+
+@pytest.mark.parametrize("graph", contract.STEP_GRAPHS)
+def test_the_cache_is_read_as_it_is_and_never_cast(ar_tiny, graph):
+    """In float the keys of every layer would be read, written and read again at every step."""
+    _, _, folder = ar_tiny
+    proto, types = inferred_types(folder / f"{graph}.onnx")
+    read = {value.name for value in proto.input if contract.is_past(value.name)}
+    for node in proto.node:
+        if read & set(node.input):
+            assert node.op_type in ("MatMul", "Transpose")
+            if node.op_type == "Transpose":
+                read.add(node.output[0])
+            assert types[node.output[0]] == HALF
+
+
+def test_scores_too_large_for_half_stay_float(exported):
+    bundle = exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
+    manifest = read_manifest(bundle, BUNDLE)
+    io = contract.graph_io(manifest.spec, contract.INTER_STEP)
+    graph = ir.load(bundle / "inter_step.onnx").graph
+    (keys,) = (value for value in graph.inputs if value.name == contract.past_key(1))
+    (transposed,) = (use.node for use in keys.uses())
+    (product,) = (use.node for use in transposed.outputs[0].uses())
+    name = product.outputs[0].name
+    maxima = manifest.maxima["inter_step"]
+    assert 0 < maxima[name] < SCORE_LIMIT
+    for largest, wanted in ((SCORE_LIMIT, ir.DataType.FLOAT16), (129.0, ir.DataType.FLOAT)):
+        half = half_graph(bundle / "inter_step.onnx", io, {**maxima, name: largest})
+        (found,) = (n for n in half.model.graph if n.name == product.name)
+        assert found.outputs[0].dtype == wanted
 
 
 def test_ids_and_images_stay_near_on_the_golden_model(ar_tiny, golden):

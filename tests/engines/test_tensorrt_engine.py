@@ -103,6 +103,8 @@ def test_a_position_is_one_launch_a_graph_and_nothing_is_allocated_in_the_loop(b
         assert set(cuda.calls[before:]) == {
             "cuGraphLaunch", "cuMemcpy3DAsync", "cuStreamSynchronize"
         }  # fmt: skip
+        commits = cuda.calls[before:].count("cuMemcpy3DAsync")
+        assert commits == positions * sub_tokens  # the last sub-token's row is read by nobody
         waits = cuda.calls[before:].count("cuStreamSynchronize")
         assert waits == positions * sub_tokens  # the host waits for logits alone
         assert engine.backend.active()["cuda_graphs"] == {"inter_step": "yes", "intra_step": "yes"}
@@ -198,6 +200,26 @@ def test_what_was_allocated_before_a_failure_is_given_back(built, gpu, monkeypat
                 engine.encode(np.zeros((1, 3, 16, 16), np.float32))
         assert cuda.leaks() == (0, 1, 0)
     assert cuda.leaks() == (0, 0, 0)
+
+
+def test_engines_of_one_process_share_a_logger_and_tell_their_own_reasons(built, gpu, monkeypatch):
+    """TensorRT keeps the first logger it is given, and warns of others."""
+    _, trt = gpu()
+    folder = built("ar_tiny", "float32")
+    with m2kit.open_engine(folder) as first, m2kit.open_engine(folder) as second:
+        reasons, original = ["no such tactic"], trt.Runtime.deserialize_cuda_engine
+
+        def refuse(self, data):
+            if reasons:
+                self._log.log(trt.ILogger.ERROR, reasons.pop())
+
+        monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", refuse)
+        with pytest.raises(BackendError, match="no such tactic; build the engine again"):
+            first.encode(np.zeros((1, 3, 16, 16), np.float32))
+        with pytest.raises(BackendError, match="it gives no reason"):
+            second.sample([1])
+        monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", original)
+        np.testing.assert_array_equal(first.sample([1]), second.sample([1]))
 
 
 def test_memory_that_is_short_at_opening_is_told_as_such(built, gpu, monkeypatch):
@@ -368,7 +390,7 @@ def test_the_double_refuses_what_tensorrt_forbids(built, gpu):
     (_, stream), (_, memory) = cuda.cuStreamCreate(1), cuda.cuMemAlloc(1 << 20)
     memory = int(memory)
     assert not context.execute_async_v3(int(stream))
-    assert "no address was set" in log.errors[-1]
+    assert "no address was set" in log.reason()
     assert not context.set_tensor_address("sub_token", memory + 128)
     with pytest.raises(Misuse, match="not in one live allocation"):
         context.set_device_memory(memory + (1 << 20), 1000)

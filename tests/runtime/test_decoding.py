@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from conftest import tiny_spec
-from doubles.fake_backend import FakeBackend, FakeSteps
+from doubles.fake_backend import FakeBackend, FakeStep, FakeSteps
 
-from m2kit import Sampling
+from m2kit import Sampling, contract
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
 from m2kit.runtime.engine import Engine
@@ -25,6 +25,21 @@ def test_an_image_does_not_depend_on_batch_order_or_neighbours(spec):
     np.testing.assert_array_equal(reordered, together[[3, 1]])
     alone = engine(spec).sample([2], sampling, image_numbers=[2])
     np.testing.assert_array_equal(alone, together[[2]])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"K{spec.sub_tokens}")
+def test_what_no_later_sub_token_reads_is_not_committed(spec, monkeypatch):
+    committed = []
+    commit = FakeStep.commit
+    monkeypatch.setattr(
+        FakeStep,
+        "commit",
+        lambda step, at: (committed.append((contract.HIDDEN in step.inputs, at)), commit(step, at)),
+    )
+    engine(spec).sample([0])
+    intra = [at for is_intra, at in committed if is_intra]
+    assert intra == spec.transformer.positions * list(range(spec.sub_tokens - 1))
+    assert len(committed) - len(intra) == spec.transformer.positions
 
 
 def test_seed_image_number_and_class_each_change_the_image():

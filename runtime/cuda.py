@@ -47,11 +47,12 @@ class Gpu:
         self.synchronize = self.bound("cuStreamSynchronize", self._stream)
         self._recorded: list[Any] = []
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """Make the context this thread's: a new thread has none, where the CUDA runtime's calls
         would have taken the primary one."""
-        self._checked("cuCtxSetCurrent", self._context)
-        self._thread.entered = True
+        if not hasattr(self._thread, "entered"):
+            self._checked("cuCtxSetCurrent", self._context)
+            self._thread.entered = True
 
     def call(self, function: str, *arguments: Any) -> Any:
         """What a function of the driver returns after its status.
@@ -59,8 +60,7 @@ class Gpu:
         Raises:
             BackendError: Its status is an error.
         """
-        if not hasattr(self._thread, "entered"):
-            self._enter()
+        self.enter()
         return self._checked(function, *arguments)
 
     def _checked(self, function: str, *arguments: Any) -> Any:
@@ -81,11 +81,10 @@ class Gpu:
     def bound(self, function: str, *arguments: Any) -> Callable[[], None]:
         """A call of a function of the driver that returns nothing but its status, prepared once;
         it raises as `call` does."""
-        prepared, thread = getattr(self._driver, function), self._thread
+        prepared, enter = getattr(self._driver, function), self.enter
 
         def run() -> None:
-            if not hasattr(thread, "entered"):
-                self._enter()
+            enter()
             (status,) = prepared(*arguments)
             if int(status):
                 raise self.failure(function, status)
@@ -163,8 +162,7 @@ class Gpu:
 
     def release(self, function: str, handle: Any) -> None:
         """Give something back. A status here can only repeat an error that was raised before."""
-        if not hasattr(self._thread, "entered"):
-            self._enter()
+        self.enter()
         getattr(self._driver, function)(handle)
 
     def finish(self) -> None:

@@ -7,8 +7,6 @@ folder, and each becomes a plan in a process of its own (process.py).
 from __future__ import annotations
 
 import functools
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +21,8 @@ from m2kit.engines.trt.process import build_plan, targets
 from m2kit.errors import InputError, require
 from m2kit.manifest import Manifest
 from m2kit.precision import Precision
-from m2kit.runtime.device import Device, find_device
+from m2kit.runtime.device import find_device
+from m2kit.runtime.trt.caches import TIMING, cache_file
 from m2kit.runtime.trt.library import PRODUCTS, TENSORRT, TENSORRT_RTX, load_tensorrt
 
 
@@ -35,7 +34,7 @@ def tensorrt(options: BuildOptions) -> Callable[[Job], Manifest]:
     """
     device = find_device("building for TensorRT")
     version = str(load_tensorrt(TENSORRT).__version__)
-    cache = None if options.no_timing_cache else timing_cache(TENSORRT, version, device)
+    cache = None if options.no_timing_cache else cache_file(TIMING, TENSORRT, version, device)
     target = replace(
         Target.here(),
         gpu=device.name,
@@ -122,17 +121,6 @@ def _typed_graphs(job: Job) -> tuple[Manifest, Path]:
     onnx_folder = job.folder / "half"  # inside, so that a killed build leaves one folder
     onnx_folder.mkdir()
     return write_half(job.bundle, job.source, onnx_folder), onnx_folder
-
-
-def timing_cache(product: str, version: str, device: Device) -> Path | None:
-    """Where the measured tactics of a GPU and a TensorRT version are kept; None if nowhere."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", str(device)).strip("-")
-    try:
-        folder = Path.home() / ".cache" / "m2kit" / "timing"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a read-only home, or none: building only takes longer
-        return None
-    return folder / f"{product}-{version}-{name}.cache" if os.access(folder, os.W_OK) else None
 
 
 def plan_sizes(

@@ -23,9 +23,10 @@ from m2kit.manifest import Manifest
 from m2kit.records import JsonObject
 from m2kit.runtime.backend import Opening, Steps
 from m2kit.runtime.cuda import Gpu, Memory
-from m2kit.runtime.device import find_device
+from m2kit.runtime.device import Device, find_device
 from m2kit.runtime.target import check_machine
-from m2kit.runtime.trt.library import error_log, load_tensorrt
+from m2kit.runtime.trt.caches import COMPILED, CompiledKernels, cache_file
+from m2kit.runtime.trt.library import TENSORRT_RTX, error_log, load_tensorrt
 from m2kit.runtime.trt.plan import OpenedPlan
 from m2kit.runtime.trt.steps import StepGraphs
 
@@ -53,6 +54,7 @@ class TensorRTBackend:
         self._runtime = self._trt.Runtime(self._log)
         if build.options.version_compatible:  # such a plan brings its own runtime, which is code
             self._runtime.engine_host_code_allowed = True
+        self._compiled = self._kernels(device)
         self._rows = build.rows or 2
         self.largest_rows, self.image_sizes, self.threads = self._rows, build.image_sizes, None
         self._tokenizer: dict[tuple[str, tuple[int, ...]], _TokenizerGraph] = {}
@@ -76,9 +78,12 @@ class TensorRTBackend:
         if graph != contract.ENCODER:
             size = self._manifest.spec.size_of_grid(size)
         key = (graph, size)
-        if key not in self._tokenizer:
-            self._tokenizer[key] = self._open_tokenizer(graph, size)
-        return self._tokenizer[key].run(feeds)
+        if key in self._tokenizer:
+            return self._tokenizer[key].run(feeds)
+        self._tokenizer[key] = self._open_tokenizer(graph, size)
+        outputs = self._tokenizer[key].run(feeds)
+        self._keep_kernels()
+        return outputs
 
     def open_steps(self, rows: int) -> Steps:
         """The step graphs for `rows` rows (R); steps opened before are not used afterwards.
@@ -92,6 +97,7 @@ class TensorRTBackend:
             self._steps = StepGraphs(
                 self._gpu, {g: self._open_plan(g, {"R": self._rows}) for g in contract.STEP_GRAPHS}
             )
+            self._keep_kernels()
         return self._steps.open(rows)
 
     def active(self) -> JsonObject:
@@ -99,10 +105,12 @@ class TensorRTBackend:
         were built from, by type and precision, which strong typing binds the plans to."""
         steps = self._steps.graphs if self._steps else {}
         recorded = {graph: step.recorded for graph, step in steps.items()}
+        kernels = {"kernels": self._compiled.state} if self._compiled else {}
         return {
             "backend": f"{self.name} {self._trt.__version__}",
             "gpu": self.device,
             "cuda_graphs": recorded or "no step graph was opened",
+            **kernels,
             "parsed_layers": {g: plan.layers for g, plan in self._manifest.built.plans.items()},
         }
 
@@ -138,7 +146,21 @@ class TensorRTBackend:
             io,
             tensors,
             rebuild=self._manifest.rebuild_command(self._folder),
+            compiled=self._compiled,
         )
+
+    def _kernels(self, device: Device) -> CompiledKernels | None:
+        """What TensorRT-RTX compiled on this GPU with this driver; TensorRT's plans hold theirs."""
+        if self.name != TENSORRT_RTX:
+            return None
+        driver = f"driver {self._gpu.call('cuDriverGetVersion')}"
+        version = str(self._trt.__version__)
+        return CompiledKernels(cache_file(COMPILED, self.name, version, device, driver))
+
+    def _keep_kernels(self) -> None:
+        """Called when something ran for the first time: then all it needs is compiled."""
+        if self._compiled is not None:
+            self._compiled.save()
 
     def _open_tokenizer(self, graph: str, size: tuple[int, ...]) -> _TokenizerGraph:
         if size not in (self.image_sizes or ()):
@@ -161,6 +183,7 @@ class TensorRTBackend:
     def _check_open(self) -> None:
         if self._closed:
             raise BackendError("the engine was closed; open it again with m2kit.open_engine")
+        self._gpu.enter()
 
 
 class _TokenizerGraph:

@@ -12,6 +12,7 @@ from typing import Any
 from m2kit.contract import GraphIO
 from m2kit.errors import BackendError
 from m2kit.runtime.cuda import Gpu, Memory
+from m2kit.runtime.trt.caches import CompiledKernels
 from m2kit.runtime.trt.library import out_of_memory
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}  # numpy's and TensorRT's names
@@ -36,9 +37,10 @@ class OpenedPlan:
         io: GraphIO,
         tensors: dict[str, tuple[tuple[int, ...], str]],
         rebuild: str,
+        compiled: CompiledKernels | None,
     ) -> None:
         """Deserialize, check, and create a context whose memory the caller gives; `rebuild` is the
-        command that builds the engine again."""
+        command that builds the engine again, `compiled` what TensorRT-RTX looks kernels up in."""
         self.name, self.io, self.tensors, self._log = path.stem, io, tensors, log
         self._rebuild = rebuild
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -50,7 +52,10 @@ class OpenedPlan:
             raise BackendError(f"TensorRT cannot open {path}: {reason}; {cure}")
         self._check(trt, path)
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.context = self._engine.create_execution_context(strategy)
+        if compiled is None:
+            self.context = self._engine.create_execution_context(strategy)
+        else:
+            self.context = compiled.context(self._engine, strategy)
         if self.context is None:
             raise BackendError(f"TensorRT cannot prepare {self.name}: {log.reason()}")
         self.scratch_bytes = int(self._engine.device_memory_size_v2)

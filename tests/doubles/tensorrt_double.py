@@ -9,6 +9,7 @@ capture. tests/doubles/tensorrt_names.json holds the real API's names; a test co
 from __future__ import annotations
 
 import enum
+import hashlib
 import io
 import json
 import os
@@ -265,7 +266,7 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
 
     class ICudaEngine:
         def __init__(self, logger, header, model):
-            self._log, self._header = logger, header
+            self._log, self._header, self._model = logger, header, model
             session = _session(model)
             self._session = session
             self._tensors = {
@@ -363,6 +364,51 @@ def make_tensorrt(version="10.3.0", product="tensorrt", cuda=None, gpu=("Test GP
         def set_compute_capability(self, capability, index):
             self.targets.append(f"{capability.name[2:-1]}.{capability.name[-1]}")
 
+        class IRuntimeCache:
+            """Kernels by the plan they are of; `module.compiled` lists those compiled anew."""
+
+            def __init__(self):
+                self._kernels = {}
+
+            def _environment(self):
+                return [version, list(gpu), cuda.driver]
+
+            def serialize(self):
+                return memoryview(json.dumps([self._environment(), self._kernels]).encode())
+
+            def deserialize(self, blob):
+                environment, kernels = json.loads(bytes(blob))
+                if environment != self._environment():
+                    return False
+                self._kernels = kernels
+                return True
+
+        class IRuntimeConfig:
+            def __init__(self):
+                self.strategy = self.cache = None
+
+            def set_execution_context_allocation_strategy(self, strategy):
+                self.strategy = strategy
+
+            def create_runtime_cache(self):
+                return IRuntimeCache()
+
+            def set_runtime_cache(self, cache):
+                self.cache = cache
+                return True
+
+        def create_execution_context(self, config):
+            plan = hashlib.sha256(self._model).hexdigest()
+            if plan not in config.cache._kernels:
+                module.compiled.append(plan)
+                config.cache._kernels[plan] = "kernels"
+            assert config.strategy is strategy.USER_MANAGED, "all memory is the caller's"
+            return IExecutionContext(self)
+
+        module.compiled = []
+        module.IRuntimeCache, module.IRuntimeConfig = IRuntimeCache, IRuntimeConfig
+        ICudaEngine.create_runtime_config = lambda self: IRuntimeConfig()
+        ICudaEngine.create_execution_context = create_execution_context
         IBuilderConfig.num_compute_capabilities = 0
         IBuilderConfig.set_compute_capability = set_compute_capability
         IExecutionContext.is_stream_capturable = lambda self, stream: True

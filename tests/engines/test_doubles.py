@@ -46,6 +46,9 @@ def test_every_name_of_the_double_is_in_tensorrt_rtx():
             assert offered(getattr(double, name)) <= set(names[name].split()), name
     assert offered(double.BuilderFlag) <= set(names["BuilderFlag"].split())
     assert hasattr(real.IExecutionContext, "is_stream_capturable")
+    for name in ("IRuntimeCache", "IRuntimeConfig"):
+        assert offered(getattr(double, name)) <= set(dir(getattr(real, name))), name
+    assert hasattr(real.ICudaEngine, "create_runtime_config")
 
 
 def test_every_function_of_the_cuda_double_is_in_cuda_bindings():

@@ -338,7 +338,8 @@ def test_a_killed_build_leaves_nothing_that_opens_and_the_next_succeeds(bundle, 
         "from pathlib import Path\n"
         "from m2kit.engines.building import build_engine\n"
         "from m2kit.engines.trt import builder as b\n"
-        "b.find_device = lambda what: b.Device('Test GPU', '8.6', 28, 12 * 10**9)\n"
+        "from m2kit.runtime.device import Device\n"
+        "b.find_device = lambda what: Device('Test GPU', '8.6', 28, 12 * 10**9)\n"
         f"build_engine(Path({str(bundle)!r}), Path('a.engine'), 'tensorrt')"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)

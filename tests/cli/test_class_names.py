@@ -44,3 +44,22 @@ def test_a_name_of_no_class_or_several_is_one_error(name, words):
 def test_names_belong_to_imagenet_alone():
     with pytest.raises(InputError, match=r"this model has 10\), found 'tench'"):
         class_ids(["tench"], 10)
+
+
+def test_ranges_and_all_name_classes():
+    assert class_ids(["0-3,7", "9-9"], 10) == [0, 1, 2, 3, 7, 9]
+    assert class_ids(["all"], 10) == list(range(10))
+    assert class_ids(["tench, 2-4", "volcano"], 1000) == [0, 2, 3, 4, 980]
+    assert len(class_ids(["All"], 1000)) == 1000
+
+
+@pytest.mark.parametrize("text", ["3-1", "0-10", "5-99999999999999999999"])
+def test_a_range_that_is_not_of_this_model_is_one_error(text):
+    with pytest.raises(InputError, match=rf"ranges .* in 0\.\.9, found '{text}"):
+        class_ids([text], 10)
+
+
+@pytest.mark.parametrize("text", ["1-", "1-2-3", "--1", "1..3"])
+def test_what_looks_like_a_range_and_is_none_is_one_error(text):
+    with pytest.raises(InputError, match="takes class numbers such as"):
+        class_ids([text], 10)

@@ -1,4 +1,6 @@
-"""Class ids from what a user types: numbers, or the names of the 1000 ImageNet classes."""
+"""Class ids from what a user types: numbers, ranges of these, the names of the 1000 ImageNet
+classes, or all.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,12 @@ from importlib.resources import files
 from m2kit.errors import InputError
 
 IMAGENET_CLASSES = 1000
-_EXAMPLE = "class numbers such as 207 or 1,5,9"
+_EXAMPLE = "class numbers such as 207, 1,5,9 or 0-9, or all"
+_ALL = "all"
 
 
 def class_ids(values: Sequence[str], classes: int) -> list[int]:
-    """Class ids from values such as "207", "1,5,9" or "golden retriever".
+    """Class ids from values such as "207", "0-9,12", "golden retriever" or "all".
 
     Args:
         values: Each one or more classes, separated by commas. A name is any WordNet lemma of a
@@ -23,16 +26,31 @@ def class_ids(values: Sequence[str], classes: int) -> list[int]:
         classes: Classes of the model; names are known for 1000.
 
     Raises:
-        InputError: A name that no class has, or several.
+        InputError: A name that no class has, or several; a range that is none of this model's.
     """
     parts = [part.strip() for value in values for part in _split(value, classes)]
-    return [_class_id(part, classes) for part in parts]
+    return [class_id for part in parts for class_id in _class_ids(part, classes)]
 
 
 def _split(value: str, classes: int) -> list[str]:
     """The parts between commas; a class's whole list of lemmas is one name."""
     whole = classes == IMAGENET_CLASSES and value.lower() in _ids_by_name()
     return [value] if whole else value.split(",")
+
+
+def _class_ids(text: str, classes: int) -> Sequence[int]:
+    if text.lower() == _ALL:
+        return range(classes)
+    ends = re.fullmatch(r"([0-9]{1,30})-([0-9]{1,30})", text)
+    if ends is None:
+        return [_class_id(text, classes)]
+    first, last = map(int, ends.groups())
+    if not first <= last < classes:
+        raise InputError(
+            f"--class takes ranges from a lower to a higher number in 0..{classes - 1}, found "
+            f"{text!r:.60}"
+        )
+    return range(first, last + 1)
 
 
 def _class_id(text: str, classes: int) -> int:

@@ -40,7 +40,8 @@ _ROWS_WITHOUT_CLASS = 10
     "classes",
     multiple=True,
     metavar="CLASS[,CLASS...]",
-    help="Class to draw, a number or an ImageNet name; may be repeated.  "
+    help="Class to draw: a number, a range such as 0-9, an ImageNet name, or all; may be "
+    "repeated.  "
     "[default: the first ten, a row each]",
 )
 @click.option("-n", "count", type=COUNT, default=8, help="Images per class.")

@@ -9,7 +9,6 @@ The facts behind the presets: arXiv 2409.04410 (tables 1 to 5) and the official 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -210,21 +209,15 @@ def _with_vocabularies(transformer: Any) -> Any:
     return {**rest, "vocabularies": [2**b for b in bits]}
 
 
-def overrides_from_text(text: str) -> JsonObject:
+def overrides_from_json(value: Any) -> JsonObject:
     """The flat object of a --spec file: only fields that a checkpoint's shapes do not tell.
 
     Args:
-        text: JSON such as {"heads": 20}.
+        value: Such as {"heads": 20}.
 
     Raises:
         SpecError: Not a flat JSON object, or a field that no spec has.
     """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SpecError(
-            f'the spec must be a JSON object such as {{"heads": 20}}: {error}', option="--spec"
-        ) from error
     if not isinstance(value, dict):
         raise SpecError(
             f'the spec must be a JSON object such as {{"heads": 20}}, found {value!r}',

@@ -115,7 +115,7 @@ def new_file(destination: Path) -> Iterator[Path]:
     """
     suffix = destination.suffix
     destination = Path(os.path.realpath(destination))
-    if destination.exists() and not destination.is_file():
+    if os.path.lexists(destination) and not destination.is_file():
         raise FolderError(f"{destination} is no regular file; choose another output")
     with _written(destination) as stack:
         temporary = stack.enter_context(_temporary(destination, suffix, _touch))

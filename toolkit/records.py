@@ -67,7 +67,19 @@ def read_json(path: Path) -> Any:
     if size > _MOST_BYTES:
         raise BadRecord(f"expected {_MOST_BYTES} bytes of JSON at most, found {size}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return json_from_text(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"not readable JSON ({error})") from error
+
+
+def json_from_text(text: str) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        BadRecord: Not readable JSON.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
         return value
     except (ValueError, RecursionError) as error:

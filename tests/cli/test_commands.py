@@ -226,9 +226,10 @@ def test_options_that_a_target_does_not_take_are_refused(here, digits_engine):
         )
         assert "--spec say how to read" in fails("describe", target, "--spec", '{"heads": 4}')
     (here / "deep.json").write_text('{"heads": ' + "[" * 100_000)
-    assert "the spec must be a JSON object" in fails(
-        "describe", GOLDEN / "ar_tiny.ckpt", "--spec", "deep.json"
-    )
+    for odd in ("deep.json", "/dev/zero", '{"heads": NaN}'):
+        assert "--spec: expected JSON or a JSON file" in fails(
+            "describe", GOLDEN / "ar_tiny.ckpt", "--spec", odd
+        )
     assert "['head']; it takes heads, grid, rope_base, bit_order" in fails(
         "describe", GOLDEN / "ar_tiny.ckpt", "--spec", '{"head": 4}'
     )

@@ -130,6 +130,9 @@ def test_a_link_is_written_through(tmp_path):
 def test_what_is_no_regular_file_is_not_replaced(tmp_path, direct):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    with pytest.raises(FolderError, match="no regular file"), new_file(tmp_path / "circle.png"):
+        pass
     name = "pipe.png" if direct else "link.png"
     with (
         pytest.raises(FolderError, match=r"pipe\.png is no regular file"),
@@ -137,7 +140,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path, direct):
     ):
         pass
     assert stat.S_ISFIFO((tmp_path / "pipe.png").stat().st_mode)
-    assert names(tmp_path) == ["link.png", "pipe.png"]
+    assert names(tmp_path) == ["circle.png", "link.png", "pipe.png"]
 
 
 def test_a_file_appears_only_when_complete(tmp_path):

@@ -12,12 +12,12 @@ import click
 
 import m2kit
 from m2kit.cli.output import note, stages
-from m2kit.config import PRESETS, UNTOLD, overrides_from_text
+from m2kit.config import PRESETS, UNTOLD, overrides_from_json
 from m2kit.errors import FolderError, InputError
 from m2kit.host import check_threads
 from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import kind_of_folder
-from m2kit.records import JsonObject
+from m2kit.records import BadRecord, JsonObject, json_from_text, read_json
 from m2kit.runtime.backend import CPU, CUDA
 
 if TYPE_CHECKING:
@@ -112,12 +112,13 @@ def together(*options: Decorator) -> Decorator:
 def _overrides(ctx: click.Context, param: click.Parameter, text: str | None) -> JsonObject:
     if text is None:
         return {}
-    if text.lstrip().startswith("{"):
-        return overrides_from_text(text)
+    inline = text.lstrip().startswith("{")
     try:
-        return overrides_from_text(Path(text).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--spec: {text} is neither JSON nor a readable JSON file") from error
+        value = json_from_text(text) if inline else read_json(Path(text))
+    except (BadRecord, OSError, ValueError) as error:  # ValueError: of a path with a NUL
+        found = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--spec: expected JSON or a JSON file, found {text} ({found})") from error
+    return overrides_from_json(value)
 
 
 # --preset, --spec, --weights and --tokenizer: how a checkpoint file is read

@@ -14,7 +14,13 @@ from m2kit.build import Build, BuildOptions, Trial
 from m2kit.contract import REFERENCE_FILE
 from m2kit.folder_check import check_folder
 from m2kit.manifest import BUNDLE, ENGINE, Manifest
-from m2kit.manifest_file import files_table, new_model_folder, read_manifest, write_manifest
+from m2kit.manifest_file import (
+    check_model_folder,
+    files_table,
+    new_model_folder,
+    read_manifest,
+    write_manifest,
+)
 from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
@@ -100,6 +106,7 @@ def build_engine(
     kind = backend_named(backend)
     options = kind.complete(options or BuildOptions())
     build: Write = resolve(kind.builder)(options)
+    check_model_folder(destination, ENGINE)
     begin("checking the bundle")
     source = read_manifest(bundle, BUNDLE)
     check_folder(bundle, source, trust_seen_weights=False)

@@ -18,7 +18,7 @@ from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, REFERENCE_FILE, W
 from m2kit.errors import FolderError, SpecError
 from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, SCHEMA, FileEntry, Manifest, manifest_name
-from m2kit.outputs import is_leftover, new_folder
+from m2kit.outputs import check_new_folder, is_leftover, new_folder
 from m2kit.precision import AUTO
 from m2kit.records import BadRecord, read_json, read_record
 
@@ -47,6 +47,15 @@ def new_model_folder(destination: Path, kind: str) -> AbstractContextManager[Pat
         FolderError: The destination cannot be written, or `check_replaceable` refuses it.
     """
     return new_folder(destination, functools.partial(check_replaceable, kind=kind))
+
+
+def check_model_folder(destination: Path, kind: str) -> None:
+    """Refuse what `new_model_folder` would, before any work is spent on it.
+
+    Raises:
+        FolderError: As `new_model_folder`.
+    """
+    check_new_folder(destination, functools.partial(check_replaceable, kind=kind))
 
 
 def check_replaceable(folder: Path, kind: str) -> None:

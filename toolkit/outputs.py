@@ -33,13 +33,22 @@ def check_output(path: Path, suffix: str) -> None:
     """Refuse an output file before any work is spent on it.
 
     Raises:
-        FolderError: The wrong kind of name, a folder, or nothing that can be written.
+        FolderError: The wrong kind of name, or `check_output_file` refuses it.
     """
     if path.suffix.lower() != suffix:
         raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another")
-    if path.is_dir():
+    check_output_file(path)
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse an output file of any name before any work is spent on it.
+
+    Raises:
+        FolderError: A folder, no regular file, or nothing that can be written.
+    """
+    if os.path.isdir(path):
         raise FolderError(f"{path} is a folder, expected a file name; choose another")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise FolderError(f"{path} is no regular file; choose another output")
     _check_parent(Path(os.path.realpath(path)))
 
@@ -50,7 +59,7 @@ def check_output_folder(path: Path) -> None:
     Raises:
         FolderError: No folder, or nothing that can be written.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.lexists(path) and not os.path.isdir(path):
         raise FolderError(f"{path} is no folder, expected one to write into; choose another output")
     _check_parent(Path(os.path.realpath(path)) / "file")
 
@@ -68,11 +77,18 @@ def check_new_folder(destination: Path, check: Callable[[Path], None]) -> None:
 
 
 def _check_parent(path: Path) -> None:
-    """Whether the folder, or the nearest one that is there, can be written."""
-    parent = next(p for p in path.parents if p.exists())
+    """Whether a path can be made: in the nearest folder that is there."""
+    parent = next(p for p in path.parents if os.path.exists(p))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise FolderError(
             f"cannot write {path}: {parent} is not a writable folder; choose another output"
+        )
+    longest = max(len(os.fsencode(part)) for part in path.relative_to(parent).parts)
+    most = os.pathconf(parent, "PC_NAME_MAX")
+    if longest > most:
+        raise FolderError(
+            f"cannot write {str(path)[:100]}...: expected names of {most} bytes at most, found one "
+            f"of {longest}; choose another output"
         )
 
 

@@ -11,7 +11,14 @@ import pytest
 
 from m2kit import outputs
 from m2kit.errors import FolderError
-from m2kit.outputs import check_output, is_leftover, new_file, new_folder
+from m2kit.outputs import (
+    check_output,
+    check_output_file,
+    check_output_folder,
+    is_leftover,
+    new_file,
+    new_folder,
+)
 
 MARK = "m2kit-0123456789abcdef0123456789abcdef"
 STRANGERS = (".notes.tmp-999999.txt", ".work.tmp-999999.d", ".x.m2kit-12.txt", "x.m2kit", ".m2kit")
@@ -305,3 +312,31 @@ def test_an_output_is_checked_before_work_is_spent_on_it(tmp_path):
     ):
         with pytest.raises(FolderError, match=words):
             check_output(tmp_path / name, ".png")
+
+
+def test_a_folder_to_write_into_is_checked_before_work_is_spent_on_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    check_output_folder(tmp_path)
+    check_output_folder(tmp_path / "new" / "deep")
+    for name, words in (
+        ("file", "is no folder"),
+        ("nowhere", "is no folder"),
+        ("circle", "is no folder"),
+        ("file/run", "not a writable folder"),
+        ("x" * 300, "expected names of 255 bytes at most, found one of 300"),
+        (f"new/{'é' * 128}", "expected names of 255 bytes at most, found one of 256"),
+    ):
+        with pytest.raises(FolderError, match=words):
+            check_output_folder(tmp_path / name)
+
+
+def test_a_file_of_any_name_is_checked_before_work_is_spent_on_it(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("a.pt", "new/b"):
+        check_output_file(tmp_path / name)
+    for name, words in (("folder", "is a folder"), ("pipe", "no regular file")):
+        with pytest.raises(FolderError, match=words):
+            check_output_file(tmp_path / name)

@@ -9,12 +9,13 @@ import click
 
 from m2kit import contract
 from m2kit.build import BuildOptions, Trial
-from m2kit.cli.options import checkpoint_options, json_option, only_folder
+from m2kit.cli.options import OUTPUT, checkpoint_options, json_option, only_folder
 from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, require
 from m2kit.manifest import BUNDLE, Manifest
-from m2kit.manifest_file import read_manifest
+from m2kit.manifest_file import check_model_folder, read_manifest
+from m2kit.outputs import check_output_file
 from m2kit.precision import AUTO, Precision
 from m2kit.records import JsonObject, plain, to_json
 from m2kit.runtime.backends import BACKENDS, backend_named, default_backend
@@ -64,7 +65,7 @@ def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OUTPUT,
     help="Checkpoint; a file that is there is never replaced.  [default: NAME.pt, - as _]",
 )
 @json_option
@@ -74,6 +75,7 @@ def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) 
     from m2kit.training.checkpoints.random_weights import write_random_checkpoint
 
     path = output or Path(f"{preset.replace('-', '_')}.pt")
+    check_output_file(path)
     if path.exists():
         raise FolderError(f"{path} exists, and random weights never replace a file; choose -o")
     note(f"drawing the weights of {preset} ...")
@@ -93,7 +95,7 @@ def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) 
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OUTPUT,
     help="Bundle folder; an older bundle is replaced.  [default: NAME.bundle in this directory]",
 )
 @click.option(
@@ -112,11 +114,12 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
     from m2kit.export.exporter import export_bundle
     from m2kit.training.checkpoints.reading import read_checkpoint
 
+    destination = output or Path(f"{ckpt.stem}.bundle")
+    check_model_folder(destination, BUNDLE)
     note(f"reading {ckpt} ...")
     checkpoint = read_checkpoint(ckpt, **reading)
     for name, value in checkpoint.source.assumed.items():
         note(f"assuming {name} {value}: the file does not tell (set it with --spec)")
-    destination = output or Path(f"{ckpt.stem}.bundle")
     with stages() as begin:
 
         def exact(folder: Path) -> Manifest:
@@ -137,7 +140,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OUTPUT,
     help="Engine folder; an older engine is replaced.  [default: NAME.engine in this directory]",
 )
 @click.option(

@@ -15,7 +15,7 @@ import m2kit
 from m2kit.cli.class_names import class_ids
 from m2kit.cli.options import (
     COUNT,
-    PATH,
+    OUTPUT,
     OpenEngine,
     batch_option,
     engine_options,
@@ -58,7 +58,7 @@ _ROWS_WITHOUT_CLASS = 10
     "Grid PNG, a row of n images per class; or a folder (a name without suffix), which gets each "
     "image as soon as its batch is finished.",
 )
-@click.option("--tokens", type=PATH, help="Also write the ids, as .npz.")
+@click.option("--tokens", type=OUTPUT, help="Also write the ids, as .npz.")
 @json_option
 def generate(
     open_engine: OpenEngine,

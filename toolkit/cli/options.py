@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OpenEngine = Callable[[], "Engine"]
 Decorator = Callable[[Any], Any]
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)  # of what is read
 COUNT = click.IntRange(min=1)
 _MAKERS = {
     BUNDLE: "make one with `m2kit export --ckpt FILE`",
@@ -54,6 +54,23 @@ batch_option = click.option(
     help="Images computed at once, at most; results do not depend on it.  [default: drawn 16, "
     "encoded and decoded what suits their size; a TensorRT engine, what it was built for]",
 )
+
+
+class Output(click.Path):
+    """A path to write to. "" would be the working directory, and "-" is elsewhere standard output,
+    to which nothing is written here."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path, if it is the name of something."""
+        if str(value) in ("", "-"):
+            self.fail(f"expected the name of a file or folder, found {value!r}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+OUTPUT = Output()
 
 
 class Real(click.FloatRange):
@@ -95,7 +112,7 @@ INTEGERS = Numbers(int, listed=True)
 
 def output_option(default: str, what: str) -> Decorator:
     """-o / --output with a default path."""
-    return click.option("-o", "--output", type=PATH, default=default, help=what)
+    return click.option("-o", "--output", type=OUTPUT, default=default, help=what)
 
 
 def together(*options: Decorator) -> Decorator:

@@ -15,6 +15,7 @@ import importlib
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -132,33 +133,29 @@ class Gpu:
         return self.bound("cuGraphLaunch", recorded, self._stream)
 
     def strided_copies(
-        self, source: int, cache: int, *, row: int, rows: int, capacity: int, pitch: int, depth: int
+        self, source: int, cache: int, layout: CacheLayout
     ) -> list[Callable[[], None]]:
         """One function per position, each of which queues a single copy of new rows into a cache.
 
         Args:
-            source: Address of `depth` blocks of `rows` rows, without gaps.
-            cache: Address of `depth` blocks, each of `rows` times `capacity` rows.
-            row: Bytes of a row.
-            rows: Rows that are new in each block.
-            capacity: Positions of the cache.
-            pitch: Bytes from one block of the cache to the next; a multiple of row * capacity.
-            depth: Blocks.
+            source: Address of the new rows of all tensors, without gaps.
+            cache: Address of the block.
+            layout: Of the block.
         """
-        driver, width = self._driver, row * capacity
+        driver, row, width = self._driver, layout.row, layout.row * layout.capacity
         on_device = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
 
         def at(position: int) -> Callable[[], None]:
             copy = driver.CUDA_MEMCPY3D()
             copy.srcMemoryType, copy.srcDevice = on_device, source
-            copy.srcPitch, copy.srcHeight = row, rows
+            copy.srcPitch, copy.srcHeight = row, layout.rows
             copy.dstMemoryType, copy.dstDevice = on_device, cache
-            copy.dstPitch, copy.dstHeight = width, pitch // width
+            copy.dstPitch, copy.dstHeight = width, layout.pitch // width
             copy.dstXInBytes = position * row
-            copy.WidthInBytes, copy.Height, copy.Depth = row, rows, depth
+            copy.WidthInBytes, copy.Height, copy.Depth = row, layout.rows, len(layout.names)
             return self.bound("cuMemcpy3DAsync", copy, self._stream)
 
-        return [at(position) for position in range(capacity)]
+        return [at(position) for position in range(layout.capacity)]
 
     def release(self, function: str, handle: Any) -> None:
         """Give something back. A status here can only repeat an error that was raised before."""
@@ -174,6 +171,48 @@ class Gpu:
         for recorded in self._recorded:
             self.release("cuGraphExecDestroy", recorded)
         self.release("cuStreamDestroy", self._stream)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """How the past.* tensors of a step graph lie in one block on a GPU.
+
+    Attributes:
+        names: Of the tensors.
+        row: Bytes of one position of one head.
+        rows: Rows times heads.
+        capacity: Positions.
+        pitch: Bytes from one tensor to the next: a multiple of the alignment and of a head's block.
+    """
+
+    names: tuple[str, ...]
+    row: int
+    rows: int
+    capacity: int
+    pitch: int
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], shape: tuple[int, ...], dtype: str) -> CacheLayout:
+        """The layout of tensors of one shape (R, H, S, d)."""
+        rows, heads, capacity, head_size = shape
+        row = head_size * np.dtype(dtype).itemsize
+        step = math.lcm(row * capacity, ALIGNMENT_BYTES)
+        pitch = -(-rows * heads * row * capacity // step) * step
+        return cls(names, row, rows * heads, capacity, pitch)
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole block."""
+        return self.pitch * len(self.names)
+
+    @property
+    def present_bytes(self) -> int:
+        """Of the new rows of all tensors."""
+        return self.row * self.rows * len(self.names)
+
+    def addresses(self, base: int) -> dict[str, int]:
+        """Address of each tensor."""
+        return {name: base + index * self.pitch for index, name in enumerate(self.names)}
 
 
 class Memory:

@@ -1,9 +1,10 @@
 """ONNX Runtime: runs the graphs of a bundle or engine folder on a CPU or through CUDA.
 
-Step graphs are bound once to numpy buffers (IO binding), the KV cache is one array. On a CPU the
-onnxruntime lowering is taken where the folder has it: it adds the new row in place. A commit of the
-portable one is a slice assignment. With the CUDA provider the same host buffers are bound, so the
-cache travels at every step: correct, not fast. That provider has not been run on a GPU yet.
+Step graphs are bound once to numpy buffers (IO binding) and to their KV cache (kv_cache.py). On a
+CPU the onnxruntime lowering is taken where the folder has it: it adds the new row in place. A
+commit of the portable one is a slice assignment. With the CUDA provider the cache stays on the GPU,
+and sessions run on m2kit's own stream, on which a commit is queued; what the host writes and reads,
+ids and logits, travels. That provider has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from m2kit import contract
-from m2kit.errors import BackendError, install
+from m2kit.errors import BackendError, install, require
 from m2kit.host import available_cores, host_name, release_freed_memory
 from m2kit.manifest import Manifest
 from m2kit.records import JsonObject
@@ -31,12 +31,12 @@ from m2kit.runtime.backend import (
     Steps,
     zeros,
 )
+from m2kit.runtime.cuda import Gpu
 from m2kit.runtime.device import probe
+from m2kit.runtime.ort.kv_cache import CudaCache, HostCache, KvCache, bind_array
 from m2kit.runtime.ort.library import load_onnxruntime
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
-# float32 means float32: TF32 keeps 10 bits of a product's mantissa.
-_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 _PIXELS_AT_ONCE = 256 * 256  # of encoder and decoder
 _AS_IT_IS = Opening()
 
@@ -79,8 +79,13 @@ class OnnxRuntimeBackend(Backend):
             )
         self._sessions: dict[str, Any] = {}
         self._closed = False
+        self._gpu = None if self._on_cpu else _first_gpu()
         if not self._on_cpu:  # the smallest graph tells whether the provider starts
-            self.session(manifest.spec.tokenizer.quantizer)
+            try:
+                self.session(manifest.spec.tokenizer.quantizer)
+            except BackendError:
+                self.close()
+                raise
 
     @property
     def device(self) -> str:
@@ -128,13 +133,12 @@ class OnnxRuntimeBackend(Backend):
         Raises:
             BackendError: ONNX Runtime cannot load it, or silently left the provider asked for.
         """
-        if self._closed:
-            raise BackendError("the engine was closed; open it again with m2kit.open_engine")
+        self.check_open()
         if graph in self._sessions:
             return self._sessions[graph]
         options, path = self.options(), self.path(graph)
         try:
-            provider = (self._provider, _PROVIDER_OPTIONS.get(self._provider, {}))
+            provider = (self._provider, self._provider_options())
             session = self.ort.InferenceSession(path, options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
             raise BackendError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
@@ -146,6 +150,29 @@ class OnnxRuntimeBackend(Backend):
             )
         self._sessions[graph] = session
         return session
+
+    def _provider_options(self) -> dict[str, str]:
+        """float32 means float32: TF32 keeps 10 bits of a product's mantissa. And all runs in the
+        order of one stream."""
+        if self._gpu is None:
+            return {}
+        return {"use_tf32": "0", "user_compute_stream": str(self._gpu.stream)}
+
+    def kv_cache(self, binding: Any, graph: str, rows: int) -> KvCache:
+        """The cache of a step graph, bound for `rows` rows where it is computed."""
+        io = self.io(graph)
+        if self._gpu is None:
+            return HostCache(binding, io, rows, self.compute)
+        return CudaCache(self.ort, self._gpu, binding, io, rows, self.compute)
+
+    def check_open(self) -> None:
+        """Refuse to go on after `close`.
+
+        Raises:
+            BackendError: The engine was closed.
+        """
+        if self._closed:
+            raise BackendError("the engine was closed; open it again with m2kit.open_engine")
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
@@ -174,32 +201,31 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         """Drop the sessions and give their memory back."""
+        if self._gpu is not None and not self._closed:
+            self._gpu.finish()
+            self._gpu.close()
         self._closed = True
         self._sessions.clear()
         release_freed_memory()
 
 
 class OnnxRuntimeStep:
-    """One step graph: buffers bound once, the cache one array (2L, R, H, S, d)."""
+    """One step graph: buffers and cache bound once."""
 
     def __init__(self, backend: OnnxRuntimeBackend, graph: str, rows: int, shared: Buffers) -> None:
         """Allocate and bind every input and output of the graph for `rows` rows; inputs that are
         `shared` with another graph are bound as they are."""
         io, compute = backend.io(graph), backend.compute
-        self._session = backend.session(graph)
+        self._backend, self._session = backend, backend.session(graph)
         self._binding = self._session.io_binding()
-        past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
-        self.cache = np.zeros((len(past), *past[0].fixed_shape({"R": rows})), compute)
-        caches = {tensor.name: self.cache[index] for index, tensor in enumerate(past)}
-        updated = {contract.updated(name): array for name, array in caches.items()}
-        self.inputs = zeros([t for t in io.inputs if t.name not in caches], rows, compute) | shared
-        self.outputs = zeros([t for t in io.outputs if t.name not in updated], rows, compute)
-        self._present = self.outputs.get(contract.PRESENT)  # None: the graph writes in place
-        for name, array in {**self.inputs, **caches}.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        in_place = updated if self._present is None else {}
-        for name, array in {**self.outputs, **in_place}.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self.cache = backend.kv_cache(self._binding, graph, rows)
+        bound = self.cache.names
+        self.inputs = zeros([t for t in io.inputs if t.name not in bound], rows, compute) | shared
+        self.outputs = zeros([t for t in io.outputs if t.name not in bound], rows, compute)
+        for name, array in self.inputs.items():
+            bind_array(self._binding.bind_input, name, array)
+        for name, array in self.outputs.items():
+            bind_array(self._binding.bind_output, name, array)
         self._position = self.inputs.pop(POSITION_INPUTS[graph])
 
     def reset(self) -> None:
@@ -207,6 +233,7 @@ class OnnxRuntimeStep:
 
     def run(self, position: int) -> None:
         """Compute one position; it sees the positions committed before it."""
+        self._backend.check_open()
         self._position[0] = position
         try:
             self._session.run_with_iobinding(self._binding)
@@ -215,8 +242,23 @@ class OnnxRuntimeStep:
 
     def commit(self, position: int) -> None:
         """Append what the last run computed to the cache, at `position`."""
-        if self._present is not None:
-            self.cache[:, :, :, position] = self._present[:, :, :, 0]
+        self.cache.commit(position)
+
+
+def _first_gpu() -> Gpu:
+    """The GPU of the provider cuda.
+
+    Raises:
+        BackendError: No cuda-bindings, driver or GPU.
+    """
+    require("cuda.bindings.driver", extra="gpu", what="the provider cuda")
+    devices, reason = probe()
+    if not devices:
+        raise BackendError(
+            f"the provider cuda needs an NVIDIA GPU: {reason}; use the provider cpu",
+            option="--provider cpu",
+        )
+    return Gpu()
 
 
 def _provider(ort: Any, name: str) -> str:

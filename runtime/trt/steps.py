@@ -7,15 +7,12 @@ whose logits are read, waits for the stream. The hidden state never leaves the G
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-
-import numpy as np
 
 from m2kit import contract
 from m2kit.errors import BackendError
 from m2kit.runtime.backend import POSITION_INPUTS, Steps
-from m2kit.runtime.cuda import ALIGNMENT_BYTES, Gpu, Memory, size_bytes
+from m2kit.runtime.cuda import CacheLayout, Gpu, Memory, size_bytes
 from m2kit.runtime.trt.plan import OpenedPlan
 
 
@@ -31,7 +28,7 @@ class StepGraphs:
         """Allocate, bind, warm up and record."""
         self.gpu, self._plans = gpu, plans
         self.lease: object = None
-        caches = {graph: _Cache(plan) for graph, plan in plans.items()}
+        caches = {graph: _layout(plan) for graph, plan in plans.items()}
         self.memory = self._allocate(caches)
         try:
             self.graphs = {
@@ -47,7 +44,7 @@ class StepGraphs:
         self.lease = object()
         return Steps(*(TensorRTStep(self, graph, rows) for graph in contract.STEP_GRAPHS))
 
-    def _allocate(self, caches: Mapping[str, _Cache]) -> Memory:
+    def _allocate(self, caches: Mapping[str, CacheLayout]) -> Memory:
         """What the host writes, then what it reads, then what stays on the GPU; one scratch."""
         inter, intra = contract.STEP_GRAPHS
         shared: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -73,38 +70,10 @@ class StepGraphs:
         self.memory.free()
 
 
-class _Cache:
-    """How the past.* tensors of a step graph lie in one block.
-
-    Attributes:
-        row: Bytes of one position of one head.
-        rows: Rows times heads.
-        capacity: Positions.
-        pitch: Bytes from one tensor to the next: a multiple of the alignment and of a head's block.
-    """
-
-    def __init__(self, plan: OpenedPlan) -> None:
-        """Measure the past.* tensors of a plan."""
-        self.names = [t.name for t in plan.io.inputs if contract.is_past(t.name)]
-        (rows, heads, self.capacity, head_size), dtype = plan.tensors[self.names[0]]
-        self.row, self.rows = head_size * np.dtype(dtype).itemsize, rows * heads
-        block = self.row * self.capacity
-        step = math.lcm(block, ALIGNMENT_BYTES)
-        self.pitch = -(-self.rows * block // step) * step
-
-    @property
-    def bytes(self) -> int:
-        """Of the whole block."""
-        return self.pitch * len(self.names)
-
-    @property
-    def present_bytes(self) -> int:
-        """Of the new rows of all layers."""
-        return self.row * self.rows * len(self.names)
-
-    def addresses(self, base: int) -> dict[str, int]:
-        """Address of each past.* tensor."""
-        return {name: base + index * self.pitch for index, name in enumerate(self.names)}
+def _layout(plan: OpenedPlan) -> CacheLayout:
+    """Of the past.* tensors of a plan."""
+    names = tuple(t.name for t in plan.io.inputs if contract.is_past(t.name))
+    return CacheLayout.of(names, *plan.tensors[names[0]])
 
 
 class _StepGraph:
@@ -117,7 +86,7 @@ class _StepGraph:
     """
 
     def __init__(
-        self, gpu: Gpu, memory: Memory, graph: str, plan: OpenedPlan, cache: _Cache
+        self, gpu: Gpu, memory: Memory, graph: str, plan: OpenedPlan, cache: CacheLayout
     ) -> None:
         """Bind, warm up and record."""
         self.plan, at = plan, memory.addresses
@@ -128,15 +97,7 @@ class _StepGraph:
         plan.bind(gpu, memory, addresses, prefix=f"{graph}/")
         self.launch = plan.queue
         self.recorded = self._record(gpu)
-        self.commits = gpu.strided_copies(
-            addresses[contract.PRESENT],
-            at[f"{graph}/cache"],
-            row=cache.row,
-            rows=cache.rows,
-            capacity=cache.capacity,
-            pitch=cache.pitch,
-            depth=len(cache.names),
-        )
+        self.commits = gpu.strided_copies(addresses[contract.PRESENT], at[f"{graph}/cache"], cache)
 
     def _record(self, gpu: Gpu) -> str:
         self.plan.queue()  # TensorRT allocates what it still needs in the first run

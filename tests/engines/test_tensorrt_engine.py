@@ -166,7 +166,7 @@ def test_an_older_generation_cannot_go_on_over_a_newer_one(built, gpu):
         next(third)
     with pytest.raises(BackendError, match="was closed"):
         next(third)
-    with pytest.raises(BackendError, match="the engine was closed"):
+    with pytest.raises(InputError, match="this engine was closed"):
         engine.encode(np.zeros((1, 3, 16, 16), np.float32))
 
 

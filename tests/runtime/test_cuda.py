@@ -9,9 +9,8 @@ from m2kit import contract
 from m2kit.config import TransformerSpec
 from m2kit.contract import INTER_STEP, step_io
 from m2kit.errors import BackendError
-from m2kit.runtime.cuda import Gpu, Memory
+from m2kit.runtime.cuda import CacheLayout, Gpu, Memory
 from m2kit.runtime.device import Device, find_device, probe
-from m2kit.runtime.trt.steps import _Cache
 
 pytest.importorskip("cuda.bindings.driver")
 
@@ -96,15 +95,6 @@ def test_places_are_aligned_zeroed_and_twinned(gpu):
     assert cuda.leaks() == (0, 0, 0)
 
 
-class PlanOfShapes:
-    """As much of a plan as `_Cache` looks at."""
-
-    def __init__(self, spec, rows, dtype):
-        self.io = step_io(spec, INTER_STEP)
-        shapes = {t.name: tuple(rows if s == "R" else s for s in t.shape) for t in self.io.inputs}
-        self.tensors = {name: (shape, dtype) for name, shape in shapes.items()}
-
-
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize(("rows", "heads", "size", "grid"), [(3, 5, 4, (1, 7)), (2, 4, 16, (4, 4))])
 def test_a_commit_is_one_copy_that_writes_its_position_and_nothing_else(
@@ -113,17 +103,16 @@ def test_a_commit_is_one_copy_that_writes_its_position_and_nothing_else(
     """Also where neither a row nor a layer's block is a multiple of the alignment."""
     cuda, _ = gpu()
     spec = TransformerSpec(heads * size, heads, 3, 1, 8, grid, 2, (2, 3), 10000.0)
-    cache = _Cache(PlanOfShapes(spec, rows, dtype))
+    past = [t for t in step_io(spec, INTER_STEP).inputs if contract.is_past(t.name)]
+    names, shape = tuple(t.name for t in past), past[0].fixed_shape({"R": rows})
+    cache = CacheLayout.of(names, shape, dtype)
     device = Gpu()
     memory = Memory(device, {"x": ((1,), "int64")}, {"p": cache.present_bytes, "c": cache.bytes})
     device.synchronize()
     addresses = cache.addresses(memory.addresses["c"])
     assert list(addresses) == [n for i in range(3) for n in (f"past.{i}.key", f"past.{i}.value")]
     assert all(address % 256 == 0 for address in addresses.values())
-    commits = device.strided_copies(
-        memory.addresses["p"], memory.addresses["c"], row=cache.row, rows=cache.rows,
-        capacity=cache.capacity, pitch=cache.pitch, depth=len(cache.names),
-    )  # fmt: skip
+    commits = device.strided_copies(memory.addresses["p"], memory.addresses["c"], cache)
     assert len(commits) == spec.positions
     expected = np.zeros((6, rows, heads, spec.positions, size), dtype)
     present = cuda.view(memory.addresses["p"], cache.present_bytes).view(dtype)
@@ -139,7 +128,6 @@ def test_a_commit_is_one_copy_that_writes_its_position_and_nothing_else(
     for index, address in enumerate(addresses.values()):
         found = cuda.view(address, expected[index].nbytes).view(dtype)
         np.testing.assert_array_equal(found.reshape(expected[index].shape), expected[index])
-    assert contract.is_past(cache.names[0])
 
 
 def test_what_is_recorded_is_launched_as_one(gpu):

@@ -103,10 +103,11 @@ def test_a_missing_provider_is_an_error_and_never_a_fallback(digits_engine):
         m2kit.open_engine(digits_engine, provider="cuda")
 
 
-def test_a_provider_that_falls_back_is_an_error(digits_engine, monkeypatch):
+def test_a_provider_that_falls_back_is_an_error(digits_engine, monkeypatch, gpu):
     """onnxruntime-gpu offers CUDA on a machine without a GPU and then quietly runs on the CPU."""
     import onnxruntime
 
+    gpu()
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(
@@ -178,17 +179,24 @@ def test_a_user_without_a_home_can_open_an_engine(digits_engine, monkeypatch):
         assert engine.spec.transformer
 
 
-def test_sessions_are_asked_for_float32_and_not_tf32(digits_engine, monkeypatch):
+def test_sessions_are_asked_for_float32_and_not_tf32_on_one_stream(digits_engine, monkeypatch, gpu):
     import onnxruntime
 
-    asked = []
+    cuda, _ = gpu()
+    asked, streams = [], []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda path, options, providers: (asked.extend(providers), real(path, options))[1],
+        lambda path, options, providers: (
+            asked.extend(providers),
+            streams.extend(cuda.streams),
+            real(path, options),
+        )[-1],
     )
     with pytest.raises(BackendError, match="fell back"):
         m2kit.open_engine(digits_engine, provider="cuda")
-    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    (stream,) = map(str, streams)
+    wanted = {"use_tf32": "0", "user_compute_stream": stream}
+    assert asked == [("CUDAExecutionProvider", wanted)]

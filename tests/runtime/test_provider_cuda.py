@@ -1,0 +1,92 @@
+"""ONNX Runtime's provider cuda, on doubles: the cache stays on the GPU. It never ran on one."""
+
+import gc
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import m2kit
+from m2kit import contract
+from m2kit.errors import BackendError
+from m2kit.sampling import Sampling
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def on_cuda(gpu, monkeypatch):
+    """Puts a GPU and onnxruntime-gpu into this process: (cuda, onnxruntime)."""
+    from doubles.onnxruntime_double import make_onnxruntime
+
+    cuda, _ = gpu()
+    double = make_onnxruntime(cuda)
+    monkeypatch.setitem(sys.modules, "onnxruntime", double)
+    return cuda, double
+
+
+@pytest.fixture
+def engine(digits_engine, tmp_path):
+    """A folder that may be written: a device's first run is remembered there."""
+    return shutil.copytree(digits_engine, tmp_path / "digits.engine")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_no_copy_of_the_cache_passes_the_host_in_the_loop(engine, on_cuda, guidance):
+    cuda, ort = on_cuda
+    options = Sampling(seed=1, guidance=guidance)
+    with m2kit.open_engine(engine) as exact:
+        expected = exact.sample([3, 1], options)
+    with m2kit.open_engine(engine, provider="cuda") as opened:
+        assert opened.backend.device == "Test GPU (8.6, 28 SM, 12 GB) through CUDA"
+        steps = opened.generate([3, 1], options)
+        next(steps)
+        ort.copied.clear()
+        before = len(cuda.calls)
+        *_, last = steps
+        np.testing.assert_array_equal(last.tokens, expected)
+        spec = opened.spec.transformer
+        runs = spec.positions - 1
+        assert cuda.calls[before:] == ["cuMemcpy3DAsync"] * (runs * spec.sub_tokens)
+        logits = {contract.logits(k) for k in range(spec.sub_tokens)}
+        ids = {contract.CLASS_ID, contract.TOKEN, contract.SUB_TOKEN}
+        positions = {contract.POSITION, contract.SUB_POSITION}
+        assert set(ort.copied) == logits | ids | positions | {contract.HIDDEN}
+    del steps, last, opened
+    gc.collect()
+    assert cuda.leaks() == (0, 0, 0)
+
+
+def test_steps_do_not_go_on_after_their_stream_is_gone(engine, on_cuda):
+    with m2kit.open_engine(engine, provider="cuda") as opened:
+        steps = opened.generate([1], Sampling(seed=1))
+        next(steps)
+    with pytest.raises(BackendError, match="the engine was closed"):
+        next(steps)
+
+
+def test_without_a_gpu_it_is_one_line(engine, on_cuda):
+    cuda, _ = on_cuda
+    cuda.driver = 0
+    words = "the provider cuda needs an NVIDIA GPU: no NVIDIA driver is installed; use the provider"
+    with pytest.raises(BackendError, match=words):
+        m2kit.open_engine(engine, provider="cuda")
+
+
+def test_without_cuda_bindings_the_extra_is_named(engine, on_cuda, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    with pytest.raises(BackendError, match=r"the provider cuda needs .* pip install '\.\[gpu\]'"):
+        m2kit.open_engine(engine, provider="cuda")
+
+
+def test_a_session_that_cannot_start_gives_its_stream_back(engine, on_cuda, monkeypatch):
+    cuda, ort = on_cuda
+
+    def refuse(path, options, providers):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(BackendError, match="no kernel image is available"):
+        m2kit.open_engine(engine, provider="cuda")
+    assert cuda.leaks() == (0, 0, 0)

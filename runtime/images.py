@@ -1,4 +1,4 @@
-"""Pictures in and out: files to float arrays, float arrays to grid PNGs.
+"""Images as float arrays: from picture files, to grid PNGs, framed, compared.
 
 Pixel values follow the official code: in, x / 127.5 - 1; out, 255 * (x + 1) / 2 clipped to 0..255
 and truncated (not rounded) to uint8.
@@ -11,49 +11,37 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from m2kit.errors import InputError
 from m2kit.outputs import check_output, new_file
+from m2kit.runtime.pictures import WHITE, Colour, read_picture
 
 _GAP = 2  # pixels
 
 
-def read_image(path: Path) -> npt.NDArray[np.float32]:
-    """An image file as (3, H, W) float32 in [-1, 1].
-
-    Raises:
-        InputError: Not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{path}: expected 8 bits per channel, found mode {image.mode}; "
-                    "convert the image first"
-                )
-            pixels = np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such image file") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: expected an image such as PNG or JPEG ({error})") from error
+def read_image(path: Path, background: Colour = WHITE) -> npt.NDArray[np.float32]:
+    """A picture file as (3, H, W) float32 in [-1, 1]; rule and errors are `read_picture`'s."""
+    pixels = np.asarray(read_picture(path, background))
     return (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
 
 
-def read_images(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
-    """Image files of one size as (B, 3, H, W) float32 in [-1, 1].
+def read_images(paths: Sequence[Path], background: Colour = WHITE) -> npt.NDArray[np.float32]:
+    """Picture files of one size as (B, 3, H, W) float32 in [-1, 1].
 
     Raises:
-        InputError: Not an image, or images of different sizes.
+        InputError: As `read_picture`, or pictures of different sizes.
     """
-    images = [read_image(path) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
+    images: list[npt.NDArray[np.float32]] = []
+    for path in paths:
+        image = read_image(path, background)
+        if images and image.shape != images[0].shape:
             raise InputError(
                 f"images of one call must have one size: {paths[0]} has "
                 f"{images[0].shape[1]} x {images[0].shape[2]}, {path} has "
                 f"{image.shape[1]} x {image.shape[2]}"
             )
+        images.append(image)
     return np.stack(images)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from m2kit.errors import InputError
 from m2kit.runtime.images import uint8_from_images, write_grid
+from m2kit.runtime.pictures import rgb_from_pil
 from m2kit.sampling import is_integer
 
 
@@ -74,11 +75,12 @@ def images_from(images: Any, axes: int = 2) -> npt.NDArray[Any]:
 def _pixels(images: Any) -> npt.NDArray[np.uint8]:
     if not all(isinstance(image, Image.Image) for image in images):
         raise InputError("images must be of one kind: PIL images, or arrays")
+    images = [rgb_from_pil(image) for image in images]
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:
         found = ", ".join(f"{width} x {height}" for width, height in sizes)
         raise InputError(f"images of one call must have one size, found {found}; resize them")
-    return np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return np.stack([np.asarray(image) for image in images])
 
 
 def to_uint8(images: Any) -> npt.NDArray[np.uint8]:

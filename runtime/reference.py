@@ -81,7 +81,8 @@ def read_reference(folder: Path, spec: ModelSpec) -> Reference:
     """
     path = folder / REFERENCE_FILE
     try:
-        return _reference(read_npz(path), spec)
+        with path.open("rb") as file:
+            return _reference(read_npz(file), spec)
     except (DamagedArchive, OSError) as error:
         raise FolderError(f"{path} is not a readable reference; export the model again") from error
     except (_Wrong, InputError) as error:

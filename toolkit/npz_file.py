@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,23 +22,22 @@ class DamagedArchive(Exception):
     """What `read_npz` raises for a file that is no intact archive of plain arrays."""
 
 
-def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz file, never unpickled.
+def read_npz(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an opened .npz file, never unpickled.
 
     Raises:
         DamagedArchive: Not an intact .npz of plain arrays.
-        FileNotFoundError: There is no such file.
     """
     import numpy as np
 
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
+            packed = os.fstat(file.fileno()).st_size
             unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > _MOST_PACKED * path.stat().st_size + _SMALL_BYTES or archive.testzip():
-                raise DamagedArchive(path)
-        with np.load(path, allow_pickle=False) as arrays:
+            if unpacked > _MOST_PACKED * packed + _SMALL_BYTES or archive.testzip():
+                raise DamagedArchive(file.name)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except FileNotFoundError:
-        raise
     except _ARCHIVE_ERRORS as error:
-        raise DamagedArchive(path) from error
+        raise DamagedArchive(file.name) from error

@@ -24,6 +24,7 @@ from m2kit.families.sign_bits import (
     tokens_from_codes,
 )
 from m2kit.hashes import sha256_of_json
+from m2kit.inputs import open_input
 from m2kit.npz_file import DamagedArchive, read_npz
 from m2kit.outputs import check_output, new_file
 from m2kit.tokens import check_tokens
@@ -78,7 +79,8 @@ def read_tokens(path: Path) -> TokenFile:
         InputError: Not a token file, or its ids do not fit its sub-vocabularies.
     """
     try:
-        arrays = read_npz(path)
+        with open_input(path, "token file") as file:
+            arrays = read_npz(file)
         old = "bits" in arrays
         sizes = _integers(arrays["bits" if old else "vocabularies"])
         vocabularies = _vocabularies(sizes, str(path)) if old else sizes
@@ -89,8 +91,6 @@ def read_tokens(path: Path) -> TokenFile:
             spec_sha256=str(arrays["spec_sha256"]),
             image_size=_integers(arrays["image_size"]),
         )
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such token file") from error
     except (DamagedArchive, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: expected {_FILE}") from error
     orders = ("", *BIT_ORDERS)

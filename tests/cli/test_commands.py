@@ -166,6 +166,17 @@ def test_images_of_any_size_are_padded_and_cropped_back(here, digits_engine):
     assert set(np.unique(shown)) <= {-1, 0}  # pixels are truncated, as officially
 
 
+def test_transparent_pixels_are_laid_on_the_background(here, digits_engine):
+    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save("clear.png")
+    command = ("reconstruct", "clear.png", "--engine", digits_engine)
+    for options, colour in (((), 255), (("--background", "black"), 0)):
+        succeeds(*command, *options)
+        assert set(np.unique(picture("reconstruction.png")[:16])) == {colour}
+    assert "expected a colour such as white or #ff8000" in fails(
+        *command, "--background", "whitish", status=2
+    )
+
+
 def test_tokens_survive_conversion_and_only_the_right_layout_decodes(here, digits_engine):
     succeeds("generate", "--engine", digits_engine, "--class", "4", "-n", "2", "--tokens", "t.npz")
     out = succeeds("convert-tokens", "t.npz", "--bits", "8", "--bit-order", "msb", "--json")

@@ -41,7 +41,7 @@ def test_a_grid_holds_the_images_row_by_row(tmp_path):
 
 def test_what_is_not_a_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("no")
-    with pytest.raises(InputError, match="expected an image"):
+    with pytest.raises(InputError, match="expected a picture"):
         read_image(tmp_path / "a.png")
     with pytest.raises(InputError, match="no such image"):
         read_image(tmp_path / "b.png")
@@ -59,12 +59,6 @@ def test_images_of_two_sizes_are_refused(tmp_path):
 def test_psnr_of_one_grey_level():
     image = np.zeros((1, 3, 2, 2), np.float32)
     assert psnr(image, image + 2 / 255) == pytest.approx(48.13, abs=0.01)
-
-
-def test_a_deeper_picture_is_refused_rather_than_clipped(tmp_path):
-    Image.fromarray(np.full((4, 4), 30_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(InputError, match="expected 8 bits per channel"):
-        read_image(tmp_path / "deep.png")
 
 
 @pytest.mark.parametrize(("size", "frame"), [((5, 8), (1, 0)), ((8, 9), (0, 1)), ((4, 4), (0, 0))])

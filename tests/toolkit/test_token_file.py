@@ -1,3 +1,4 @@
+import os
 import time
 import zipfile
 from dataclasses import replace
@@ -68,6 +69,18 @@ def test_what_is_no_token_file_is_one_error(tmp_path, path):
         read_tokens(tmp_path / "none.npz")
     with pytest.raises(FolderError, match=r"ending in \.npz"):
         write_tokens(tmp_path / "a.txt", read_tokens(path))
+
+
+def test_only_regular_files_are_read_and_nothing_waits(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for path, words in (
+        (tmp_path / "pipe", "expected a regular file, the token file, found a pipe or device"),
+        (tmp_path / "zero.npz", "found a pipe or device"),
+        (tmp_path, "found a folder"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_tokens(path)
 
 
 @pytest.mark.parametrize(

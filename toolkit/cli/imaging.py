@@ -11,6 +11,7 @@ from m2kit.cli.options import (
     COUNT,
     INTEGERS,
     PATH,
+    Colour,
     OpenEngine,
     batch_option,
     engine_options,
@@ -38,6 +39,12 @@ _images_options = together(
         is_flag=True,
         help="Frame images in mid-grey up to a size the model takes; decoding crops them back.",
     ),
+    click.option(
+        "--background",
+        type=Colour(),
+        default="white",
+        help="What transparent pixels are laid on: a name, or #RRGGBB.",
+    ),
     batch_option,
 )
 
@@ -50,6 +57,7 @@ def encode(
     open_engine: OpenEngine,
     images: tuple[Path, ...],
     pad: bool,
+    background: tuple[int, int, int],
     batch: int | None,
     output: Path,
     as_json: bool,
@@ -57,7 +65,7 @@ def encode(
     """Turn IMAGES (of one size) into a token file."""
     check_output(output, ".npz")
     with open_engine() as engine:
-        pixels = read_images(images)
+        pixels = read_images(images, background)
         whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
         with stages("images") as begin:
             ids = engine.encode(whole, batch=batch, begin=begin)
@@ -99,6 +107,7 @@ def reconstruct(
     open_engine: OpenEngine,
     images: tuple[Path, ...],
     pad: bool,
+    background: tuple[int, int, int],
     batch: int | None,
     output: Path,
     as_json: bool,
@@ -106,7 +115,7 @@ def reconstruct(
     """Encode and decode IMAGES (of one size), and report the PSNR."""
     check_output(output, ".png")
     with open_engine() as engine:
-        pixels = read_images(images)
+        pixels = read_images(images, background)
         whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
         with stages("images") as begin:
             ids = engine.encode(whole, batch=batch, begin=begin)

@@ -19,6 +19,7 @@ from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import kind_of_folder
 from m2kit.records import BadRecord, JsonObject, json_from_text, read_json
 from m2kit.runtime.backend import CPU, CUDA
+from m2kit.runtime.pictures import colour_from_text
 
 if TYPE_CHECKING:
     from m2kit.runtime.engine import Engine
@@ -105,6 +106,21 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
         if self._kind is float and not all(map(math.isfinite, values)):
             self.fail(f"expected finite numbers, found {value!r}", param, ctx)
         return values if self._listed or len(values) > 1 else values[0]
+
+
+class Colour(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """Reads "white" or "#ff8000" as red, green and blue in 0..255."""
+
+    name = "colour"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The three numbers, if it is a colour."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return colour_from_text(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
 
 INTEGERS = Numbers(int, listed=True)

@@ -172,16 +172,19 @@ def _written(destination: Path) -> Iterator[contextlib.ExitStack]:
 def _temporary(destination: Path, suffix: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """Makes a marked path beside `destination` and holds its lock; what is left of it goes."""
     stem = os.fsdecode(os.fsencode(destination.name.removesuffix(suffix))[:_STEM_BYTES])
-    descriptor = None
-    while descriptor is None:  # another run's cleaning may have come in between
-        path = destination.parent / f".{stem}.m2kit-{secrets.token_hex(16)}{suffix}"
-        make(path)
-        descriptor = _hold(path)
-    try:
+    path = descriptor = None
+    try:  # from before it is there: a signal may end the process at any time
+        while descriptor is None:  # another run's cleaning may have come in between
+            path = destination.parent / f".{stem}.m2kit-{secrets.token_hex(16)}{suffix}"
+            make(path)
+            descriptor = _hold(path)
+        assert path is not None
         yield path
     finally:
-        _remove(path)
-        os.close(descriptor)
+        if path is not None:
+            _remove(path)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _touch(path: Path) -> None:

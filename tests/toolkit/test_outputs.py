@@ -340,3 +340,17 @@ def test_a_file_of_any_name_is_checked_before_work_is_spent_on_it(tmp_path):
     for name, words in (("folder", "is a folder"), ("pipe", "no regular file")):
         with pytest.raises(FolderError, match=words):
             check_output_file(tmp_path / name)
+
+
+def test_a_signal_at_the_moment_a_folder_appears_leaves_nothing(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def mkdir_and_end(path, *arguments, **options):
+        mkdir(path, *arguments, **options)
+        if is_leftover(path.name):
+            raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_and_end)
+    with pytest.raises(SystemExit), new_folder(tmp_path / "x.bundle", lambda path: None):
+        pass
+    assert not list(tmp_path.iterdir())

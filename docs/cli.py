@@ -18,7 +18,15 @@ from m2kit.cli import cli
 PAGE = Path(__file__).with_suffix(".md")
 COLUMNS = 100
 HEAD = "<!-- Written by docs/cli.py from the commands' own help: `make docs`. Do not edit. -->"
-HELP = "Every command also has `-h` and `--help`."
+HELP = (
+    "Every command also has `-h` and `--help`, `-q` and `--quiet` (print results and errors only), "
+    "`-v` and `--verbose` (also tell how long each stage took)."
+)
+COMPLETION = (
+    'bash completes commands and options after `eval "$(_M2KIT_COMPLETE=bash_source m2kit)"`, '
+    "zsh with `zsh_source` in its place, fish after `_M2KIT_COMPLETE=fish_source m2kit | source`."
+)
+_EVERYWHERE = ("--help", "--quiet", "--verbose")
 
 
 def page() -> str:
@@ -28,7 +36,9 @@ def page() -> str:
         "",
         HEAD,
         "",
-        HELP,
+        *_filled(HELP),
+        "",
+        *_filled(COMPLETION),
         *_section(cli, click.Context(cli, info_name="m2kit", **cli.context_settings), 2),
     ]
     return "\n".join(lines) + "\n"
@@ -48,7 +58,7 @@ def _section(command: click.Command, context: click.Context, level: int) -> Iter
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     yield ""
     for name, text in (record for record in records if record and record[1]):
-        if "--help" not in name:
+        if not name.endswith(_EVERYWHERE):
             yield from _filled(f"`{name}`: {text}", "- ", "  ")
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

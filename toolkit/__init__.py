@@ -14,7 +14,6 @@ and `to_pil` take what `decode` returns. Every error that a user can cause and m
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from m2kit.errors import (
     BackendError,
@@ -26,6 +25,7 @@ from m2kit.errors import (
     SpecError,
 )
 
+TYPE_CHECKING = False  # not from typing, which takes as long to load as all the rest
 if TYPE_CHECKING:
     from m2kit.runtime.engine import Engine
     from m2kit.runtime.interchange import save_images, to_pil, to_uint8
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load a public name that needs numpy the first time it is asked for."""
     if name not in _LATE:
         raise AttributeError(f"module 'm2kit' has no attribute {name!r}")

@@ -61,7 +61,7 @@ def require(module: str, *, extra: str, what: str) -> ModuleType:
         what: What needs it, as the start of a sentence.
 
     Raises:
-        BackendError: The module is not installed.
+        BackendError: The module is not installed, or cannot be loaded.
     """
     try:
         return importlib.import_module(module)
@@ -70,3 +70,8 @@ def require(module: str, *, extra: str, what: str) -> ModuleType:
         raise BackendError(
             f"{what} needs the package {missing}, which is not installed here: {install(extra)}"
         ) from error
+    except (ImportError, OSError, SystemError) as error:  # it is there, but broken, or memory short
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as a module written in C says it
+            raise KeyboardInterrupt from error
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise BackendError(f"{what} cannot load the package {module}: {reason:.200}") from error

@@ -19,7 +19,7 @@ from m2kit.engines.ort.quantization import SCHEMES, quantize_graph
 from m2kit.errors import BackendError, InputError
 from m2kit.manifest import GraphEntry, Manifest
 from m2kit.precision import Precision
-from m2kit.runtime.ort.library import load_onnxruntime
+from m2kit.runtime.ort.library import load_onnxruntime, path_text
 
 Lowerings = dict[str, dict[str, GraphEntry]]
 
@@ -138,7 +138,7 @@ def _optimised(job: Job, graph: str) -> ir.Model:
     ort = load_onnxruntime()
     path = job.folder / f"optimised_{graph}.onnx"
     options = ort.SessionOptions()
-    options.optimized_model_filepath = str(path)
+    options.optimized_model_filepath = path_text(path)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     external = {
         "session.optimized_model_external_initializers_file_name": f"optimised_{graph}.bin",
@@ -146,7 +146,7 @@ def _optimised(job: Job, graph: str) -> ir.Model:
     }
     for name, value in external.items():
         options.add_session_config_entry(name, value)
-    source = job.bundle / job.source.graph_file(PORTABLE, graph)
+    source = path_text(job.bundle / job.source.graph_file(PORTABLE, graph))
     try:
         ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors

@@ -34,7 +34,7 @@ from m2kit.runtime.backend import (
 from m2kit.runtime.cuda import Gpu
 from m2kit.runtime.device import probe
 from m2kit.runtime.ort.kv_cache import CudaCache, HostCache, KvCache, bind_array
-from m2kit.runtime.ort.library import load_onnxruntime
+from m2kit.runtime.ort.library import load_onnxruntime, path_text
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 _PIXELS_AT_ONCE = 256 * 256  # of encoder and decoder
@@ -132,11 +132,12 @@ class OnnxRuntimeBackend(Backend):
 
         Raises:
             BackendError: ONNX Runtime cannot load it, or silently left the provider asked for.
+            FolderError: Its path is not UTF-8.
         """
         self.check_open()
         if graph in self._sessions:
             return self._sessions[graph]
-        options, path = self.options(), self.path(graph)
+        options, path = self.options(), path_text(self.path(graph))
         try:
             provider = (self._provider, self._provider_options())
             session = self.ort.InferenceSession(path, options, providers=[provider])

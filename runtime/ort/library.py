@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import ModuleType
 
-from m2kit.errors import require
+from m2kit.errors import FolderError, require
 
 
 def load_onnxruntime(what: str = "the onnxruntime backend") -> ModuleType:
@@ -22,3 +23,17 @@ def load_onnxruntime(what: str = "the onnxruntime backend") -> ModuleType:
     ort = require("onnxruntime", extra="cpu", what=what)
     ort.set_default_logger_severity(4)  # errors come as exceptions; no second voice
     return ort
+
+
+def path_text(path: Path) -> str:
+    """A path as ONNX Runtime takes it: as UTF-8, whatever Python's own encoding of paths is.
+
+    Raises:
+        FolderError: It is not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FolderError(
+            f"{path}: ONNX Runtime opens no path that is not UTF-8; rename it"
+        ) from error

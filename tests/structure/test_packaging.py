@@ -92,7 +92,7 @@ def test_site_packages_gets_one_name(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"m2kit", f"m2kit-{m2kit.__version__}.dist-info"}
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "m2kit = m2kit.cli:main" in wheel.read(entry).decode()
+    assert "m2kit = m2kit.__main__:main" in wheel.read(entry).decode()
 
 
 def test_public_names_are_what_all_says():

@@ -1,8 +1,12 @@
-"""How commands print: a result as a table or as JSON on stdout, progress on stderr."""
+"""How commands print: a result as a table or as JSON on stdout, progress on stderr, more or less of
+it as --quiet and --verbose say.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -24,9 +28,19 @@ from rich.text import Text
 
 from m2kit.progress import Advance, Begin
 
+VERBOSITY = "m2kit.verbosity"  # of a click context
+QUIET, VERBOSE = -1, 1
+
+
+def verbosity() -> int:
+    """QUIET, 0 or VERBOSE, as the command that runs was told."""
+    context = click.get_current_context(silent=True)
+    return int(context.meta.get(VERBOSITY, 0)) if context else 0
+
 
 def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> None:
-    """Print rows as a two-column table, or `value` (by default the rows) as one JSON line."""
+    """Print rows as a two-column table, those of None left out, or `value` (by default the rows) as
+    one JSON line."""
     if as_json:
         click.echo(json.dumps(rows if value is None else value))
         return
@@ -34,13 +48,16 @@ def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> N
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, item in rows.items():
+        if item is None:
+            continue
         table.add_row(name, str(item))
     Console(soft_wrap=False, highlight=False).print(table, markup=False)
 
 
 def note(text: str) -> None:
-    """Say something on stderr."""
-    click.echo(text, err=True)
+    """Say something on stderr, unless --quiet forbids it."""
+    if verbosity() > QUIET:
+        click.echo(text, file=sys.stderr)
 
 
 class _Rate(TextColumn):
@@ -55,14 +72,16 @@ class _Rate(TextColumn):
 def stages(unit: str = "positions") -> Iterator[Begin]:
     """Shows stages on stderr: a name, or a bar where the stage is counted, in `unit`.
 
-    Where stderr is no terminal, the name is all.
+    Where stderr is no terminal, the name is all; with --verbose each ends with its seconds.
     """
     console = Console(stderr=True)
     with ExitStack() as stack:
 
         def begin(stage: str, total: int | None = None) -> Advance:
             stack.close()  # the bar of the stage before
-            if total is None or not console.is_terminal:
+            if verbosity() == VERBOSE:
+                stack.callback(_tell_seconds, stage, time.perf_counter())
+            if verbosity() == QUIET or total is None or not console.is_terminal:
                 note(f"{stage} ...")
                 return lambda count: None
             columns = (
@@ -74,6 +93,10 @@ def stages(unit: str = "positions") -> Iterator[Begin]:
             return partial(progress.advance, progress.add_task(stage, total=total))
 
         yield begin
+
+
+def _tell_seconds(stage: str, began: float) -> None:
+    note(f"{stage}: {time.perf_counter() - began:.2f} s")
 
 
 def size_text(count: int) -> str:

@@ -112,7 +112,8 @@ def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> No
         if given:
             raise InputError(f"{' and '.join(given)} say how to read a checkpoint file")
         rows = _of_model(_open(path), bandwidth) if path.is_dir() else _of_preset(target, bandwidth)
-    print_result({label(n): _text(value) for n, value in rows.items()}, as_json, rows)
+    shown = {label(n): None if value is None else _text(value) for n, value in rows.items()}
+    print_result(shown, as_json, rows)
 
 
 def _of_checkpoint(path: Path, reading: JsonObject, bandwidth: float) -> JsonObject:

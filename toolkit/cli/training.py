@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import m2kit
+from m2kit.cli.commands import InOrder
 from m2kit.cli.options import (
     COUNT,
     INTEGERS,
@@ -19,7 +20,7 @@ from m2kit.cli.options import (
     output_option,
     together,
 )
-from m2kit.cli.output import note, print_result
+from m2kit.cli.output import QUIET, note, print_result, verbosity
 from m2kit.errors import require
 
 
@@ -80,7 +81,7 @@ def _share(name: str, default: float, text: str) -> Decorator:
     return click.option(name, type=Real(0, 1, max_open=True), default=default, help=text)
 
 
-@click.group()
+@click.group(cls=InOrder)
 def train() -> None:
     """Train the tokenizer, then the autoregressive model on its tokens."""
 
@@ -116,7 +117,8 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
     from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, TokenizerSettings, train_tokenizer
 
     settings = TokenizerSettings(**options)
-    training = train_tokenizer(settings, output, resume=resume, progress=progress, tell=note)
+    bar = progress and verbosity() > QUIET
+    training = train_tokenizer(settings, output, resume=resume, progress=bar, tell=note)
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
@@ -171,9 +173,8 @@ def ar(
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
     settings = settings_for(tokenizer_file, **options)
-    training = train_ar(
-        settings, tokenizer_file, output, resume=resume, progress=progress, tell=note
-    )
+    bar = progress and verbosity() > QUIET
+    training = train_ar(settings, tokenizer_file, output, resume=resume, progress=bar, tell=note)
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
         "chosen epoch": training.chosen_epoch,

@@ -4,6 +4,11 @@ rounded to half.
 ONNX Runtime's CPU provider computes half graphs in float32 and keeps the unrounded values in
 between: rounding and overflow are hidden. Here they are not, so this is what half precision is
 judged on where there is no GPU.
+
+What it cannot show are the sums inside a product or a convolution: here they are float32, and a
+kernel on a GPU may keep them in half, to round and overflow there. The strongly typed networks of
+TensorRT have no switch for it, no builder flag and no attribute of a layer. So an engine is
+compared again on the GPU where it is built or first opened.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ FLOAT32_TOLERANCES: dict[str, float] = {
 
 # A half engine against the float32 reference, at most. float16 keeps 11 bits: a layer's rounding is
 # about 5e-4 of its values, and layers add up. What was measured is the emulation of half precision
-# on the golden AR model, whose random weights are worse than the digits' trained ones.
+# on the golden AR model, whose random weights are worse than the digits' trained ones. It sums
+# products in float32; a GPU's kernel that sums in half is further away, refused beyond these.
 DIFFERING_BITS = "differing code bits"
 DIFFERING_LATENT = "largest latent of a differing bit"
 RMS_ERROR = "rms error"

@@ -232,6 +232,23 @@ def test_the_emulation_rounds_every_result():
     np.testing.assert_array_equal(run(emulated(rms_norm_of(ir.DataType.FLOAT16)), x), expected)
 
 
+def test_the_emulation_does_not_see_sums_kept_in_half():
+    """What it is said not to show: 4096 ones are 4096 here, and 2048 where the sum itself is half,
+    as a kernel on a GPU may have it."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape((1, 4096)))
+    ones = ir.Value(name="w", const_value=ir.tensor(np.ones((4096, 1), np.float16), name="w"))
+    ones.type, ones.shape = ir.TensorType(ir.DataType.FLOAT16), ir.Shape((4096, 1))
+    product = ir.node("MatMul", [x, ones], name="product")
+    product.outputs[0].name, product.outputs[0].shape = "y", ir.Shape((1, 1))
+    product.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    graph = ir.Graph(
+        [x], product.outputs, nodes=[product], initializers=[ones], opset_imports={"": 18}, name="p"
+    )
+    found = run(emulated(ir.Model(graph, ir_version=10)), np.ones((1, 4096), np.float16))
+    in_half = np.cumsum(np.ones(4096, np.float16), dtype=np.float16)[-1]
+    assert (found.item(), in_half) == (4096, 2048)
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """The golden AR model with one layer's feed-forward scaled until half overflows in it."""

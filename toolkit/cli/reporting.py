@@ -39,7 +39,8 @@ def verify(path: Path, provider: str | None, as_json: bool) -> None:
     """Hash every file of a bundle or engine, and repeat its comparison with PyTorch's reference, in
     every way that this machine can run it.
 
-    A half-precision bundle is hashed only: `export` compared it in an emulation of half precision.
+    A half-precision bundle is hashed only: `export` compared it in an emulation of half precision,
+    which adds up products in float32, as a GPU may not.
     """
     from m2kit.runtime.parity import prove, remember
 

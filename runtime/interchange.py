@@ -75,7 +75,10 @@ def images_from(images: Any, axes: int = 2) -> npt.NDArray[Any]:
 def _pixels(images: Any) -> npt.NDArray[np.uint8]:
     if not all(isinstance(image, Image.Image) for image in images):
         raise InputError("images must be of one kind: PIL images, or arrays")
-    images = [rgb_from_pil(image) for image in images]
+    try:
+        images = [rgb_from_pil(image) for image in images]
+    except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL has only begun to read
+        raise InputError(f"images: PIL cannot read one of them: {error}") from error
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:
         found = ", ".join(f"{width} x {height}" for width, height in sizes)

@@ -60,6 +60,30 @@ def test_pixels_arrays_and_pil_images_are_the_same_images(engine):
         engine.encode([pil[0], floats[0]])
 
 
+def test_pil_images_are_read_by_the_rule_for_files(engine, tmp_path):
+    """Transparent pixels are white, whatever their hidden colour, and EXIF turns."""
+    hidden = np.zeros((4, 6, 4), np.uint8)
+    np.testing.assert_array_equal(
+        engine.encode(Image.fromarray(hidden)), engine.encode(Image.new("RGB", (6, 4), "white"))
+    )
+    left = np.zeros((6, 4, 3), np.uint8)
+    left[:, :2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise: left becomes top
+    Image.fromarray(left).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        np.testing.assert_array_equal(engine.encode(image), engine.encode(np.rot90(left, -1)[None]))
+    data = (tmp_path / "turned.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: data.index(b"IDAT") + 8])
+    with (
+        Image.open(tmp_path / "cut.png") as image,
+        pytest.raises(InputError, match="PIL cannot read one of them"),
+    ):
+        engine.encode(image)
+    with pytest.raises(InputError, match="found 32"):
+        engine.encode(Image.new("F", (6, 4)))
+
+
 def test_tensors_of_torch_are_taken_whatever_they_are(engine):
     torch = pytest.importorskip("torch")
     given = torch.from_numpy(images())
@@ -282,6 +306,10 @@ def test_what_is_not_finite_is_an_error_that_names_the_graph():
     engine = Engine(SPEC, Broken(contract.INTER_STEP))
     with pytest.raises(BackendError, match=r"^inter_step computed NaN or Inf at position 4"):
         engine.sample([0], m2kit.Sampling(greedy=True))
+
+
+def test_dir_shows_the_public_names_and_nothing_else():
+    assert dir(m2kit) == sorted(m2kit.__all__)
 
 
 def test_the_api_does_not_import_torch(digits_engine):

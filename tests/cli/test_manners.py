@@ -77,6 +77,8 @@ def test_paths_that_are_not_utf_8_are_taken_and_shown_as_they_are(tmp_path, digi
     assert b"output             \xff.png" in done.stdout
     done = raw("encode", b"\xff.png", "--engine", digits_engine, "-o", b"\xff.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    done = raw("describe", b"\xff", cwd=tmp_path, env={"PYTHONIOENCODING": "utf-16"})
+    assert done.stderr.decode("utf-16").startswith(r"error: \udcff: expected a checkpoint file")
     done = raw("describe", b"\xff", cwd=tmp_path)
     assert done.stderr.startswith(b"error: \xff: expected a checkpoint file")
     os.symlink(os.fsencode(digits_engine), os.fsencode(tmp_path) + b"/\xff.engine")
@@ -85,6 +87,11 @@ def test_paths_that_are_not_utf_8_are_taken_and_shown_as_they_are(tmp_path, digi
     last = done.stderr.splitlines()[-1]
     assert last.startswith(b"error: \xff.engine/")
     assert last.endswith(b"ONNX Runtime opens no path that is not UTF-8; rename it")
+
+
+def test_names_mean_themselves_in_a_table(tmp_path, digits_engine):
+    done = run_m2kit(*DRAW, digits_engine, "-o", "[red]a:smile:.png", cwd=tmp_path)
+    assert "[red]a:smile:.png" in done.stdout
 
 
 def starting(text, tmp_path):

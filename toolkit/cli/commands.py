@@ -160,11 +160,13 @@ def _say(error: click.ClickException) -> None:
         error.show(sys.stderr)
 
 
-def _escape(error: UnicodeError) -> tuple[bytes, int]:
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
     """What a stream cannot print: bytes of a path that is not UTF-8 as they are, and letters that
     are not in its alphabet as \\u escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
+    if error.encoding.startswith(("utf-16", "utf-32")):  # no single byte is a letter there
+        return codecs.backslashreplace_errors(error)
     shown = (
         letter.encode(
             "ascii", "surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace"

@@ -51,7 +51,7 @@ def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> N
         if item is None:
             continue
         table.add_row(name, str(item))
-    Console(soft_wrap=False, highlight=False).print(table, markup=False)
+    Console(soft_wrap=False, highlight=False, emoji=False).print(table, markup=False)
 
 
 def note(text: str) -> None:

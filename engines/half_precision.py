@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from m2kit import contract
 from m2kit.contract import ANY, FLOAT, PORTABLE, PRECISION, PRESENT, GraphIO, graph_io
-from m2kit.engines.graph_files import WeightsFile, op_counts, save_graph
+from m2kit.engines.graph_files import WeightsFile, load_graph, op_counts, save_graph
 from m2kit.errors import FolderError, ParityError
 from m2kit.manifest import Manifest
 from m2kit.precision import Precision
@@ -55,7 +55,7 @@ def half_graph(path: Path, io: GraphIO, maxima: Mapping[str, float]) -> HalfGrap
         io: Its contract; inputs and outputs of compute type become half, all others stay.
         maxima: Value name -> largest absolute value seen, as bundle.json records them.
     """
-    half = HalfGraph(ir.load(path))
+    half = HalfGraph(load_graph(path))
     graph = half.model.graph
     for value, tensor in zip(graph.inputs, io.inputs, strict=True):
         if tensor.dtype == "compute":

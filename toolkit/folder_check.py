@@ -43,15 +43,18 @@ def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) 
 
 
 def _problem(folder: Path, name: str, entry: FileEntry, trust_seen: bool) -> str | None:
-    """What is wrong with a file."""
+    """What is wrong with a file. It may have other names (hard links) and be a link inside the
+    folder: its bytes are compared. What lies elsewhere may change or go without the folder."""
     path = folder / name
     try:
         inside = path.resolve().parent == folder.resolve()
         status = path.stat()
     except (OSError, RuntimeError):  # missing, or links in a circle
         return "missing"
-    if not inside or not stat.S_ISREG(status.st_mode):
-        return "not a regular file of this folder"
+    if not inside:
+        return "a link that leaves this folder (expected the file itself: copy it here)"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
     if status.st_size != entry.bytes:
         return f"expected {entry.bytes} bytes, found {status.st_size}"
     if not _has_hash(path, entry.sha256, trust_seen):

@@ -1,18 +1,20 @@
 import json
+import os
 import platform
 import shutil
 
 import onnxruntime
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, run_m2kit
 
 import m2kit
 from m2kit import contract
 from m2kit.build import BuildOptions
 from m2kit.engines.building import build_engine
 from m2kit.errors import FolderError, ParityError
+from m2kit.folder_check import check_folder
 from m2kit.hashes import sha256_of_file, sha256_of_json
-from m2kit.manifest import ENGINE
+from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import read_manifest
 from m2kit.precision import Precision
 from m2kit.runtime.ort.backend import OnnxRuntimeBackend
@@ -53,6 +55,68 @@ def test_a_changed_byte_stops_the_build(bundle, tmp_path, name):
     with pytest.raises(FolderError, match=name.replace(".", r"\.")):
         build_engine(bundle, tmp_path / "a.engine", "onnxruntime")
     assert only_bundle_left(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": Precision.INT8}])
+def test_weights_with_a_second_name_are_verified_built_and_opened(bundle, tmp_path, options):
+    """As `cp -l` and backups make them."""
+    (bundle / "weights.bin").rename(tmp_path / "weights")
+    os.link(tmp_path / "weights", bundle / "weights.bin")
+    check_folder(bundle, read_manifest(bundle, BUNDLE), trust_seen_weights=False)
+    build_engine(bundle, tmp_path / "a.engine", "onnxruntime", BuildOptions(**options))
+    os.link(tmp_path / "a.engine" / "weights.bin", tmp_path / "other")
+    with m2kit.open_engine(tmp_path / "a.engine") as engine:
+        assert engine.sample([1]).shape == (1, 4, 4, 2)
+
+
+def test_weights_behind_a_link_are_taken_inside_the_folder_only(bundle, tmp_path):
+    engine = tmp_path / "a.engine"
+    (bundle / "weights.bin").rename(bundle / "real")
+    (bundle / "weights.bin").symlink_to("real")
+    build_engine(bundle, engine, "onnxruntime")
+    (engine / "weights.bin").rename(tmp_path / "elsewhere")
+    (engine / "weights.bin").symlink_to(tmp_path / "elsewhere")
+    words = r"weights\.bin: a link that leaves this folder \(expected the file itself: copy it here"
+    with pytest.raises(FolderError, match=words):
+        m2kit.open_engine(engine)
+    (bundle / "real").rename(tmp_path / "elsewhere")
+    (bundle / "weights.bin").unlink()
+    (bundle / "weights.bin").symlink_to(tmp_path / "elsewhere")
+    for refused in (
+        lambda: check_folder(bundle, read_manifest(bundle, BUNDLE), trust_seen_weights=True),
+        lambda: build_engine(bundle, tmp_path / "b.engine", "onnxruntime"),
+    ):
+        with pytest.raises(FolderError, match=words):
+            refused()
+
+
+def build_without(packages, bundle, folder):
+    """The command line's answer where these packages are not installed."""
+    absent = folder / "absent"
+    absent.mkdir()
+    for name in packages:
+        text = f"raise ModuleNotFoundError({name!r}, name={name!r})"
+        (absent / f"{name}.py").write_text(text)
+    path = os.pathsep.join(filter(None, [str(absent), os.environ.get("PYTHONPATH")]))
+    return run_m2kit(
+        "build-engine", bundle, "-o", folder / "x.engine", "--backend", "onnxruntime",
+        cwd=folder, check=False, env={"PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def test_without_onnx_ir_the_extra_that_builds_on_a_cpu_is_named(bundle, tmp_path):
+    done = build_without(["onnx_ir", "torch"], bundle, tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "building for onnxruntime needs the package onnx_ir" in line
+    assert "pip install '.[cpu,build]'" in line
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_it_needs_no_torch(bundle, tmp_path):
+    done = build_without(["torch", "safetensors", "lightning"], bundle, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.engine" / "engine.json").is_file()
 
 
 def test_a_missing_file_stops_the_build(bundle, tmp_path):

@@ -15,7 +15,7 @@ from m2kit.build import BuildOptions, Trial
 from m2kit.engines import building
 from m2kit.engines.building import build_engine
 from m2kit.engines.graph_files import WeightsFile
-from m2kit.engines.ort import builder, quantization
+from m2kit.engines.ort import quantization, writing
 from m2kit.engines.ort.quantization import SCHEMES, quantize_blocks, quantize_graph
 from m2kit.errors import BackendError, InputError, ParityError
 from m2kit.manifest import BUNDLE, ENGINE
@@ -171,7 +171,7 @@ def test_shuffled_scales_do_not_pass_the_gate(exported, tmp_path, monkeypatch):
 
 
 def test_accepting_the_quality_accepts_no_broken_tokenizer(exported, tmp_path, monkeypatch):
-    optimised = builder._optimised
+    optimised = writing._optimised
 
     def negated(job, graph):
         model = optimised(job, graph)
@@ -185,7 +185,7 @@ def test_accepting_the_quality_accepts_no_broken_tokenizer(exported, tmp_path, m
             model.graph.outputs[0] = node.outputs[0]
         return model
 
-    monkeypatch.setattr(builder, "_optimised", negated)
+    monkeypatch.setattr(writing, "_optimised", negated)
     with pytest.raises(ParityError, match=r"decoder \(difference.*please report"):
         bundle = exported(DIGITS_CHECKPOINT)[0]
         build(bundle, tmp_path / "a.engine", INT8, accept_quality=True)
@@ -257,7 +257,7 @@ def test_a_bundle_without_fused_steps_says_so_and_its_integers_stay_off_a_gpu(
 
 
 def test_a_graph_with_nothing_to_quantize_is_an_error(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "quantize_graph", lambda *_: 0)
+    monkeypatch.setattr(writing, "quantize_graph", lambda *_: 0)
     with pytest.raises(BackendError, match="no matmul to quantize"):
         build(exported(DIGITS_CHECKPOINT)[0], tmp_path / "a.engine", INT4)
 

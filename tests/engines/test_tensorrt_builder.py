@@ -151,6 +151,13 @@ def test_a_tokenizer_builds_at_a_size_that_is_given(bundles, tmp_path):
     assert set(manifest.files) == {"reference.npz", *plans}
 
 
+@pytest.mark.parametrize("precision", [Precision.FLOAT16, Precision.FLOAT32])
+def test_weights_with_a_second_name_are_built(bundles, tmp_path, precision):
+    shutil.copytree(bundles["ar_tiny"], tmp_path / "m.bundle")
+    os.link(tmp_path / "m.bundle" / "weights.bin", tmp_path / "other")
+    build(tmp_path / "m.bundle", tmp_path / "m.engine", ONE, precision=precision)
+
+
 def test_a_compute_capability_it_has_not_is_refused_with_those_it_has(bundles, tmp_path):
     with pytest.raises(InputError, match=r"no compute capability 8\.7; it builds for 7\.5, 8\.0"):
         build(bundles["ar_tiny"], tmp_path / "x", ("8.6", "8.7"))

@@ -29,14 +29,17 @@ _STEM_BYTES = 100  # of a destination's name that its temporary name shows
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
 
-def check_output(path: Path, suffix: str) -> None:
-    """Refuse an output file before any work is spent on it.
+def check_output(path: Path, *suffixes: str) -> None:
+    """Refuse an output file before any work is spent on it: its name ends in one of the suffixes,
+    in upper or lower case.
 
     Raises:
         FolderError: The wrong kind of name, or `check_output_file` refuses it.
     """
-    if path.suffix.lower() != suffix:
-        raise FolderError(f"{path}: expected an output name ending in {suffix}; choose another")
+    if path.suffix.lower() not in suffixes:
+        raise FolderError(
+            f"{path}: expected an output name ending in {', '.join(suffixes)}; choose another"
+        )
     check_output_file(path)
 
 

@@ -177,6 +177,27 @@ def test_transparent_pixels_are_laid_on_the_background(here, digits_engine):
     )
 
 
+def test_columns_lay_out_the_grids(here, digits_engine):
+    common = ("--engine", digits_engine)
+    succeeds(
+        "generate", *common, "--class", "1,2", "-n", "3", "--columns", "4", "--tokens", "t.npz"
+    )
+    grid = picture("samples.png")
+    assert grid.shape == (2 * 34 - 2, 4 * 34 - 2, 3)
+    succeeds("decode", "t.npz", *common, "--columns", "4", "-o", "d.webp")
+    np.testing.assert_array_equal(np.asarray(Image.open("d.webp")), grid)
+    names = [f"{i}.png" for i in range(3)]
+    for index, name in enumerate(names):
+        Image.fromarray(grid[:32, 34 * index : 34 * index + 32]).save(name)
+    succeeds("reconstruct", *names, *common, "-o", "row.png")
+    succeeds("reconstruct", *names, *common, "--columns", "2", "-o", "two.png")
+    row, two = picture("row.png"), picture("two.png")
+    assert (row.shape, two.shape) == ((66, 100, 3), (4 * 34 - 2, 66, 3))
+    np.testing.assert_array_equal(two[:66], row[:, :66])
+    np.testing.assert_array_equal(two[68:, :32], row[:, 68:])
+    assert (two[68:, 34:] == 255).all()
+
+
 def test_tokens_survive_conversion_and_only_the_right_layout_decodes(here, digits_engine):
     succeeds("generate", "--engine", digits_engine, "--class", "4", "-n", "2", "--tokens", "t.npz")
     out = succeeds("convert-tokens", "t.npz", "--bits", "8", "--bit-order", "msb", "--json")
@@ -293,7 +314,8 @@ def test_without_an_argument_what_was_found_is_listed(here, exported):
         (["generate", "--temperature", "0"], "temperature must be"),
         (["generate", "--seed", "18446744073709551616"], "seed must be a whole number"),
         (["generate", "--first-image", "18446744073709551615"], "--first-image"),
-        (["generate", "-o", "a.jpg", "--class", "1", "-n", "1"], "ending in .png"),
+        (["generate", "-o", "a.gif", "--class", "1", "-n", "1"], "ending in .png, .jpg"),
+        (["generate", "-n", "1000000000"], "into a folder (-o NAME, without suffix)"),
         (["encode", "odd.png"], "multiples of 8, found 30 x 32"),
         (["encode", "small.png"], "single latent position"),
         (["encode", "none.png"], "no such image"),

@@ -21,13 +21,14 @@ from m2kit.cli.options import (
     engine_options,
     json_option,
     output_option,
+    picture_folder,
     sampling_options,
 )
 from m2kit.cli.output import print_result, stages
 from m2kit.host import peak_bytes
 from m2kit.outputs import check_output
 from m2kit.runtime.drawing import IMAGES_OF_A_CLASS, DrawnImages, draw_images
-from m2kit.runtime.images import write_grid
+from m2kit.runtime.images import check_grid, uint8_from_images, write_grid, write_pixels
 from m2kit.token_file import token_file_from_ids, write_tokens
 
 _ROWS_WITHOUT_CLASS = 10
@@ -55,9 +56,10 @@ _ROWS_WITHOUT_CLASS = 10
 @batch_option
 @output_option(
     "samples.png",
-    "Grid PNG, a row of n images per class; or a folder (a name without suffix), which gets each "
-    "image as soon as its batch is finished.",
+    "Grid, as .png, .jpg or .webp; or a folder (a name without suffix), which gets each image as "
+    "a PNG as soon as its batch is finished.",
 )
+@click.option("--columns", type=COUNT, help="Images per row of the grid.  [default: n]")
 @click.option("--tokens", type=OUTPUT, help="Also write the ids, as .npz.")
 @json_option
 def generate(
@@ -67,6 +69,7 @@ def generate(
     first_image: int,
     batch: int | None,
     output: Path,
+    columns: int | None,
     tokens: Path | None,
     as_json: bool,
     **options: Any,
@@ -77,14 +80,16 @@ def generate(
     when the command is stopped. The ids of --tokens are held until the end, and written then.
     Images per second count from the engine's opening, which the first batch waits for.
     """
-    folder = None if output.suffix else output
-    check_output(folder / "image.png" if folder else output, ".png")
+    folder = picture_folder(output)
     if tokens:
         check_output(tokens, ".npz")
     with open_engine() as engine:
         known = engine.transformer.classes
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
+        if not folder:
+            size = engine.spec.size_of_grid(engine.transformer.grid)
+            check_grid(output, len(chosen) * count, size, columns=columns or count)
         began = time.perf_counter()
         with stages("tokens") as begin:
             batches = draw_images(
@@ -94,7 +99,7 @@ def generate(
         seconds = time.perf_counter() - began
         active = engine.backend.active()
         if images:
-            write_grid(output, np.concatenate(images), columns=count)
+            write_pixels(output, np.concatenate(images), columns=columns or count)
         if tokens:
             write_tokens(tokens, token_file_from_ids(np.concatenate(ids), engine.spec))
     result = {
@@ -117,7 +122,7 @@ def generate(
 
 def _collected(
     batches: Iterable[DrawnImages], folder: Path | None, *, with_ids: bool
-) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.int64]]]:
+) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.int64]]]:
     """Images and, if wanted, ids of all batches; with a folder, images go there instead, a file
     each, named by class and place in it."""
     images, ids = [], []
@@ -131,7 +136,7 @@ def _collected(
                 name = f"{class_id:05d}_{number % IMAGES_OF_A_CLASS:06d}.png"
                 write_grid(folder / name, image[None], columns=1)
         else:
-            images.append(drawn.images)
+            images.append(uint8_from_images(drawn.images))
         if with_ids:
             ids.append(drawn.tokens)
     return images, ids

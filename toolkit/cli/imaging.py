@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from m2kit.cli.options import (
     COUNT,
@@ -22,7 +23,15 @@ from m2kit.cli.options import (
 from m2kit.cli.output import print_result, stages
 from m2kit.families.sign_bits import BIT_ORDERS, bits_of
 from m2kit.outputs import check_output
-from m2kit.runtime.images import cropped, padded, psnr, read_images, write_grid
+from m2kit.runtime.images import (
+    check_grid,
+    cropped,
+    padded,
+    psnr,
+    read_images,
+    write_grid,
+)
+from m2kit.runtime.pictures import WRITTEN
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
@@ -31,6 +40,9 @@ from m2kit.token_file import (
     write_tokens,
 )
 
+_columns_option = click.option(
+    "--columns", type=COUNT, default=8, help="Images per row of the grid."
+)
 _images_options = together(
     click.argument("images", nargs=-1, required=True, type=PATH),
     engine_options,
@@ -78,21 +90,22 @@ def encode(
 @click.argument("tokens", type=PATH)
 @engine_options
 @batch_option
-@click.option("--columns", type=COUNT, default=8, help="Images per row.")
-@output_option("decoded.png", "Grid PNG.")
+@output_option("decoded.png", "Grid, as .png, .jpg or .webp.")
+@_columns_option
 @json_option
 def decode(
     open_engine: OpenEngine,
     tokens: Path,
     batch: int | None,
-    columns: int,
     output: Path,
+    columns: int,
     as_json: bool,
 ) -> None:
     """Turn a token file into images."""
-    check_output(output, ".png")
+    check_output(output, *WRITTEN)
     with open_engine() as engine:
         content = read_tokens_of(tokens, engine.spec)
+        check_grid(output, len(content.ids), content.image_size, columns=columns)
         with stages("images") as begin:
             images = engine.decode(content.ids, batch=batch, begin=begin)
         write_grid(output, cropped(images, content.image_size), columns=columns)
@@ -101,7 +114,8 @@ def decode(
 
 @click.command()
 @_images_options
-@output_option("reconstruction.png", "Grid PNG: each image with its reconstruction below.")
+@output_option("reconstruction.png", "Grid, as .png, .jpg or .webp.")
+@_columns_option
 @json_option
 def reconstruct(
     open_engine: OpenEngine,
@@ -110,20 +124,39 @@ def reconstruct(
     background: tuple[int, int, int],
     batch: int | None,
     output: Path,
+    columns: int,
     as_json: bool,
 ) -> None:
-    """Encode and decode IMAGES (of one size), and report the PSNR."""
-    check_output(output, ".png")
+    """Encode and decode IMAGES (of one size), and report the PSNR.
+
+    The grid has each row of images with their reconstructions below.
+    """
+    check_output(output, *WRITTEN)
     with open_engine() as engine:
         pixels = read_images(images, background)
+        columns = min(columns, len(pixels))
+        in_grid = 2 * columns * -(-len(pixels) // columns)
+        check_grid(output, in_grid, pixels.shape[2:], columns=columns)
         whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
         with stages("images") as begin:
             ids = engine.encode(whole, batch=batch, begin=begin)
             decoded = engine.decode(ids, batch=batch, begin=begin)
         rebuilt = cropped(decoded, pixels.shape[2:])
-        write_grid(output, np.concatenate([pixels, rebuilt]), columns=len(pixels))
+        write_grid(output, _in_pairs_of_rows(pixels, rebuilt, columns), columns=columns)
     quality = round(psnr(pixels, rebuilt), 2)
     print_result({"images": len(pixels), "psnr_db": quality, "output": str(output)}, as_json)
+
+
+def _in_pairs_of_rows(
+    images: npt.NDArray[np.float32], rebuilt: npt.NDArray[np.float32], columns: int
+) -> npt.NDArray[np.float32]:
+    """A row of images, a row of what became of them, and so on; the last rows end in white."""
+    rows = []
+    for start in range(0, len(images), columns):
+        for part in (images[start : start + columns], rebuilt[start : start + columns]):
+            missing = columns - len(part)
+            rows += [part, np.ones((missing, *part.shape[1:]), np.float32)]
+    return np.concatenate(rows)
 
 
 @click.command("convert-tokens")

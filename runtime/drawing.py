@@ -8,15 +8,18 @@ share their noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
+from m2kit import __version__
 from m2kit.errors import InputError
+from m2kit.hashes import sha256_of_json
 from m2kit.progress import Begin, silent
+from m2kit.records import JsonObject, to_json
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling, is_integer
 
@@ -47,6 +50,7 @@ def draw_images(
     sampling: Sampling | None = None,
     *,
     first_image: int = 0,
+    skip: Collection[int] = (),
     batch: int | None = None,
     begin: Begin = silent,
 ) -> Iterator[DrawnImages]:
@@ -59,6 +63,7 @@ def draw_images(
         count: Images per class.
         sampling: How to draw; the model's own where it says None.
         first_image: Place in its class of the first image, to draw a set in shards.
+        skip: Numbers, of these images, that need not be drawn.
         batch: Images at once, at most; by default as many as is good here.
         begin: Called when drawing begins, with the number of positions of all images.
 
@@ -85,11 +90,13 @@ def draw_images(
     at_once = engine.draw_at_once(sampling, batch)
 
     def batches() -> Iterator[DrawnImages]:
-        advance = begin("drawing", len(classes) * count * engine.transformer.positions)
+        left = len(classes) * count - len(skip)
+        advance = begin("drawing", left * engine.transformer.positions)
         wanted = (
-            (class_id, class_id * IMAGES_OF_A_CLASS + first_image + index)
+            (class_id, number)
             for class_id in map(int, classes)
-            for index in range(count)
+            for number in _numbers(class_id, first_image, count)
+            if number not in skip
         )
         while part := list(islice(wanted, at_once)):
             own = np.array([class_id for class_id, _ in part], np.int64)
@@ -100,3 +107,21 @@ def draw_images(
             yield DrawnImages(numbers, own, tokens, engine.decode(tokens, batch=batch))
 
     return batches()
+
+
+def _numbers(class_id: int, first_image: int, count: int) -> range:
+    first = class_id * IMAGES_OF_A_CLASS + first_image
+    return range(first, first + count)
+
+
+def notes_of_drawing(engine: Engine, sampling: Sampling | None = None) -> JsonObject:
+    """What images depend on besides class and number, to be kept with them: sampling with the
+    model's defaults filled in, the engine's name and hashes, m2kit's version."""
+    notes: JsonObject = {"software": f"m2kit {__version__}"}
+    if engine.info is not None:
+        hashes = {name: entry.sha256 for name, entry in engine.info.files.items()}
+        notes["engine"] = engine.info.name
+        notes["engine_files_sha256"] = sha256_of_json(hashes)
+        notes["checkpoint_sha256"] = engine.info.source.checkpoint_sha256
+    _, resolved = engine.check_draw([0], sampling)
+    return notes | {"sampling": to_json(resolved)}

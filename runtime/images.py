@@ -1,4 +1,4 @@
-"""Images as float arrays: from picture files, to grids, framed, compared.
+"""Images as float arrays: from picture files, framed, as pixels, compared.
 
 Pixel values follow the official code: in, x / 127.5 - 1; out, 255 * (x + 1) / 2 clipped to 0..255
 and truncated (not rounded) to uint8.
@@ -11,21 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from m2kit.errors import InputError
-from m2kit.outputs import check_output
-from m2kit.runtime.pictures import (
-    MOST_PIXELS,
-    WHITE,
-    WRITTEN,
-    Colour,
-    most_side,
-    read_picture,
-    write_picture,
-)
-
-_GAP = 2  # pixels
+from m2kit.runtime.pictures import WHITE, Colour, read_picture
 
 
 def read_image(path: Path, background: Colour = WHITE) -> npt.NDArray[np.float32]:
@@ -75,59 +63,6 @@ def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """(B, 3, H, W) float32 in [-1, 1] as (B, H, W, 3) uint8."""
     scaled = np.clip(255 * (images + 1) / 2, 0, 255)
     return scaled.astype(np.uint8).transpose(0, 2, 3, 1)
-
-
-def write_grid(
-    path: Path, images: npt.NDArray[np.float32], *, columns: int, scale: int = 1
-) -> None:
-    """Write images (B, 3, H, W) float32 in [-1, 1] as one grid; the rest as `write_pixels`."""
-    write_pixels(path, uint8_from_images(images), columns=columns, scale=scale)
-
-
-def write_pixels(
-    path: Path, pixels: npt.NDArray[np.uint8], *, columns: int, scale: int = 1
-) -> None:
-    """Write images (B, H, W, 3) uint8 as one grid, row by row: so many columns, each pixel enlarged
-    by a whole scale. The file, of a suffix of pictures.WRITTEN, is written whole or not at all.
-
-    Raises:
-        InputError: A grid that no file of this kind holds.
-    """
-    check_output(path, *WRITTEN)
-    check_grid(path, len(pixels), pixels.shape[1:3], columns=columns, scale=scale)
-    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, _ = pixels.shape
-    columns = min(columns, count)
-    size = _grid_size(count, (height, width), columns)
-    grid = np.full((*size, 3), 255, dtype=np.uint8)
-    for index in range(count):
-        top, left = (index // columns) * (height + _GAP), (index % columns) * (width + _GAP)
-        grid[top : top + height, left : left + width] = pixels[index]
-    write_picture(path, Image.fromarray(grid))
-
-
-def check_grid(
-    path: Path, count: int, size: Sequence[int], *, columns: int, scale: int = 1
-) -> None:
-    """Refuse a grid of images of size (H, W) that would be too large, before they are made.
-
-    Raises:
-        InputError: Of more pixels than a picture may have, or than its format has along a side.
-    """
-    height, width = _grid_size(count, [scale * n for n in size], min(columns, count))
-    if height * width > MOST_PIXELS or max(height, width) > most_side(path):
-        raise InputError(
-            f"a grid of {count:,} images would have {height} x {width} pixels; {path.suffix} holds "
-            f"{MOST_PIXELS:,}, {most_side(path):,} along a side: take fewer images or other "
-            "columns, or write each into a folder",
-            option="-o NAME, without suffix",
-        )
-
-
-def _grid_size(count: int, size: Sequence[int], columns: int) -> tuple[int, int]:
-    height, width = size
-    rows = -(-count // columns)
-    return rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP
 
 
 def psnr(images: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from m2kit.errors import InputError
-from m2kit.runtime.images import uint8_from_images, write_grid
+from m2kit.runtime.images import uint8_from_images
 from m2kit.runtime.pictures import rgb_from_pil
+from m2kit.runtime.saving import write_grid
 from m2kit.sampling import is_integer
 
 

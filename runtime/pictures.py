@@ -1,4 +1,4 @@
-"""Picture files in and out, as 8-bit RGB. One rule for what comes in, whatever wrote it:
+"""Picture files in, as 8-bit RGB. One rule for what comes in, whatever wrote it:
 
 The first frame, turned as its EXIF orientation says. Transparent pixels are laid on a background.
 Of 16 bits a channel the high byte is taken, of grey and of RGB alike (Pillow gives no more of RGB).
@@ -12,25 +12,17 @@ import os
 import struct
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 from m2kit.errors import InputError
 from m2kit.inputs import open_input
-from m2kit.outputs import check_output, new_file
 
 Colour = tuple[int, int, int]  # red, green, blue in 0..255
 WHITE: Colour = (255, 255, 255)
 MOST_PIXELS = 2**27  # of a picture: 400 MB
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-WRITTEN: dict[str, dict[str, Any]] = {  # suffix -> options of Pillow
-    ".png": {"format": "PNG"},
-    ".jpg": _JPEG,
-    ".jpeg": _JPEG,
-    ".webp": {"format": "WEBP", "lossless": True},
-}
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _READABLE = "a picture (PNG, JPEG, WebP, GIF, BMP, TIFF or PPM)"
 _TOO_LARGE = f"expected a picture of {MOST_PIXELS:,} pixels at most; make it smaller"
@@ -131,21 +123,3 @@ def _grey_from_16_bits(image: Image.Image, transparent: int | None) -> Image.Ima
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MOST_PIXELS:
         raise InputError(f"{_TOO_LARGE} (found {image.width} x {image.height})")
-
-
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture as its suffix says, one of WRITTEN; whole or not at all.
-
-    PNG and WebP keep every pixel as it is, JPEG nearly (quality 95, colours at full size).
-
-    Raises:
-        FolderError: A name of another suffix, or it cannot be written.
-    """
-    check_output(path, *WRITTEN)
-    with new_file(path) as temporary:
-        picture.save(temporary, **WRITTEN[path.suffix.lower()])
-
-
-def most_side(path: Path) -> int:
-    """Pixels along a side that the format of an output can hold."""
-    return {"JPEG": 65_535, "WEBP": 16_383}.get(WRITTEN[path.suffix.lower()]["format"], 2**31 - 1)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import m2kit
-from m2kit.runtime.images import write_grid
+from m2kit.runtime.saving import write_grid
 from m2kit.training.datasets.digits import DIGITS
 from m2kit.training.evaluation.report import evaluate
 

@@ -315,7 +315,7 @@ def test_without_an_argument_what_was_found_is_listed(here, exported):
         (["generate", "--seed", "18446744073709551616"], "seed must be a whole number"),
         (["generate", "--first-image", "18446744073709551615"], "--first-image"),
         (["generate", "-o", "a.gif", "--class", "1", "-n", "1"], "ending in .png, .jpg"),
-        (["generate", "-n", "1000000000"], "into a folder (-o NAME, without suffix)"),
+        (["generate", "-n", "1000000000"], "or write each into a folder (-o NAME, without suffix)"),
         (["encode", "odd.png"], "multiples of 8, found 30 x 32"),
         (["encode", "small.png"], "single latent position"),
         (["encode", "none.png"], "no such image"),

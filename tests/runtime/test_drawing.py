@@ -7,7 +7,7 @@ from doubles.fake_backend import FakeBackend
 
 from m2kit import Sampling
 from m2kit.errors import InputError
-from m2kit.runtime.drawing import draw_images
+from m2kit.runtime.drawing import draw_images, notes_of_drawing
 from m2kit.runtime.engine import Engine
 
 SAMPLING = Sampling(seed=7)
@@ -67,3 +67,28 @@ def test_shards_are_parts_of_the_whole():
 def test_what_cannot_be_numbered_is_refused_before_the_first_batch(classes, options, words):
     with pytest.raises(InputError, match=words):
         draw_images(engine(), classes, 3, **options)
+
+
+def test_numbers_to_be_skipped_are_left_out_and_the_others_stay_what_they_are():
+    whole = tokens_of(1, [0, 1], 4)
+    skip = {0, 1, 3, 2**32 + 1}
+    advanced = []
+    begun = list(
+        draw_images(
+            engine(), [0, 1], 4, SAMPLING, skip=skip, batch=3,
+            begin=lambda stage, total: advanced.append(total) or (lambda count: None),
+        )
+    )  # fmt: skip
+    numbers = np.concatenate([batch.numbers for batch in begun])
+    assert numbers.tolist() == [2, 2**32, 2**32 + 2, 2**32 + 3]
+    assert advanced == [4 * 6]
+    tokens = np.concatenate([batch.tokens for batch in begun])
+    np.testing.assert_array_equal(tokens[1:], whole[[0, 2, 3]])
+
+
+def test_notes_have_the_sampling_with_the_models_defaults():
+    notes = notes_of_drawing(engine(), Sampling(seed=3, top_k=2))
+    assert notes["sampling"] == {
+        "seed": 3, "greedy": False, "guidance": [1.0, 1.0], "temperature": [1.0, 1.0],
+        "top_k": [2, 2], "top_p": [1.0, 1.0],
+    }  # fmt: skip

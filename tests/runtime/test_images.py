@@ -1,20 +1,15 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
-from conftest import picture
 from PIL import Image
 
-from m2kit.errors import FolderError, InputError
+from m2kit.errors import InputError
 from m2kit.runtime.images import (
-    check_grid,
     cropped,
     padded,
     psnr,
     read_image,
     read_images,
     uint8_from_images,
-    write_grid,
 )
 
 
@@ -34,58 +29,12 @@ def test_a_picture_survives_reading_and_writing(tmp_path):
     np.testing.assert_array_equal(back, pixels)
 
 
-def test_a_grid_holds_the_images_row_by_row(tmp_path):
-    images = np.stack([np.full((3, 2, 2), v, np.float32) for v in (-1, 0, 1)])
-    write_grid(tmp_path / "g.png", images, columns=2, scale=2)
-    grid = picture(tmp_path / "g.png")
-    assert grid.shape == (10, 10, 3)
-    assert (grid[0, 0, 0], grid[0, 6, 0], grid[6, 0, 0], grid[9, 9, 0]) == (0, 127, 255, 255)
-
-
 def test_what_is_not_a_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("no")
     with pytest.raises(InputError, match="expected a picture"):
         read_image(tmp_path / "a.png")
     with pytest.raises(InputError, match="no such image"):
         read_image(tmp_path / "b.png")
-    with pytest.raises(FolderError, match=r"ending in \.png, \.jpg, \.jpeg, \.webp"):
-        write_grid(tmp_path / "g.gif", np.zeros((1, 3, 2, 2), np.float32), columns=1)
-
-
-def test_a_grid_is_written_as_its_suffix_says(tmp_path):
-    shade = np.linspace(-0.9, 0.9, 3 * 16 * 16, dtype=np.float32).reshape(1, 3, 16, 16)
-    images = np.concatenate([shade, -shade])
-    for name, format_, error in (
-        ("a.png", "PNG", 0), ("a.webp", "WEBP", 0), ("a.jpg", "JPEG", 8), ("a.JPEG", "JPEG", 8),
-    ):  # fmt: skip
-        write_grid(tmp_path / name, images, columns=2)
-        with Image.open(tmp_path / name) as image:
-            assert (image.format, image.size) == (format_, (34, 16))
-            found = np.asarray(image.convert("RGB")).astype(int)
-        expected = np.asarray(uint8_from_images(images)[1]).astype(int)
-        assert np.abs(found[:, 18:] - expected).max() <= error, name
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "a.JPEG", "a.jpg", "a.png", "a.webp",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "count", "columns", "words"),
-    [
-        ("a.png", 10**9, 8, r"1,000,000,000 images would have .* write each into a folder"),
-        ("a.png", 8065, 1, None),
-        ("a.jpg", 1928, 1, "65,535 along a side"),
-        ("a.webp", 482, 482, "16,383 along a side"),
-        ("a.png", 2**13, 90, None),
-        ("a.png", 2**17, 360, r"\.png holds 134,217,728"),
-    ],
-)
-def test_a_grid_too_large_is_refused_before_its_images_are_made(name, count, columns, words):
-    if words is None:
-        check_grid(Path(name), count, (32, 32), columns=columns)
-        return
-    with pytest.raises(InputError, match=words):
-        check_grid(Path(name), count, (32, 32), columns=columns)
 
 
 def test_images_of_two_sizes_are_refused(tmp_path):

@@ -63,7 +63,7 @@ def test_its_figures_are_those_of_the_shipped_checkpoint():
 def test_its_picture_is_what_the_demo_draws(digits_engine):
     import m2kit
     from m2kit.runtime.drawing import draw_images
-    from m2kit.runtime.images import write_grid
+    from m2kit.runtime.saving import write_grid
 
     with m2kit.open_engine(digits_engine) as engine, tempfile.TemporaryDirectory() as folder:
         batches = draw_images(engine, range(10), 8, m2kit.Sampling(seed=1))

@@ -1,15 +1,15 @@
-"""generate."""
+"""generate: images of classes as a grid, or into a folder that a stopped command goes on with."""
 
 from __future__ import annotations
 
+import os
+import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 import m2kit
 from m2kit.cli.class_names import class_ids
@@ -21,17 +21,19 @@ from m2kit.cli.options import (
     engine_options,
     json_option,
     output_option,
-    picture_folder,
     sampling_options,
 )
 from m2kit.cli.output import print_result, stages
+from m2kit.cli.picture_output import GRID_OR_FOLDER, PictureOutput
 from m2kit.host import peak_bytes
 from m2kit.outputs import check_output
-from m2kit.runtime.drawing import IMAGES_OF_A_CLASS, DrawnImages, draw_images
-from m2kit.runtime.images import check_grid, uint8_from_images, write_grid, write_pixels
+from m2kit.records import JsonObject
+from m2kit.runtime.drawing import IMAGES_OF_A_CLASS, draw_images, notes_of_drawing
+from m2kit.runtime.saving import notes_of_png
 from m2kit.token_file import token_file_from_ids, write_tokens
 
 _ROWS_WITHOUT_CLASS = 10
+_GO_ON = "Give the same command again to go on."
 
 
 @click.command()
@@ -54,12 +56,8 @@ _ROWS_WITHOUT_CLASS = 10
     help="Place in its class of the first image of each class, to draw a set in shards.",
 )
 @batch_option
-@output_option(
-    "samples.png",
-    "Grid, as .png, .jpg or .webp; or a folder (a name without suffix), which gets each image as "
-    "a PNG as soon as its batch is finished.",
-)
-@click.option("--columns", type=COUNT, help="Images per row of the grid.  [default: n]")
+@click.option("--columns", type=COUNT, help="Images in a row of a grid.  [default: n]")
+@output_option("samples.png", f"Grid, a row of n images per class, {GRID_OR_FOLDER}")
 @click.option("--tokens", type=OUTPUT, help="Also write the ids, as .npz.")
 @json_option
 def generate(
@@ -68,49 +66,68 @@ def generate(
     count: int,
     first_image: int,
     batch: int | None,
-    output: Path,
     columns: int | None,
+    output: Path,
     tokens: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Draw images of classes, as one grid or as a folder of images.
 
-    Into a folder any number can be drawn: memory does not depend on n, and what is finished stays
-    when the command is stopped. The ids of --tokens are held until the end, and written then.
-    Images per second count from the engine's opening, which the first batch waits for.
+    Into a folder any number can be drawn: memory does not depend on n. What is finished stays when
+    the command is stopped, and is not drawn again when it is given again, as each file tells its
+    class, number, sampling and engine. With --tokens all is drawn, and the ids are held until the
+    end. Images per second count from the engine's opening, which the first batch waits for.
     """
-    folder = picture_folder(output)
+    pictures = PictureOutput(output)
     if tokens:
         check_output(tokens, ".npz")
-    with open_engine() as engine:
+    with open_engine() as engine, stages("tokens") as begin:
         known = engine.transformer.classes
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
-        if not folder:
-            size = engine.spec.size_of_grid(engine.transformer.grid)
-            check_grid(output, len(chosen) * count, size, columns=columns or count)
-        began = time.perf_counter()
-        with stages("tokens") as begin:
-            batches = draw_images(
-                engine, chosen, count, sampling, first_image=first_image, batch=batch, begin=begin
-            )
-            images, ids = _collected(batches, folder, with_ids=tokens is not None)
-        seconds = time.perf_counter() - began
+        notes = notes_of_drawing(engine, sampling)
+        resumes = pictures.is_folder and not tokens
+        finished = _finished(output, chosen, first_image, count, notes) if resumes else set()
+        began, total, ids = time.perf_counter(), len(chosen) * count, []
+        batches = draw_images(
+            engine,
+            chosen,
+            count,
+            sampling,
+            first_image=first_image,
+            skip=finished,
+            batch=batch,
+            begin=begin,
+        )
+        size = engine.spec.size_of_grid(engine.transformer.grid)
+        with pictures.begun(total, size, columns=columns or count, go_on=_GO_ON):
+            pictures.skip(len(finished))
+            for drawn in batches:
+                for class_id, number, image in zip(
+                    drawn.class_ids.tolist(), drawn.numbers.tolist(), drawn.images, strict=True
+                ):
+                    own = notes | {"class": class_id, "image_number": number}
+                    pictures.add(_name(class_id, number), image, notes=own)
+                if tokens:
+                    ids.append(drawn.tokens)
+            seconds = time.perf_counter() - began
+            own = {"classes": chosen, "images_per_class": count, "first_image": first_image}
+            pictures.finish(notes | own)
         active = engine.backend.active()
-        if images:
-            write_pixels(output, np.concatenate(images), columns=columns or count)
         if tokens:
             write_tokens(tokens, token_file_from_ids(np.concatenate(ids), engine.spec))
     result = {
-        "images": len(chosen) * count,
+        "images": total,
         "classes": chosen,
         "image_numbers": f"class * 2^32 + {first_image}..{first_image + count - 1}",
         "seed": options["seed"],
-        "images_per_second": round(len(chosen) * count / seconds, 4),
+        "images_per_second": round((total - len(finished)) / seconds, 4),
         "output": str(output),
         "tokens": str(tokens) if tokens else None,
     }
+    if finished:
+        result["there_before"] = len(finished)
     firsts = [class_id * IMAGES_OF_A_CLASS + first_image for class_id in chosen]
     details = {
         "image_numbers": [[first, first + count - 1] for first in firsts],
@@ -120,23 +137,24 @@ def generate(
     print_result(result, as_json, result | details)
 
 
-def _collected(
-    batches: Iterable[DrawnImages], folder: Path | None, *, with_ids: bool
-) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.int64]]]:
-    """Images and, if wanted, ids of all batches; with a folder, images go there instead, a file
-    each, named by class and place in it."""
-    images, ids = [], []
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    for drawn in batches:
-        if folder:
-            for number, class_id, image in zip(
-                drawn.numbers, drawn.class_ids, drawn.images, strict=True
-            ):
-                name = f"{class_id:05d}_{number % IMAGES_OF_A_CLASS:06d}.png"
-                write_grid(folder / name, image[None], columns=1)
-        else:
-            images.append(uint8_from_images(drawn.images))
-        if with_ids:
-            ids.append(drawn.tokens)
-    return images, ids
+def _name(class_id: int, number: int) -> str:
+    """Of an image's file, without suffix: class and place in it."""
+    return f"{class_id:05d}_{number % IMAGES_OF_A_CLASS:06d}"
+
+
+def _finished(
+    folder: Path, classes: list[int], first_image: int, count: int, notes: JsonObject
+) -> set[int]:
+    """Numbers of these images that the folder has, drawn just so."""
+    found, wanted = set(), set(classes)
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        parts = re.fullmatch(r"([0-9]{5,10})_([0-9]{6,10})\.png", name)
+        if not parts:
+            continue
+        class_id, place = map(int, parts.groups())
+        number = class_id * IMAGES_OF_A_CLASS + place
+        if class_id in wanted and first_image <= place < first_image + count:
+            own = notes | {"class": class_id, "image_number": number}
+            if name == f"{_name(class_id, number)}.png" and notes_of_png(folder / name) == own:
+                found.add(number)
+    return found

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import numpy as np
-import numpy.typing as npt
 
 from m2kit.cli.options import (
     COUNT,
@@ -21,17 +20,10 @@ from m2kit.cli.options import (
     together,
 )
 from m2kit.cli.output import print_result, stages
+from m2kit.cli.picture_output import GRID_OR_FOLDER, PictureOutput
 from m2kit.families.sign_bits import BIT_ORDERS, bits_of
 from m2kit.outputs import check_output
-from m2kit.runtime.images import (
-    check_grid,
-    cropped,
-    padded,
-    psnr,
-    read_images,
-    write_grid,
-)
-from m2kit.runtime.pictures import WRITTEN
+from m2kit.runtime.images import cropped, padded, psnr, read_images
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
@@ -40,8 +32,12 @@ from m2kit.token_file import (
     write_tokens,
 )
 
+if TYPE_CHECKING:
+    from m2kit.runtime.engine import Engine
+
+_AGAIN = "Give the same command again to make them all."
 _columns_option = click.option(
-    "--columns", type=COUNT, default=8, help="Images per row of the grid."
+    "--columns", type=COUNT, default=8, help="Images in a row of a grid."
 )
 _images_options = together(
     click.argument("images", nargs=-1, required=True, type=PATH),
@@ -90,32 +86,40 @@ def encode(
 @click.argument("tokens", type=PATH)
 @engine_options
 @batch_option
-@output_option("decoded.png", "Grid, as .png, .jpg or .webp.")
 @_columns_option
+@output_option("decoded.png", f"Grid, {GRID_OR_FOLDER}")
 @json_option
 def decode(
     open_engine: OpenEngine,
     tokens: Path,
     batch: int | None,
-    output: Path,
     columns: int,
+    output: Path,
     as_json: bool,
 ) -> None:
     """Turn a token file into images."""
-    check_output(output, *WRITTEN)
-    with open_engine() as engine:
+    pictures = PictureOutput(output)
+    with open_engine() as engine, stages("images") as begin:
         content = read_tokens_of(tokens, engine.spec)
-        check_grid(output, len(content.ids), content.image_size, columns=columns)
-        with stages("images") as begin:
-            images = engine.decode(content.ids, batch=batch, begin=begin)
-        write_grid(output, cropped(images, content.image_size), columns=columns)
-    print_result({"images": len(images), "output": str(output)}, as_json)
+        count, size = len(content.ids), content.image_size
+        at_once = _at_once(engine, engine.spec.size_of_grid(content.ids.shape[1:-1]), batch)
+        with pictures.begun(count, size, columns=columns, go_on=_AGAIN):
+            advance = begin("decoding", count)
+            for start in range(0, count, at_once):
+                decoded = engine.decode(content.ids[start : start + at_once], batch=batch)
+                for index, image in enumerate(cropped(decoded, size), start):
+                    pictures.add(f"{index:06d}", image)
+                advance(len(decoded))
+            pictures.finish()
+    print_result({"images": count, "output": str(output)}, as_json)
 
 
 @click.command()
 @_images_options
-@output_option("reconstruction.png", "Grid, as .png, .jpg or .webp.")
 @_columns_option
+@output_option(
+    "reconstruction.png", f"Grid, each image with its reconstruction below, {GRID_OR_FOLDER}"
+)
 @json_option
 def reconstruct(
     open_engine: OpenEngine,
@@ -123,40 +127,27 @@ def reconstruct(
     pad: bool,
     background: tuple[int, int, int],
     batch: int | None,
-    output: Path,
     columns: int,
+    output: Path,
     as_json: bool,
 ) -> None:
     """Encode and decode IMAGES (of one size), and report the PSNR.
 
-    The grid has each row of images with their reconstructions below.
+    A folder gets the reconstructions alone.
     """
-    check_output(output, *WRITTEN)
-    with open_engine() as engine:
+    pictures = PictureOutput(output)
+    with open_engine() as engine, stages("images") as begin:
         pixels = read_images(images, background)
-        columns = min(columns, len(pixels))
-        in_grid = 2 * columns * -(-len(pixels) // columns)
-        check_grid(output, in_grid, pixels.shape[2:], columns=columns)
         whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
-        with stages("images") as begin:
+        size = pixels.shape[2:]
+        with pictures.begun(len(pixels), size, columns=columns, stacked=2, go_on=_AGAIN):
             ids = engine.encode(whole, batch=batch, begin=begin)
-            decoded = engine.decode(ids, batch=batch, begin=begin)
-        rebuilt = cropped(decoded, pixels.shape[2:])
-        write_grid(output, _in_pairs_of_rows(pixels, rebuilt, columns), columns=columns)
+            rebuilt = cropped(engine.decode(ids, batch=batch, begin=begin), size)
+            for index, path in enumerate(images):
+                pictures.add(f"{index:06d}_{path.stem}", rebuilt[index], above=pixels[index])
+            pictures.finish()
     quality = round(psnr(pixels, rebuilt), 2)
     print_result({"images": len(pixels), "psnr_db": quality, "output": str(output)}, as_json)
-
-
-def _in_pairs_of_rows(
-    images: npt.NDArray[np.float32], rebuilt: npt.NDArray[np.float32], columns: int
-) -> npt.NDArray[np.float32]:
-    """A row of images, a row of what became of them, and so on; the last rows end in white."""
-    rows = []
-    for start in range(0, len(images), columns):
-        for part in (images[start : start + columns], rebuilt[start : start + columns]):
-            missing = columns - len(part)
-            rows += [part, np.ones((missing, *part.shape[1:]), np.float32)]
-    return np.concatenate(rows)
 
 
 @click.command("convert-tokens")
@@ -189,3 +180,9 @@ def convert_tokens(
         "output": str(output),
     }
     print_result(result, as_json)
+
+
+def _at_once(engine: Engine, size: tuple[int, ...], batch: int | None) -> int:
+    """Images of a size that are computed at once."""
+    good = engine.backend.images_at_once(size)
+    return min(good, batch or good)

@@ -17,10 +17,9 @@ from m2kit.errors import FolderError, InputError
 from m2kit.host import check_threads
 from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import kind_of_folder
-from m2kit.outputs import check_output, check_output_folder
 from m2kit.records import BadRecord, JsonObject, json_from_text, read_json
 from m2kit.runtime.backend import CPU, CUDA
-from m2kit.runtime.pictures import WRITTEN, colour_from_text
+from m2kit.runtime.pictures import colour_from_text
 
 if TYPE_CHECKING:
     from m2kit.runtime.engine import Engine
@@ -130,19 +129,6 @@ INTEGERS = Numbers(int, listed=True)
 def output_option(default: str, what: str) -> Decorator:
     """-o / --output with a default path."""
     return click.option("-o", "--output", type=OUTPUT, default=default, help=what)
-
-
-def picture_folder(output: Path) -> Path | None:
-    """The folder into which pictures go one by one: a name without suffix; None for one file.
-
-    Raises:
-        FolderError: A suffix that no picture has, or what cannot be written.
-    """
-    if output.suffix:
-        check_output(output, *WRITTEN)
-        return None
-    check_output_folder(output)
-    return output
 
 
 def together(*options: Decorator) -> Decorator:

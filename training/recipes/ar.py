@@ -22,7 +22,7 @@ from m2kit.outputs import check_output_folder
 from m2kit.records import JsonObject, Text
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.images import write_grid
+from m2kit.runtime.saving import write_grid
 from m2kit.sampling import Sampling
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoints.writing import write_ar_checkpoint

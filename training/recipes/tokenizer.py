@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from m2kit.config import ModelSpec
 from m2kit.families.image import ImageTokenizerSpec
 from m2kit.outputs import check_output_folder
-from m2kit.runtime.images import psnr, write_grid
+from m2kit.runtime.images import psnr
+from m2kit.runtime.saving import write_grid
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation.measures import codebook_usage

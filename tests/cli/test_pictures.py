@@ -1,0 +1,189 @@
+"""What generate, decode and reconstruct write, and what is left when they are stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import picture
+from PIL import Image
+
+from m2kit import __version__
+from m2kit.cli import cli, generating, imaging
+from m2kit.runtime.saving import notes_of_png
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def m2kit(here, digits_engine):
+    """Runs a command that uses the digits engine in this process."""
+
+    def run(name, *arguments, status=0):
+        words = [name, "--engine", str(digits_engine), *map(str, arguments)]
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == status, done.output
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return done
+
+    return run
+
+
+def test_a_picture_tells_how_it_was_drawn(m2kit, digits_engine):
+    m2kit("generate", "--class", "5,3", "-n", 2, "--seed", 7, "--top-k", 9, "-o", "some")
+    notes = notes_of_png("some/00003_000001.png")
+    assert (notes["class"], notes["image_number"]) == (3, 3 * 2**32 + 1)
+    assert notes["sampling"]["seed"] == 7
+    assert notes["sampling"]["guidance"] == [2.0, 2.0]  # the model's own, filled in
+    assert notes["sampling"]["top_k"] == [9, 9]
+    assert notes["software"] == f"m2kit {__version__}"
+    about = json.loads((digits_engine / "engine.json").read_text())
+    assert notes["engine"] == about["name"]
+    assert notes["checkpoint_sha256"] == about["source"]["checkpoint_sha256"]
+    m2kit("generate", "--class", "5,3", "-n", 2, "--first-image", 4, "-o", "grid.png")
+    of_grid = notes_of_png("grid.png")
+    assert of_grid["classes"] == [5, 3]
+    assert (of_grid["first_image"], of_grid["images_per_class"]) == (4, 2)
+
+
+def test_the_same_command_gives_the_same_bytes(m2kit, here):
+    for name in ("a", "b"):
+        m2kit("generate", "--class", 1, "-n", 2, "-o", f"{name}.png")
+        m2kit("generate", "--class", 1, "-n", 2, "-o", name)
+    assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
+    assert (here / "a/00001_000001.png").read_bytes() == (here / "b/00001_000001.png").read_bytes()
+
+
+def test_columns_and_the_kind_of_file_are_the_users(m2kit):
+    m2kit("generate", "--class", "2", "-n", 5, "--columns", 2, "-o", "a.webp", "--tokens", "t.npz")
+    m2kit("decode", "t.npz", "--columns", 2, "-o", "b.png")
+    assert picture("a.webp").shape == (3 * 34 - 2, 2 * 34 - 2, 3)
+    np.testing.assert_array_equal(picture("a.webp"), picture("b.png"))
+    m2kit("reconstruct", "a.webp", "b.png", "a.webp", "--pad", "--columns", 2, "-o", "c.jpg")
+    assert picture("c.jpg").shape == (4 * 102 - 2, 2 * 68 - 2, 3)
+    with Image.open("c.jpg") as image:
+        assert image.format == "JPEG"
+
+
+def test_a_grid_too_large_is_refused_before_anything_is_drawn(m2kit, here):
+    done = m2kit("generate", "-n", 1_000_000_000, status=1)
+    assert "write each into a folder (-o NAME, without suffix)" in done.output
+    assert "drawing" not in done.output
+    assert list(here.iterdir()) == []
+
+
+def test_decoding_and_reconstructing_into_a_folder_gives_what_the_grid_shows(m2kit, here):
+    m2kit("generate", "--class", "2,4", "-n", 2, "--tokens", "t.npz", "-o", "drawn")
+    m2kit("decode", "t.npz", "-o", "decoded", "--batch", 3)
+    drawn, decoded = (sorted((here / name).iterdir()) for name in ("drawn", "decoded"))
+    assert [path.name for path in decoded] == [f"00000{i}.png" for i in range(4)]
+    for one, other in zip(drawn, decoded, strict=True):
+        np.testing.assert_array_equal(picture(one), picture(other))
+    m2kit("reconstruct", *drawn, "-o", "rebuilt")
+    m2kit("reconstruct", *drawn, "-o", "grid.png")
+    rebuilt = sorted((here / "rebuilt").iterdir())
+    assert rebuilt[2].name == "000002_00004_000000.png"
+    shown = picture("grid.png")[34:66, 2 * 34 : 2 * 34 + 32]
+    np.testing.assert_array_equal(picture(rebuilt[2]), shown)
+
+
+def test_what_a_folder_has_is_not_drawn_again_if_it_was_drawn_just_so(m2kit, here):
+    command = ("generate", "--class", "1,2", "-n", 3, "--json", "-o", "some")
+    m2kit(*command)
+    files = sorted((here / "some").iterdir())
+    whole = {path: path.read_bytes() for path in files}
+    times = {path: path.stat().st_mtime_ns for path in files}
+    files[1].unlink()
+    Image.new("RGB", (32, 32)).save(files[4])  # somebody's own
+    value = json.loads(m2kit(*command).stdout)
+    assert (value["images"], value["there_before"]) == (6, 4)
+    assert {path: path.read_bytes() for path in sorted((here / "some").iterdir())} == whole
+    anew = {path for path in files if path.stat().st_mtime_ns != times[path]}
+    assert anew == {files[1], files[4]}
+    for change in (["--seed", 1], ["--guidance", 3], ["--first-image", 3]):
+        assert "there_before" not in json.loads(m2kit(*command, *change).stdout)
+    assert "there_before" not in json.loads(m2kit(*command, "--tokens", "t.npz").stdout)
+
+
+def interrupted_after(batches):
+    """In place of draw_images: Ctrl-C when so many batches are drawn."""
+    real = generating.draw_images
+
+    def draw(*arguments, **options):
+        for index, drawn in enumerate(real(*arguments, **options)):
+            if index == batches:
+                raise KeyboardInterrupt
+            yield drawn
+
+    return draw
+
+
+def test_an_interrupted_drawing_tells_what_is_finished_and_the_same_command_goes_on(
+    m2kit, here, monkeypatch
+):
+    command = ("generate", "--class", "1,2", "-n", 3, "--batch", 2, "-o", "some")
+    with monkeypatch.context() as patch:
+        patch.setattr(generating, "draw_images", interrupted_after(2))
+        done = m2kit(*command, status=130)
+    assert "4 of 6 images are finished in some. Give the same command again" in done.stderr
+    assert len(list((here / "some").iterdir())) == 4
+    assert json.loads(m2kit(*command, "--json").stdout)["there_before"] == 4
+    m2kit(*command[:-1], "grid.png")
+    shown = picture("grid.png")
+    for row, column in np.ndindex(2, 3):
+        own = picture(f"some/0000{row + 1}_00000{column}.png")
+        top, left = row * 34, column * 34
+        np.testing.assert_array_equal(own, shown[top : top + 32, left : left + 32])
+
+
+def test_an_interrupted_grid_is_not_written_and_says_so(m2kit, here, monkeypatch):
+    monkeypatch.setattr(generating, "draw_images", interrupted_after(1))
+    done = m2kit("generate", "--class", 1, "-n", 3, "--batch", 2, status=130)
+    assert "2 of 3 images are finished, none was written" in done.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_an_interrupted_decoding_tells_what_is_finished(m2kit, monkeypatch):
+    m2kit("generate", "--class", 1, "-n", 3, "--tokens", "t.npz")
+    stopped = iter([False, True])
+
+    def cropped(images, size):
+        if next(stopped):
+            raise KeyboardInterrupt
+        return images
+
+    monkeypatch.setattr(imaging, "cropped", cropped)
+    done = m2kit("decode", "t.npz", "--batch", 1, "-o", "made", status=130)
+    assert "1 of 3 images are finished in made. Give the same command again" in done.stderr
+
+
+def test_ctrl_c_leaves_whole_pictures_and_nothing_else(digits_engine, here):
+    command = [
+        *(sys.executable, "-m", "m2kit", "generate", "--engine", str(digits_engine)),
+        *("--class", "1", "-n", "100000", "--batch", "2", "-o", "many"),
+    ]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while len(list(here.glob("many/[0-9]*.png"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    files = list((here / "many").iterdir())
+    assert f"{len(files)} of 100000 images are finished in many" in told
+    assert "Traceback" not in told
+    for path in files:
+        assert picture(path).shape == (32, 32, 3)

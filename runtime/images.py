@@ -1,4 +1,4 @@
-"""Images as float arrays: from picture files, framed, as pixels, compared.
+"""Images as float arrays: from pixels and to them, framed, compared.
 
 Pixel values follow the official code: in, x / 127.5 - 1; out, 255 * (x + 1) / 2 clipped to 0..255
 and truncated (not rounded) to uint8.
@@ -6,39 +6,18 @@ and truncated (not rounded) to uint8.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.errors import InputError
-from m2kit.runtime.pictures import WHITE, Colour, read_picture
+
+def images_from_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """(B, H, W, 3) uint8 as (B, 3, H, W) float32 in [-1, 1]."""
+    return (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
 
 
-def read_image(path: Path, background: Colour = WHITE) -> npt.NDArray[np.float32]:
-    """A picture file as (3, H, W) float32 in [-1, 1]; rule and errors are `read_picture`'s."""
-    pixels = np.asarray(read_picture(path, background))
-    return (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
-
-
-def read_images(paths: Sequence[Path], background: Colour = WHITE) -> npt.NDArray[np.float32]:
-    """Picture files of one size as (B, 3, H, W) float32 in [-1, 1].
-
-    Raises:
-        InputError: As `read_picture`, or pictures of different sizes.
-    """
-    images: list[npt.NDArray[np.float32]] = []
-    for path in paths:
-        image = read_image(path, background)
-        if images and image.shape != images[0].shape:
-            raise InputError(
-                f"images of one call must have one size: {paths[0]} has "
-                f"{images[0].shape[1]} x {images[0].shape[2]}, {path} has "
-                f"{image.shape[1]} x {image.shape[2]}"
-            )
-        images.append(image)
-    return np.stack(images)
+def padded_size(size: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The next multiples of `strides`."""
+    return tuple(n + -n % stride for n, stride in zip(size, strides, strict=True))
 
 
 def padded(images: npt.NDArray[np.float32], strides: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -47,7 +26,8 @@ def padded(images: npt.NDArray[np.float32], strides: tuple[int, ...]) -> npt.NDA
 
     The smaller half of what is missing goes in front: above and to the left.
     """
-    missing = [-n % stride for n, stride in zip(images.shape[2:], strides, strict=True)]
+    size = images.shape[2:]
+    missing = [b - a for a, b in zip(size, padded_size(size, strides), strict=True)]
     frame = [(count // 2, count - count // 2) for count in missing]
     return np.pad(images, [(0, 0), (0, 0), *frame])
 

@@ -109,8 +109,8 @@ def test_what_a_folder_has_is_not_drawn_again_if_it_was_drawn_just_so(m2kit, her
     anew = {path for path in files if path.stat().st_mtime_ns != times[path]}
     assert anew == {files[1], files[4]}
     for change in (["--seed", 1], ["--guidance", 3], ["--first-image", 3]):
-        assert "there_before" not in json.loads(m2kit(*command, *change).stdout)
-    assert "there_before" not in json.loads(m2kit(*command, "--tokens", "t.npz").stdout)
+        assert json.loads(m2kit(*command, *change).stdout)["there_before"] is None
+    assert json.loads(m2kit(*command, "--tokens", "t.npz").stdout)["there_before"] is None
 
 
 def interrupted_after(batches):
@@ -151,8 +151,10 @@ def test_an_interrupted_grid_is_not_written_and_says_so(m2kit, here, monkeypatch
     assert list(here.iterdir()) == []
 
 
-def test_an_interrupted_decoding_tells_what_is_finished(m2kit, monkeypatch):
-    m2kit("generate", "--class", 1, "-n", 3, "--tokens", "t.npz")
+@pytest.mark.parametrize("name", ["decode", "reconstruct"])
+def test_the_other_commands_are_interrupted_likewise(m2kit, monkeypatch, name):
+    m2kit("generate", "--class", 1, "-n", 3, "--tokens", "t.npz", "-o", "drawn.png")
+    m2kit("decode", "t.npz", "-o", "some")
     stopped = iter([False, True])
 
     def cropped(images, size):
@@ -161,8 +163,36 @@ def test_an_interrupted_decoding_tells_what_is_finished(m2kit, monkeypatch):
         return images
 
     monkeypatch.setattr(imaging, "cropped", cropped)
-    done = m2kit("decode", "t.npz", "--batch", 1, "-o", "made", status=130)
+    given = {"decode": "t.npz", "reconstruct": "some"}[name]
+    done = m2kit(name, given, "--batch", 1, "-o", "made", status=130)
     assert "1 of 3 images are finished in made. Give the same command again" in done.stderr
+
+
+def test_a_folder_is_encoded_in_the_order_of_names_and_in_any_batches(m2kit, here):
+    m2kit("generate", "--class", "2,4", "-n", 2, "--tokens", "t.npz", "-o", "drawn")
+    names = sorted((here / "drawn").iterdir())
+    m2kit("encode", "drawn", "-o", "a.npz", "--batch", 3)
+    m2kit("encode", *names, "-o", "b.npz")
+    for one, other in zip(*(np.load(name).values() for name in ("a.npz", "b.npz")), strict=True):
+        np.testing.assert_array_equal(one, other)
+    m2kit("reconstruct", "drawn", "-o", "a.png", "--batch", 3)
+    m2kit("reconstruct", *names, "-o", "b.png")
+    np.testing.assert_array_equal(picture("a.png"), picture("b.png"))
+
+
+def test_pictures_of_several_sizes_are_taken_with_resize(m2kit, here):
+    (here / "some").mkdir()
+    for index, size in enumerate([(50, 70), (64, 40)]):
+        Image.new("RGB", size, "red").save(here / f"some/{index}.png")
+    done = m2kit("encode", "some", status=1)
+    assert "some/1.png has 40 x 64; scale them to one (--resize)" in done.stderr
+    value = json.loads(m2kit("encode", "some", "--resize", 32, "--json").stdout)
+    assert (value["images"], value["grid"]) == (2, [4, 4])
+    m2kit("reconstruct", "some", "--resize", 32, "-o", "made")
+    assert [path.name for path in sorted((here / "made").iterdir())] == [
+        "000000_0.png",
+        "000001_1.png",
+    ]
 
 
 def test_ctrl_c_leaves_whole_pictures_and_nothing_else(digits_engine, here):

@@ -119,6 +119,7 @@ def generate(
             write_tokens(tokens, token_file_from_ids(np.concatenate(ids), engine.spec))
     result = {
         "images": total,
+        "there_before": len(finished) or None,
         "classes": chosen,
         "image_numbers": f"class * 2^32 + {first_image}..{first_image + count - 1}",
         "seed": options["seed"],
@@ -126,8 +127,6 @@ def generate(
         "output": str(output),
         "tokens": str(tokens) if tokens else None,
     }
-    if finished:
-        result["there_before"] = len(finished)
     firsts = [class_id * IMAGES_OF_A_CLASS + first_image for class_id in chosen]
     details = {
         "image_numbers": [[first, first + count - 1] for first in firsts],

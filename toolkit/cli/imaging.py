@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
+import numpy.typing as npt
 
 from m2kit.cli.options import (
     COUNT,
@@ -23,7 +26,9 @@ from m2kit.cli.output import print_result, stages
 from m2kit.cli.picture_output import GRID_OR_FOLDER, PictureOutput
 from m2kit.families.sign_bits import BIT_ORDERS, bits_of
 from m2kit.outputs import check_output
-from m2kit.runtime.images import cropped, padded, psnr, read_images
+from m2kit.progress import Advance, Begin
+from m2kit.runtime.images import cropped, padded, padded_size, psnr
+from m2kit.runtime.picture_set import PictureSet
 from m2kit.token_file import (
     converted_tokens,
     read_tokens,
@@ -53,6 +58,12 @@ _images_options = together(
         default="white",
         help="What transparent pixels are laid on: a name, or #RRGGBB.",
     ),
+    click.option(
+        "--resize",
+        type=COUNT,
+        metavar="N",
+        help="Scale the shorter side to N pixels and take the middle square.  [default: as it is]",
+    ),
     batch_option,
 )
 
@@ -66,20 +77,25 @@ def encode(
     images: tuple[Path, ...],
     pad: bool,
     background: tuple[int, int, int],
+    resize: int | None,
     batch: int | None,
     output: Path,
     as_json: bool,
 ) -> None:
-    """Turn IMAGES (of one size) into a token file."""
+    """Turn IMAGES into a token file: pictures of one size, and folders of them.
+
+    A folder's pictures are taken in the order of their names. Memory does not depend on how many.
+    """
     check_output(output, ".npz")
-    with open_engine() as engine:
-        pixels = read_images(images, background)
-        whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
-        with stages("images") as begin:
-            ids = engine.encode(whole, batch=batch, begin=begin)
-        write_tokens(output, token_file_from_ids(ids, engine.spec, pixels.shape[2:]))
-        grid = engine.spec.grid_of_size(whole.shape[2:])
-    print_result({"images": len(ids), "grid": list(grid), "output": str(output)}, as_json)
+    pictures = PictureSet(images, background, resize)
+    with open_engine() as engine, stages("images") as begin:
+        begun, ids = _one_stage(begin, "encoding", len(pictures)), []
+        for _, whole in _batches(pictures, engine, pad, batch):
+            ids.append(engine.encode(whole, batch=batch, begin=begun))
+        tokens = token_file_from_ids(np.concatenate(ids), engine.spec, pictures.size)
+        write_tokens(output, tokens)
+    grid = list(tokens.ids.shape[1:-1])
+    print_result({"images": len(pictures), "grid": grid, "output": str(output)}, as_json)
 
 
 @click.command()
@@ -126,28 +142,31 @@ def reconstruct(
     images: tuple[Path, ...],
     pad: bool,
     background: tuple[int, int, int],
+    resize: int | None,
     batch: int | None,
     columns: int,
     output: Path,
     as_json: bool,
 ) -> None:
-    """Encode and decode IMAGES (of one size), and report the PSNR.
+    """Encode and decode IMAGES, pictures of one size and folders of them, and report the PSNR.
 
-    A folder gets the reconstructions alone.
+    A folder as output gets the reconstructions alone.
     """
-    pictures = PictureOutput(output)
+    made = PictureOutput(output)
+    pictures = PictureSet(images, background, resize)
     with open_engine() as engine, stages("images") as begin:
-        pixels = read_images(images, background)
-        whole = padded(pixels, engine.spec.tokenizer.strides) if pad else pixels
-        size = pixels.shape[2:]
-        with pictures.begun(len(pixels), size, columns=columns, stacked=2, go_on=_AGAIN):
-            ids = engine.encode(whole, batch=batch, begin=begin)
-            rebuilt = cropped(engine.decode(ids, batch=batch, begin=begin), size)
-            for index, path in enumerate(images):
-                pictures.add(f"{index:06d}_{path.stem}", rebuilt[index], above=pixels[index])
-            pictures.finish()
-    quality = round(psnr(pixels, rebuilt), 2)
-    print_result({"images": len(pixels), "psnr_db": quality, "output": str(output)}, as_json)
+        begun, quality = _one_stage(begin, "reconstructing", len(pictures)), 0.0
+        names = (f"{index:06d}_{path.stem}" for index, path in enumerate(pictures.paths))
+        with made.begun(len(pictures), pictures.size, columns=columns, stacked=2, go_on=_AGAIN):
+            for part, whole in _batches(pictures, engine, pad, batch):
+                ids = engine.encode(whole, batch=batch, begin=begun)
+                rebuilt = cropped(engine.decode(ids, batch=batch), pictures.size)
+                quality += psnr(part, rebuilt) * len(part)
+                for above, image in zip(part, rebuilt, strict=True):
+                    made.add(next(names), image, above=above)
+            made.finish()
+    quality = round(quality / len(pictures), 2)
+    print_result({"images": len(pictures), "psnr_db": quality, "output": str(output)}, as_json)
 
 
 @click.command("convert-tokens")
@@ -180,6 +199,28 @@ def convert_tokens(
         "output": str(output),
     }
     print_result(result, as_json)
+
+
+def _batches(
+    pictures: PictureSet, engine: Engine, pad: bool, batch: int | None
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Batches of images, and the same as the engine takes them: framed, if `pad`."""
+    strides = engine.spec.tokenizer.strides
+    size = padded_size(pictures.size, strides) if pad else pictures.size
+    for part in pictures.batches(_at_once(engine, size, batch)):
+        yield part, padded(part, strides) if pad else part
+
+
+def _one_stage(begin: Begin, name: str, images: int) -> Begin:
+    """For calls that are parts of one stage: it begins with the first of them."""
+    begun: list[Advance] = []
+
+    def begin_once(stage: str, total: int | None = None) -> Advance:
+        if not begun:
+            begun.append(begin(name, images))
+        return begun[0]
+
+    return begin_once
 
 
 def _at_once(engine: Engine, size: tuple[int, ...], batch: int | None) -> int:

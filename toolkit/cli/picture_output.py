@@ -5,6 +5,7 @@ as it is finished; and what is said when the command is stopped.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Interrupted(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the message."""
-        click.secho(f"error: {self.message}", fg="red", err=True)
+        click.secho(f"error: {self.message}", fg="red", file=file or sys.stderr)
 
 
 class PictureOutput:

@@ -1,0 +1,109 @@
+"""Picture files and folders of them as images of one size, read as they are needed: memory does not
+depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from m2kit.errors import InputError
+from m2kit.runtime.images import images_from_pixels
+from m2kit.runtime.pictures import MOST_PIXELS, WHITE, Colour, read_picture
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class PictureSet:
+    """Pictures of one size, in order.
+
+    Attributes:
+        paths: Of all, a folder's sorted by name.
+        size: (H, W) in pixels.
+    """
+
+    def __init__(
+        self, given: Sequence[Path], background: Colour = WHITE, side: int | None = None
+    ) -> None:
+        """Find the files, and read the first one.
+
+        Args:
+            given: Picture files, and folders, of which every file that has a picture's suffix is
+                taken; what is hidden and folders in folders are not.
+            background: What transparent pixels are laid on.
+            side: The shorter side is scaled to so many pixels, the middle square taken. None leaves
+                pictures as they are.
+
+        Raises:
+            InputError: A folder without pictures, or the first picture cannot be read.
+        """
+        self.paths = [path for each in given for path in _pictures_of(each)]
+        self._background, self._side = background, side
+        self.size: tuple[int, ...] = self._pixels(self.paths[0]).shape[:2]
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.paths)
+
+    def batches(self, at_once: int) -> Iterator[npt.NDArray[np.float32]]:
+        """The images, (B, 3, H, W) float32 in [-1, 1], so many at once, at most.
+
+        Raises:
+            InputError: A picture that cannot be read, or of another size than the first.
+        """
+        for start in range(0, len(self.paths), at_once):
+            paths = self.paths[start : start + at_once]
+            yield images_from_pixels(np.stack([self._of_size(path) for path in paths]))
+
+    def _of_size(self, path: Path) -> npt.NDArray[np.uint8]:
+        pixels = self._pixels(path)
+        if pixels.shape[:2] != self.size:
+            (height, width), (own_height, own_width) = self.size, pixels.shape[:2]
+            raise InputError(
+                f"images of one call must have one size: {self.paths[0]} has {height} x {width}, "
+                f"{path} has {own_height} x {own_width}; scale them to one",
+                option="--resize",
+            )
+        return pixels
+
+    def _pixels(self, path: Path) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8."""
+        picture = read_picture(path, self._background)
+        return np.asarray(picture if self._side is None else _square(picture, self._side, path))
+
+
+def _pictures_of(path: Path) -> list[Path]:
+    """The file itself, or the picture files of a folder."""
+    if not os.path.isdir(path):
+        return [path]
+    names = sorted(
+        name
+        for name in os.listdir(path)
+        if name.lower().endswith(_SUFFIXES)
+        and not name.startswith(".")
+        and os.path.isfile(path / name)
+    )
+    if not names:
+        raise InputError(f"{path}: expected a folder with pictures ({', '.join(_SUFFIXES)}) in it")
+    return [path / name for name in names]
+
+
+def _square(picture: Image.Image, side: int, path: Path) -> Image.Image:
+    """The middle of a picture whose shorter side is scaled to `side`, bilinear and smoothed, as in
+    the official preprocessing (torchvision's Resize and CenterCrop, with its rounding)."""
+    shorter = min(picture.size)
+    width, height = (side * n // shorter for n in picture.size)
+    if width * height > MOST_PIXELS:
+        raise InputError(
+            f"{path}: scaled to {side} pixels it would have {width} x {height}, over "
+            f"{MOST_PIXELS:,}; choose a smaller size",
+            option="--resize",
+        )
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return scaled.crop((left, top, left + side, top + side))

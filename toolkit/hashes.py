@@ -19,7 +19,16 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def canonical_json(value: Any) -> str:
+    """A JSON value in canonical form: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def sha256_of_text(text: str) -> str:
+    """Hex sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def sha256_of_json(value: Any) -> str:
-    """Hex sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Hex sha256 of a JSON value in canonical form."""
+    return sha256_of_text(canonical_json(value))

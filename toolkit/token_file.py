@@ -1,13 +1,14 @@
 """Token files: ids with all that is needed to read them rightly, as a plain .npz.
 
 Arrays: ids (B, *grid, K) int64, vocabularies (K) int64, bit_order ("" where sub-tokens are no
-bits), spec_sha256 of what the tokenizer's codes depend on, and image_size, int64 pixels along each
-axis: smaller than the grid covers where images were padded. Files of earlier versions have bits in
-place of vocabularies.
+bits), architecture, what the tokenizer's codes depend on as JSON, spec_sha256 of that, and
+image_size, int64 pixels along each axis: smaller than the grid covers where images were padded.
+Files of earlier versions have bits in place of vocabularies, or no architecture.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from m2kit.families.sign_bits import (
     codes_from_tokens,
     tokens_from_codes,
 )
-from m2kit.hashes import sha256_of_json
+from m2kit.hashes import canonical_json, sha256_of_text
 from m2kit.inputs import open_input
 from m2kit.npz_file import DamagedArchive, read_npz
 from m2kit.outputs import check_output, new_file
@@ -40,13 +41,15 @@ class TokenFile:
         ids: (B, *grid, K) int64.
         vocabularies: V_k of each sub-token.
         bit_order: "lsb" or "msb"; "" where sub-tokens are no bits.
-        spec_sha256: Of what the tokenizer's codes depend on.
+        architecture: What the tokenizer's codes depend on, as canonical JSON; "" if not told.
+        spec_sha256: Of that text.
         image_size: Pixels of the images along each axis, such as (height, width).
     """
 
     ids: npt.NDArray[np.int64]
     vocabularies: tuple[int, ...]
     bit_order: str
+    architecture: str
     spec_sha256: str
     image_size: tuple[int, ...]
 
@@ -62,7 +65,8 @@ def token_file_from_ids(
         image_size: Pixels of the images along each axis; None for all that the grid covers.
     """
     size = image_size or spec.size_of_grid(ids.shape[1:-1])
-    return TokenFile(ids, spec.vocabularies, spec.tokenizer.bit_order, _architecture(spec), size)
+    own, order = _architecture(spec), spec.tokenizer.bit_order
+    return TokenFile(ids, spec.vocabularies, order, own, sha256_of_text(own), size)
 
 
 def write_tokens(path: Path, tokens: TokenFile) -> None:
@@ -88,6 +92,7 @@ def read_tokens(path: Path) -> TokenFile:
             ids=arrays["ids"],
             vocabularies=vocabularies,
             bit_order=str(arrays["bit_order"]),
+            architecture=str(arrays.get("architecture", "")),
             spec_sha256=str(arrays["spec_sha256"]),
             image_size=_integers(arrays["image_size"]),
         )
@@ -99,6 +104,12 @@ def read_tokens(path: Path) -> TokenFile:
         raise InputError(
             f"{path}: expected {_FILE}; found sub-vocabularies {list(vocabularies)}, bit order "
             f"{tokens.bit_order!r:.20}, image size {list(tokens.image_size)}"
+        )
+    told, sha256 = tokens.architecture, tokens.spec_sha256
+    if not re.fullmatch("[0-9a-f]{64}", sha256) or (told and sha256_of_text(told) != sha256):
+        raise InputError(
+            f"{path}: its spec_sha256, {sha256!r:.70}, is not the hash of its tokenizer's "
+            "architecture; make the file again"
         )
     if tokens.bit_order:
         _bits(vocabularies, str(path))
@@ -113,7 +124,7 @@ def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
         InputError: Not a token file, or one of another model.
     """
     tokens = read_tokens(path)
-    if tokens.spec_sha256 != _architecture(spec):
+    if tokens.spec_sha256 != sha256_of_text(_architecture(spec)):
         raise InputError(f"{path} was made by a model with another tokenizer architecture")
     order = spec.tokenizer.bit_order
     if (tokens.vocabularies, tokens.bit_order) != (spec.vocabularies, order):
@@ -198,4 +209,4 @@ def _conversion(path: Path, spec: ModelSpec) -> str:
 
 
 def _architecture(spec: ModelSpec) -> str:
-    return sha256_of_json(spec.tokenizer.architecture())
+    return canonical_json(spec.tokenizer.architecture())

@@ -173,3 +173,19 @@ def test_a_damaged_token_file_is_one_error_or_reads_right(path):
         except InputError:
             refused += 1
     assert refused > 200
+
+
+def test_a_hash_that_is_not_of_the_architecture_it_stands_for_is_one_error(tmp_path, path):
+    right = dict(np.load(path))
+    for change in ({"spec_sha256": "0" * 64}, {"architecture": "{}"}, {"spec_sha256": "x"}):
+        np.savez(tmp_path / "wrong.npz", **right | change)
+        with pytest.raises(
+            InputError, match=r"wrong\.npz: its spec_sha256, .* make the file again"
+        ):
+            read_tokens(tmp_path / "wrong.npz")
+    del right["architecture"]  # a file of an earlier version
+    np.savez(tmp_path / "old.npz", **right)
+    np.testing.assert_array_equal(read_tokens_of(tmp_path / "old.npz", SPEC).ids, IDS)
+    np.savez(tmp_path / "old.npz", **right | {"spec_sha256": "z" * 64})
+    with pytest.raises(InputError, match="its spec_sha256"):
+        read_tokens(tmp_path / "old.npz")

@@ -133,7 +133,9 @@ def test_an_interrupted_drawing_tells_what_is_finished_and_the_same_command_goes
     with monkeypatch.context() as patch:
         patch.setattr(generating, "draw_images", interrupted_after(2))
         done = m2kit(*command, status=130)
-    assert "4 of 6 images are finished in some. Give the same command again" in done.stderr
+        again = m2kit(*command, "--tokens", "t.npz", status=130)
+    assert "4 of 6 images are finished in some. Give the same command again to go" in done.stderr
+    assert "again to draw all; without --tokens it goes on" in again.stderr
     assert len(list((here / "some").iterdir())) == 4
     assert json.loads(m2kit(*command, "--json").stdout)["there_before"] == 4
     m2kit(*command[:-1], "grid.png")
@@ -186,6 +188,8 @@ def test_pictures_of_several_sizes_are_taken_with_resize(m2kit, here):
         Image.new("RGB", size, "red").save(here / f"some/{index}.png")
     done = m2kit("encode", "some", status=1)
     assert "some/1.png has 40 x 64; scale them to one (--resize)" in done.stderr
+    m2kit("reconstruct", "some", "-o", "made", status=1)
+    assert not (here / "made").exists()
     value = json.loads(m2kit("encode", "some", "--resize", 32, "--json").stdout)
     assert (value["images"], value["grid"]) == (2, [4, 4])
     m2kit("reconstruct", "some", "--resize", 32, "-o", "made")

@@ -34,6 +34,7 @@ from m2kit.token_file import token_file_from_ids, write_tokens
 
 _ROWS_WITHOUT_CLASS = 10
 _GO_ON = "Give the same command again to go on."
+_AGAIN = "Give the same command again to draw all; without --tokens it goes on."
 
 
 @click.command()
@@ -101,7 +102,8 @@ def generate(
             begin=begin,
         )
         size = engine.spec.size_of_grid(engine.transformer.grid)
-        with pictures.begun(total, size, columns=columns or count, go_on=_GO_ON):
+        go_on = _AGAIN if tokens else _GO_ON
+        with pictures.begun(total, size, columns=columns or count, go_on=go_on):
             pictures.skip(len(finished))
             for drawn in batches:
                 for class_id, number, image in zip(

@@ -55,7 +55,7 @@ class PictureOutput:
         else:
             check_output(path, *PICTURE_SUFFIXES)
         self._grid: Grid | None = None
-        self._finished = self._total = 0
+        self._finished = 0
 
     @contextlib.contextmanager
     def begun(
@@ -74,10 +74,7 @@ class PictureOutput:
             InputError: A grid with more pixels than a picture may have.
             Interrupted: The user pressed Ctrl-C.
         """
-        self._total = total
-        if self.is_folder:
-            self.path.mkdir(parents=True, exist_ok=True)
-        else:
+        if not self.is_folder:
             self._grid = Grid(self.path, total, size, columns=columns, stacked=stacked)
         try:
             yield

@@ -1,5 +1,7 @@
 """Options that click by itself reads otherwise than a user means."""
 
+import re
+
 import pytest
 from click.testing import CliRunner
 from click.types import FloatParamType
@@ -37,3 +39,15 @@ def test_no_option_takes_what_is_no_finite_number(number):
         done = CliRunner().invoke(cli, [*path, f"{option}={number}"])
         assert done.exit_code == 2, (path, option)
         assert done.stderr.splitlines()[-1].startswith(f"Error: Invalid value for '{option}'")
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "decode t.npz"])
+def test_more_threads_than_cores_are_refused_before_anything_is_opened(command):
+    """A thousand threads that wait for each other never ended."""
+    for threads in ("0", "-1", "1000"):
+        done = CliRunner().invoke(cli, [*command.split(), "--threads", threads])
+        assert done.exit_code == 1
+        assert re.fullmatch(
+            rf"error: threads must be .* 1\.\.\d+ \(the .*\), found {threads} \(--threads\)\n",
+            done.stderr,
+        )

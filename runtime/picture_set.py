@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from m2kit.errors import InputError
+from m2kit.inputs import open_input
 from m2kit.runtime.images import images_from_pixels
 from m2kit.runtime.pictures import MOST_PIXELS, WHITE, Colour, read_picture
 
@@ -40,7 +41,8 @@ class PictureSet:
                 pictures as they are.
 
         Raises:
-            InputError: A folder without pictures, or the first picture cannot be read.
+            InputError: A folder without pictures, a path that is no regular file, or the first
+                picture cannot be read.
         """
         self.paths = [path for each in given for path in _pictures_of(each)]
         self._background, self._side = background, side
@@ -78,8 +80,9 @@ class PictureSet:
 
 
 def _pictures_of(path: Path) -> list[Path]:
-    """The file itself, or the picture files of a folder."""
+    """The file itself, which must be there, or the picture files of a folder."""
     if not os.path.isdir(path):
+        open_input(path, "image file").close()  # said before hours are spent on those before it
         return [path]
     names = sorted(
         name

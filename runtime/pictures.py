@@ -36,7 +36,7 @@ _TURNS = {  # by EXIF orientation; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PILLOW_ERRORS = (  # that its readers raise on damaged files
+PILLOW_ERRORS = (  # that its readers raise on damaged files
     OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, OverflowError,
     ZeroDivisionError, struct.error,
 )  # fmt: skip
@@ -82,7 +82,7 @@ def read_picture(
         raise InputError(f"{name}: expected {_READABLE}, found something else") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {_TOO_LARGE}") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise InputError(f"{name}: expected {_READABLE}, found a damaged one ({error})") from error
 
 

@@ -1,13 +1,15 @@
 """Images to picture files: one each, or many in a grid; PNG, JPEG or WebP by the name's suffix.
 
 PNG and WebP keep every pixel, JPEG most of each (quality 95, colours at full resolution). Notes are
-kept in the file as one JSON text: PNG's Description, or the ImageDescription of EXIF. Nothing of
-time or place is written, so that the same images and notes give the same bytes.
+kept in the file as one JSON text: PNG's Description, or the ImageDescription of EXIF, except such
+as are too long for a JPEG. Nothing of time or place is written, so that the same images and notes
+give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from m2kit.errors import InputError
+from m2kit.inputs import open_input
 from m2kit.outputs import check_output, new_file
 from m2kit.records import JsonObject
 from m2kit.runtime.images import uint8_from_images
-from m2kit.runtime.pictures import MOST_PIXELS
+from m2kit.runtime.pictures import MOST_PIXELS, PILLOW_ERRORS
 
 _PNG, _JPEG, _WEBP = "PNG", "JPEG", "WEBP"
 _KINDS = {".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP}
@@ -32,6 +35,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _LONGEST_SIDE = {_PNG: MOST_PIXELS, _JPEG: 65_500, _WEBP: 16_383}  # pixels
 _DESCRIPTION, _EXIF_DESCRIPTION = "Description", 0x010E
+_JPEG_NOTES = 65_000  # characters; a segment of a JPEG has 65,533 bytes
 _GAP = 2  # pixels
 
 
@@ -50,18 +54,23 @@ def write_picture(
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(_DESCRIPTION, json.dumps(notes, sort_keys=True))
     elif notes is not None:
-        options["exif"] = Image.Exif()
-        options["exif"][_EXIF_DESCRIPTION] = json.dumps(notes, sort_keys=True)
+        text = json.dumps(notes, sort_keys=True)
+        if kind != _JPEG or len(text) <= _JPEG_NOTES:
+            options["exif"] = Image.Exif()
+            options["exif"][_EXIF_DESCRIPTION] = text
     with new_file(path) as temporary:
         Image.fromarray(pixels).save(temporary, kind, **options)
 
 
 def notes_of_png(path: Path) -> JsonObject | None:
-    """The notes that `write_picture` kept in a PNG; None where it has none or is none."""
+    """The notes that `write_picture` kept in a PNG; None where it has none or is none, whatever it
+    is: it may be anybody's."""
     try:
-        with Image.open(path, formats=[_PNG]) as image:
-            notes = json.loads(image.info.get(_DESCRIPTION, "null"))
-    except (OSError, SyntaxError, ValueError, TypeError):  # of anybody's file
+        with open_input(path, "PNG") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, on large ones
+            with Image.open(file, formats=[_PNG]) as image:
+                notes = json.loads(image.info.get(_DESCRIPTION, "null"))
+    except (InputError, Image.DecompressionBombError, RecursionError, *PILLOW_ERRORS):
         return None
     return notes if isinstance(notes, dict) else None
 

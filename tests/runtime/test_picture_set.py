@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,11 +55,15 @@ def test_pictures_are_read_when_they_are_asked_for(here):
 
 def test_what_cannot_be_one_set_is_one_error(here):
     (here / "empty").mkdir()
+    os.mkfifo(here / "pipe")
     with pytest.raises(InputError, match=r"empty: expected a folder with pictures \(\.png, "):
         PictureSet([here / "empty"])
     with pytest.raises(InputError, match="no such image file"):
         PictureSet([here / "none.png"])
     paint("a.png", 0, (4, 4))
+    for name, words in (("none.png", "no such image file"), ("pipe", "found a pipe or device")):
+        with pytest.raises(InputError, match=words):  # before anything is computed
+            PictureSet([here / "a.png", here / name])
     paint("b.png", 0, (6, 5))
     with pytest.raises(InputError, match=r"4 x 4, .*b\.png has 5 x 6; scale them") as caught:
         list(PictureSet([here / "a.png", here / "b.png"]).batches(2))

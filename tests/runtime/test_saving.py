@@ -1,7 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 from conftest import picture
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from m2kit.errors import FolderError, InputError
 from m2kit.runtime.saving import Grid, notes_of_png, write_grid, write_picture
@@ -63,6 +66,31 @@ def test_pictures_of_others_have_no_notes(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     for name in ("plain.png", "text.png", "a.jpg", "cut.png", "none.png"):
         assert notes_of_png(tmp_path / name) is None, name
+
+
+def test_whatever_stands_in_a_folder_has_no_notes_and_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    info = PngInfo()
+    info.add_text("Description", "[" * 200_000)
+    Image.fromarray(PIXELS).save(tmp_path / "deep.png", pnginfo=info)
+    for name in ("pipe.png", "zero.png", "folder.png", "deep.png"):
+        assert notes_of_png(tmp_path / name) is None, name
+    write_picture(tmp_path / "large.png", PIXELS, NOTES)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # 96 pixels: Pillow warns
+    assert notes_of_png(tmp_path / "large.png") == NOTES
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # and here raises
+    assert notes_of_png(tmp_path / "large.png") is None
+
+
+def test_notes_too_long_for_a_jpeg_are_left_out_of_it(tmp_path):
+    notes = {"classes": list(range(20_000))}
+    for suffix, kept in ((".jpg", False), (".webp", True), (".png", True)):
+        write_picture(tmp_path / f"a{suffix}", PIXELS, notes)
+        with Image.open(tmp_path / f"a{suffix}") as image:
+            told = image.info.get("Description") or image.getexif().get(0x010E)
+        assert (told is not None) == kept, suffix
 
 
 @pytest.mark.parametrize(

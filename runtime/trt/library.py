@@ -47,10 +47,11 @@ def load_tensorrt(name: str) -> ModuleType:
     product = PRODUCTS[name]
     try:
         trt = require(product.module, extra=product.extra, what=f"the {name} backend")
-    except (ImportError, OSError) as error:  # the package is there and its libraries are not
-        raise BackendError(
-            f"the Python package {product.module} is installed and cannot load its libraries "
-            f"({error}); install {product.title} again, on a Jetson from JetPack"
+    except BackendError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        raise BackendError(  # the package is there and its libraries are not
+            f"{error}; install {product.title} again, on a Jetson from JetPack"
         ) from error
     version = str(getattr(trt, "__version__", "0"))
     if version_of(version) < product.oldest:

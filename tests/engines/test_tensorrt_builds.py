@@ -257,7 +257,10 @@ def test_libraries_that_cannot_be_loaded_are_told_from_a_missing_package(
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')")
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(BackendError, match=r"installed and cannot load .*libnvinfer\.so\.10"):
+    words = (
+        r"cannot load the package tensorrt: libnvinfer\.so\.10: .*; install TensorRT again, on a"
+    )
+    with pytest.raises(BackendError, match=words):
         build(bundle, tmp_path / "a.engine")
 
 

@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
-from m2kit.outputs import check_output_folder
 from m2kit.records import JsonObject, Text
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
@@ -34,7 +33,13 @@ from m2kit.training.models.transformer import Transformer
 from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear
 from m2kit.training.recipes.batches import check_batch, in_order, shuffled
 from m2kit.training.recipes.loop import fit
-from m2kit.training.recipes.run_folder import BEST_FILE, SAMPLES_FILE, Trained, open_run
+from m2kit.training.recipes.run_folder import (
+    BEST_FILE,
+    SAMPLES_FILE,
+    Trained,
+    check_run_folder,
+    open_run,
+)
 from m2kit.training.recipes.saved_state import read_best
 from m2kit.training.recipes.settings import Count, RunSettings, Share
 from m2kit.training.torch_backend import TorchBackend
@@ -182,7 +187,7 @@ def train_ar(
         FolderError: The folder cannot be written.
         M2KitError: Training diverged, or was interrupted.
     """
-    check_output_folder(folder)
+    check_run_folder(folder, CHECKPOINT_FILE)
     tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
     data = dataset_named(settings.data)
     grid = data.latent_grid(tokenizer.spec.tokenizer)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from m2kit.errors import FolderError, InputError
-from m2kit.outputs import held, new_file
+from m2kit.errors import FolderError, InputError, M2KitError
+from m2kit.outputs import check_output_file, check_output_folder, held, new_file
 from m2kit.records import BadRecord, JsonObject, read_json, read_record, to_json
 from m2kit.training.recipes.settings import RunSettings
 
@@ -24,6 +24,7 @@ RESUME_FILE = "resume.ckpt"
 BEST_FILE = "best.ckpt"
 CURVES_FILE = "curves.png"
 SAMPLES_FILE = "samples.png"
+_OUT_OF_MEMORY = ("allocate memory", "out of memory")  # in torch's errors, of a CPU and of a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,21 @@ class Trained:
         return {**values, **settings}
 
 
+def check_run_folder(folder: Path, checkpoint_file: str) -> None:
+    """Refuse a run folder that cannot be written, before any work is spent on it.
+
+    Args:
+        folder: The folder.
+        checkpoint_file: Name of the file that the run leaves in the official layout.
+
+    Raises:
+        FolderError: It is no folder, or what stands in the place of one of its files is no file.
+    """
+    check_output_folder(folder)
+    for name in (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, SAMPLES_FILE, checkpoint_file):
+        check_output_file(folder / name)
+
+
 @contextlib.contextmanager
 def open_run(
     folder: Path, settings: Settings, resume: bool, tell: Callable[[str], None]
@@ -65,6 +81,7 @@ def open_run(
         InputError: The folder holds a run and `resume` was not asked for, or other settings, or
             another process trains in it.
         FolderError: The folder cannot be written.
+        M2KitError: The block ran out of memory.
     """
     stored = folder / SETTINGS_FILE
     if resume and not stored.is_file():
@@ -91,7 +108,15 @@ def open_run(
         with new_file(stored) as path:
             path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
         checkpoint = folder / RESUME_FILE
-        yield settings, checkpoint if checkpoint.exists() else None
+        try:
+            yield settings, checkpoint if checkpoint.exists() else None
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise
+            raise M2KitError(
+                "out of memory; close other programs, or train a smaller model or with a smaller "
+                "--batch in another folder (-o)"
+            ) from error
 
 
 def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Settings:
@@ -119,6 +144,6 @@ def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Set
     if more:
         tell(
             f"going on to {wanted.epochs} epochs in place of {found.epochs}: the learning rate "
-            f"changes as for {planned} epochs, and stays at its lowest after them"
+            f"reaches its lowest in epoch {planned}, as planned, and stays there"
         )
     return wanted

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from m2kit.config import ModelSpec
 from m2kit.families.image import ImageTokenizerSpec
-from m2kit.outputs import check_output_folder
 from m2kit.runtime.images import psnr
 from m2kit.runtime.saving import write_grid
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
@@ -26,7 +25,7 @@ from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear
 from m2kit.training.recipes.batches import check_batch, in_order, shuffled
 from m2kit.training.recipes.loop import fit
-from m2kit.training.recipes.run_folder import SAMPLES_FILE, Trained, open_run
+from m2kit.training.recipes.run_folder import SAMPLES_FILE, Trained, check_run_folder, open_run
 from m2kit.training.recipes.settings import Count, Positive, RunSettings, Weight
 
 CHECKPOINT_FILE = "tokenizer.pt"
@@ -151,7 +150,7 @@ def train_tokenizer(
         FolderError: The folder cannot be written.
         M2KitError: Training diverged, or was interrupted.
     """
-    check_output_folder(folder)
+    check_run_folder(folder, CHECKPOINT_FILE)
     data = dataset_named(settings.data)
     data.latent_grid(settings.spec)
     train, held_out = data.load()

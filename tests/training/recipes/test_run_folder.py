@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from m2kit.errors import FolderError, InputError
+from m2kit.errors import FolderError, InputError, M2KitError
+from m2kit.training.recipes.ar import train_ar
 from m2kit.training.recipes.run_folder import open_run
 
 GONE = object()
@@ -42,8 +43,8 @@ def test_a_run_may_be_given_more_epochs_which_its_schedule_does_not_see(tmp_path
     for asked in (longer, longer, recorded):
         assert opened(tmp_path, asked, resume=True, tell=told.append) == (recorded, None)
     assert told == [
-        "going on to 5 epochs in place of 3: the learning rate changes as for 3 epochs, and stays "
-        "at its lowest after them"
+        "going on to 5 epochs in place of 3: the learning rate reaches its lowest in epoch "
+        "3, as planned, and stays there"
     ]
     values = json.loads((tmp_path / "settings.json").read_text())
     assert (values["epochs"], values["schedule_epochs"]) == (5, 3)
@@ -98,6 +99,32 @@ def test_a_folder_in_use_takes_no_second_run_and_is_free_once_the_first_is_kille
         holder.communicate()
     done = subprocess.run([sys.executable, "-c", HOLDER, folder], capture_output=True, text=True)
     assert "already holds a training run; add --resume" in done.stderr
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", ["settings.json", "metrics.csv", "curves.png", "ar.pt"])
+def test_what_stands_in_the_place_of_a_file_is_noticed_before_the_training(
+    tmp_path, tokenizer_file, ar_settings, monkeypatch, name, make
+):
+    make(tmp_path / name)
+    monkeypatch.setattr("m2kit.training.recipes.ar.read_checkpoint", None)
+    with pytest.raises(FolderError, match=f"{name} is (no regular file|a folder)"):
+        train_ar(ar_settings(), tokenizer_file, tmp_path, resume=False, progress=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["DefaultCPUAllocator: can't allocate memory: you tried to", "CUDA out of memory. Tried to"],
+)
+def test_a_model_that_memory_does_not_hold_is_one_line(tmp_path, ar_settings, text):
+    def train(text):
+        with open_run(tmp_path / text[:4], ar_settings(), False, print):
+            raise RuntimeError(text)
+
+    with pytest.raises(M2KitError, match=r"out of memory; .* smaller --batch"):
+        train(text)
+    with pytest.raises(RuntimeError, match="some other"):
+        train("some other error of torch")
 
 
 def test_what_cannot_be_a_run_folder_is_one_line(tmp_path, ar_settings):

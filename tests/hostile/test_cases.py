@@ -114,7 +114,10 @@ class World:
             if path.is_symlink():
                 found[path] = os.readlink(path)
             elif path.is_file():
-                found[path] = (path.stat().st_mtime_ns, path.read_bytes())
+                status = path.stat()
+                own = inside[0].startswith("m.")  # the model: large, and its weights hashed before
+                data = b"" if own else path.read_bytes()
+                found[path] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, data)
             else:
                 found[path] = path.lstat().st_mode
         return found

@@ -17,6 +17,7 @@ import click
 from m2kit.cli.output import QUIET, VERBOSE, VERBOSITY
 from m2kit.errors import M2KitError
 
+_MOST_LETTERS = 1000  # of an error
 _INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
 _ESCAPE = "m2kit.escape"
 
@@ -156,6 +157,10 @@ def _drop_lost_output() -> None:
 
 
 def _say(error: click.ClickException) -> None:
+    """Print it; of a message that repeats something long, its two ends."""
+    if len(error.message) > _MOST_LETTERS:
+        half = _MOST_LETTERS // 2
+        error.message = f"{error.message[:half]} ... {error.message[-half:]}"
     with contextlib.suppress(OSError):  # stderr cannot be written: nobody is left to be told
         error.show(sys.stderr)
 

@@ -136,6 +136,7 @@ def build_plan(
         [sys.executable, "-m", __name__, json.dumps(to_json(request))],
         capture_output=True,
         text=True,
+        errors="surrogateescape",  # a path may be any
         cwd=plan.parent,
         env=_environment(product),
         preexec_fn=_settle,

@@ -185,7 +185,12 @@ def _peak_memory(
             *("--engine", str(path), "-n", str(batch), "--batch", str(batch)),
             *("-o", f"{folder}/image.png", *given),
         ]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",  # a path may be any
+        )
     if done.returncode:
         if done.returncode < 0:
             reason = f"killed by signal {-done.returncode}; lower --batch if memory ran out"

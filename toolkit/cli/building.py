@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def build_engine(
 ) -> None:
     """Turn BUNDLE (by default the only one in this directory) into an engine."""
     bundle = only_folder(BUNDLE, bundle)
-    name = bundle.resolve().name.removesuffix(".bundle")
+    name = Path(os.path.realpath(bundle)).name.removesuffix(".bundle")
     destination = output or Path(f"{name}.engine")
     flag = given.pop("precision")
     precision = flag if flag in (None, AUTO) else Precision.of_flag(flag)

@@ -34,8 +34,8 @@ demo-evaluate: demo  ## are the digits digits, and not copies?
 test: install  ## the whole suite
 	$(BIN)/python -m pytest
 
-test-hostile: install  ## every forged folder of tests/hostile, a choice of which make test runs
-	$(BIN)/python -m pytest tests/hostile --all-forgeries
+test-hostile: install  ## every forged folder and hostile command, of which make test runs a choice
+	$(BIN)/python -m pytest tests/hostile --all-cases
 
 test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)
 	$(BIN)/python -m pytest -m gpu -rs

@@ -33,7 +33,7 @@ def pytest_addoption(parser):
         "--digits-engine", type=Path, help="use this engine instead of exporting the example"
     )
     parser.addoption(
-        "--all-forgeries", action="store_true", help="every forgery of tests/hostile, not a choice"
+        "--all-cases", action="store_true", help="every case of tests/hostile, not a choice"
     )
 
 

@@ -43,7 +43,7 @@ def folders(exported, tmp_path_factory):
 def chosen(cases, request):
     """All of them, or an even choice."""
     cases = list(cases)
-    if request.config.getoption("--all-forgeries"):
+    if request.config.getoption("--all-cases"):
         return cases
     step = max(1, len(cases) // _IN_EVERY_RUN)
     return cases[::step]

@@ -37,7 +37,7 @@ def draw(engine, folder, shard):
 
 
 def test_containers_share_a_folder(engine, tmp_path, request):
-    for index in range(10 if request.config.getoption("--all-forgeries") else 2):
+    for index in range(10 if request.config.getoption("--all-cases") else 2):
         folder = tmp_path / str(index)
         folder.mkdir()
         running = [draw(engine, folder, shard) for shard in range(_SHARDS)]

@@ -47,6 +47,14 @@ def test_another_model_is_refused_with_the_command_that_converts(path):
         read_tokens_of(path, other)
 
 
+@pytest.mark.parametrize("wrong", ["", "x", "A" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n"])
+def test_no_sha256_of_an_architecture_is_refused(tmp_path, wrong):
+    tokens = replace(token_file_from_ids(IDS, SPEC), spec_sha256=wrong)
+    write_tokens(tmp_path / "a.npz", tokens)
+    with pytest.raises(InputError, match="is not the hash of its"):
+        read_tokens(tmp_path / "a.npz")
+
+
 def test_an_image_size_that_the_grid_does_not_cover_is_refused(tmp_path):
     for size in ((5, 6), (2, 6)):  # of three axes: below
         write_tokens(tmp_path / "a.npz", replace(token_file_from_ids(IDS, SPEC), image_size=size))

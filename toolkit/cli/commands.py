@@ -160,7 +160,8 @@ def _say(error: click.ClickException) -> None:
     """Print it; of a message that repeats something long, its two ends."""
     if len(error.message) > _MOST_LETTERS:
         half = _MOST_LETTERS // 2
-        error.message = f"{error.message[:half]} ... {error.message[-half:]}"
+        short = f"{error.message[:half]} ... {error.message[-half:]}"
+        vars(error)["message"] = short  # which click declares final
     with contextlib.suppress(OSError):  # stderr cannot be written: nobody is left to be told
         error.show(sys.stderr)
 

@@ -18,7 +18,7 @@ import click
 import m2kit
 from m2kit.cli.options import (
     COUNT,
-    OUTPUT,
+    PATH,
     engine_option,
     json_option,
     only_folder,
@@ -51,7 +51,7 @@ _OFFICIAL_POSITIONS = 32  # timed with the official sampler's habits
 @click.option("--no-baseline", is_flag=True, help="Leave PyTorch out; it takes most of the time.")
 @click.option("--compile", "compiled", is_flag=True, help="Also time torch.compile.")
 @sampling_options
-@click.option("--plot", type=OUTPUT, help="Also draw the stages, as .png.")
+@click.option("--plot", type=PATH, help="Also draw the stages, as .png.")
 @json_option
 def bench(
     engine: Path | None,

@@ -10,7 +10,7 @@ import click
 
 from m2kit import contract
 from m2kit.build import BuildOptions, Trial
-from m2kit.cli.options import OUTPUT, checkpoint_options, json_option, only_folder
+from m2kit.cli.options import PATH, checkpoint_options, json_option, only_folder
 from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, require
@@ -66,7 +66,7 @@ def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "-o",
     "--output",
-    type=OUTPUT,
+    type=PATH,
     help="Checkpoint; a file that is there is never replaced.  [default: NAME.pt, - as _]",
 )
 @json_option
@@ -96,7 +96,7 @@ def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) 
 @click.option(
     "-o",
     "--output",
-    type=OUTPUT,
+    type=PATH,
     help="Bundle folder; an older bundle is replaced.  [default: NAME.bundle in this directory]",
 )
 @click.option(
@@ -141,7 +141,7 @@ def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **rea
 @click.option(
     "-o",
     "--output",
-    type=OUTPUT,
+    type=PATH,
     help="Engine folder; an older engine is replaced.  [default: NAME.engine in this directory]",
 )
 @click.option(

@@ -15,7 +15,7 @@ import m2kit
 from m2kit.cli.class_names import class_ids
 from m2kit.cli.options import (
     COUNT,
-    OUTPUT,
+    PATH,
     OpenEngine,
     batch_option,
     engine_options,
@@ -59,7 +59,7 @@ _AGAIN = "Give the same command again to draw all; without --tokens it goes on."
 @batch_option
 @click.option("--columns", type=COUNT, help="Images in a row of a grid.  [default: n]")
 @output_option("samples.png", f"Grid, a row of n images per class, {GRID_OR_FOLDER}")
-@click.option("--tokens", type=OUTPUT, help="Also write the ids, as .npz.")
+@click.option("--tokens", type=PATH, help="Also write the ids, as .npz.")
 @json_option
 def generate(
     open_engine: OpenEngine,

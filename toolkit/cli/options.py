@@ -26,12 +26,29 @@ if TYPE_CHECKING:
 
 OpenEngine = Callable[[], "Engine"]
 Decorator = Callable[[Any], Any]
-PATH = click.Path(path_type=Path)  # of what is read
 COUNT = click.IntRange(min=1)
 _MAKERS = {
     BUNDLE: "make one with `m2kit export --ckpt FILE`",
     ENGINE: "make one with `m2kit build-engine`",
 }
+
+
+class PathName(click.Path):
+    """A path. "" would be the working directory, and "-" is elsewhere standard input or output,
+    which nothing here reads or writes."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path, if it is the name of something."""
+        if str(value) in ("", "-"):
+            self.fail(f"expected the name of a file or folder, found {value!r}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = PathName()
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 engine_option = click.option(
@@ -55,23 +72,6 @@ batch_option = click.option(
     help="Images computed at once, at most; results do not depend on it.  [default: drawn 16, "
     "encoded and decoded what suits their size; a TensorRT engine, what it was built for]",
 )
-
-
-class Output(click.Path):
-    """A path to write to. "" would be the working directory, and "-" is elsewhere standard output,
-    to which nothing is written here."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The path, if it is the name of something."""
-        if str(value) in ("", "-"):
-            self.fail(f"expected the name of a file or folder, found {value!r}", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-OUTPUT = Output()
 
 
 class Real(click.FloatRange):
@@ -128,7 +128,7 @@ INTEGERS = Numbers(int, listed=True)
 
 def output_option(default: str, what: str) -> Decorator:
     """-o / --output with a default path."""
-    return click.option("-o", "--output", type=OUTPUT, default=default, help=what)
+    return click.option("-o", "--output", type=PATH, default=default, help=what)
 
 
 def together(*options: Decorator) -> Decorator:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
+from m2kit.records import is_integer
 from m2kit.runtime.interchange import array_from, images_from
-from m2kit.sampling import is_integer
 from m2kit.tokens import check_tokens
 
 
@@ -103,6 +103,26 @@ def image_numbers_of(numbers: Any, images: int) -> npt.NDArray[np.uint64]:
             f"image_numbers must be {images} integers in 0..2^64-1, found {values[:5].tolist()}"
         )
     return np.array([int(number) for number in values], dtype=np.uint64)
+
+
+def check_flag(value: Any, what: str) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        InputError: It is not; named `what`.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{what} must be True or False, found {value!r:.60}")
+
+
+def check_function(value: Any, what: str) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        InputError: It cannot; named `what`.
+    """
+    if not callable(value):
+        raise InputError(f"{what} must be a function, found {value!r:.60}")
 
 
 def batch_of(batch: Any) -> int | None:

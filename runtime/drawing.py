@@ -19,9 +19,9 @@ from m2kit import __version__
 from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_json
 from m2kit.progress import Begin, silent
-from m2kit.records import JsonObject, to_json
+from m2kit.records import JsonObject, is_integer, to_json
 from m2kit.runtime.engine import Engine
-from m2kit.sampling import Sampling, is_integer
+from m2kit.sampling import Sampling
 
 IMAGES_OF_A_CLASS = 2**32
 

@@ -19,6 +19,8 @@ from m2kit.manifest import Manifest
 from m2kit.progress import Advance, Begin, silent
 from m2kit.runtime.arguments import (
     batch_of,
+    check_flag,
+    check_function,
     classes_of,
     image_numbers_of,
     images_of,
@@ -137,6 +139,7 @@ class Engine:
         Raises:
             InputError: Wrong shape, size, type or range.
         """
+        check_function(begin, "begin")
         checked = images_of(self.spec, images)
         advance = begin("encoding", len(checked))
         encoded = []
@@ -166,6 +169,8 @@ class Engine:
             InputError: Not integers of that shape, or an id outside its sub-vocabulary.
         """
         spec = self.spec
+        check_flag(clip, "clip")
+        check_function(begin, "begin")
         checked = tokens_of(self.spec, tokens)
         grid = checked.shape[1:-1]
         spec.tokenizer.check_grid(grid)
@@ -192,6 +197,7 @@ class Engine:
             K arrays (B, h, w, V_k) float32.
         """
         spec = self.transformer
+        check_function(advance, "advance")
         classes = classes_of(class_ids, spec.classes)
         checked = tokens_of(self.spec, tokens)
         shape = (len(classes), *spec.grid, spec.sub_tokens)

@@ -14,20 +14,26 @@ import numpy.typing as npt
 from PIL import Image
 
 from m2kit.errors import InputError
+from m2kit.records import is_integer
 from m2kit.runtime.images import uint8_from_images
 from m2kit.runtime.pictures import rgb_from_pil
 from m2kit.runtime.saving import write_grid
-from m2kit.sampling import is_integer
 
 
 def path_from(value: Any, what: str) -> Path:
     """A path, of text or a Path.
 
     Raises:
-        InputError: Neither; named `what`.
+        InputError: Neither, or one that no file can have; named `what`.
     """
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         raise InputError(f"{what} must be text or a pathlib.Path, found {value!r:.60}")
+    try:
+        possible = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # half of a character
+        possible = False
+    if not possible:
+        raise InputError(f"{what} must be one that a file can have, found {str(value)!r:.60}")
     return Path(value)
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m2kit.errors import InputError
 from m2kit.folder_check import check_folder
 from m2kit.host import check_threads
 from m2kit.manifest import ENGINE, Manifest
 from m2kit.manifest_file import read_manifest
 from m2kit.progress import Begin, silent
+from m2kit.runtime.arguments import check_flag, check_function
 from m2kit.runtime.backend import Opening
 from m2kit.runtime.backends import backend_of
 from m2kit.runtime.engine import Engine
@@ -50,8 +50,8 @@ def open_engine(
     """
     folder = path_from(path, "path")
     check_threads(threads)
-    if not isinstance(check, bool):
-        raise InputError(f"check must be True or False, found {check!r:.40}")
+    check_flag(check, "check")
+    check_function(begin, "begin")
     manifest = read_manifest(folder, ENGINE)
     kind = backend_of(folder, manifest)
     check_folder(folder, manifest, trust_seen_weights=not check)

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from m2kit.errors import InputError
-from m2kit.sampling import is_integer
+from m2kit.records import is_integer
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in each period

@@ -270,7 +270,7 @@ def _exchange(temporary: Path, destination: Path) -> None:
     if renameat2 and renameat2(_AT_FDCWD, new, _AT_FDCWD, old, _RENAME_EXCHANGE) == 0:
         return
     aside = destination.parent / f".{destination.name}.m2kit-{secrets.token_hex(16)}{_OLD}"
-    held = _hold(destination)  # so that no other run takes it for what a killed one left
+    holder = _hold(destination)  # so that no other run takes it for what a killed one left
     try:
         destination.rename(aside)
         try:
@@ -280,8 +280,8 @@ def _exchange(temporary: Path, destination: Path) -> None:
             raise
         _remove(aside)
     finally:
-        if held is not None:
-            os.close(held)
+        if holder is not None:
+            os.close(holder)
 
 
 def _flush(path: Path) -> None:

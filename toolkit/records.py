@@ -12,6 +12,7 @@ import enum
 import functools
 import json
 import math
+import numbers
 import re
 import stat
 import types
@@ -244,6 +245,11 @@ def _constrained(value: Any, constraint: Range | Pattern, path: str) -> Any:
     if not right:
         raise _bad(path, words, value)
     return value
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a whole number of Python or numpy (True and False are not)."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _is_whole(value: Any) -> bool:

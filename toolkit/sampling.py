@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from m2kit.errors import InputError
+from m2kit.records import is_integer
 
 PerSubToken = float | Sequence[float] | None
 OFF = {"guidance": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # neither guides nor filters
@@ -135,13 +136,10 @@ def _checked(name: str, value: Any) -> tuple[Any, ...]:
         number = whole or (name != "top_k" and isinstance(item, (float, np.floating)))
         if not number or not lowest <= item <= highest:
             raise InputError(f"{name} must be {expected}, found {item!r:.60}")
+    if not values:
+        raise InputError(f"{name} must be {expected}, or one for each sub-token, found none")
     return tuple(int(v) if name == "top_k" else float(v) for v in values)
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is a whole number of Python or numpy (True and False are not)."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))

@@ -19,6 +19,7 @@ from m2kit.runtime.engine import Engine
 
 SPEC = tiny_spec()
 RNG = np.random.default_rng(0)
+TOKENS = np.zeros((1, 2, 3, 2), int)
 
 
 @pytest.fixture
@@ -129,6 +130,8 @@ def test_images_go_out_as_pixels_pil_images_and_files(engine, tmp_path):
         ("a.png", np.zeros((1, 3, 4, 4)), {"columns": 0}, "columns must be a whole number from 1"),
         ("a.txt", np.zeros((1, 3, 4, 4)), {}, "ending in"),
         (None, np.zeros((1, 3, 4, 4)), {}, "path must be text"),
+        ("a\0b.png", np.zeros((1, 3, 4, 4)), {}, r"that a file can have, found 'a\\x00b\.png'"),
+        ("a\ud800.png", np.zeros((1, 3, 4, 4)), {}, r"that a file can have, found 'a\\ud800"),
     ],
 )
 def test_what_cannot_be_saved_is_one_line_and_no_file(
@@ -187,6 +190,7 @@ def test_greedy_is_true_or_false(value):
         ({"top_k": 1.5}, "top_k must be a whole number"),
         ({"top_k": True}, "top_k must be a whole number"),
         ({"top_p": np.array([[0.5, 0.5]])}, "top_p must be a number"),
+        ({"top_p": []}, "top_p must be a number .* one for each sub-token, found none"),
     ],
 )
 def test_sampling_is_checked_when_it_is_made(options, words):
@@ -220,6 +224,10 @@ def test_only_a_sampling_says_how_to_draw(engine, sampling):
         (lambda e: e.sample([0], batch=True), "batch must be a whole number"),
         (lambda e: e.sample([0], image_numbers=[-1]), "image_numbers must be"),
         (lambda e: e.score([0], "tokens"), "tokens must be integers"),
+        (lambda e: e.score([0], TOKENS, advance=3), "advance must be a function, found 3"),
+        (lambda e: e.decode(TOKENS, clip="no"), "clip must be True or False, found 'no'"),
+        (lambda e: e.decode(TOKENS, begin=3), "begin must be a function, found 3"),
+        (lambda e: e.encode(images(), begin=3), "begin must be a function, found 3"),
         (lambda e: e.quantize(np.zeros((1, 4, 2, 3))), r"latents must have shape \(B, 5, h, w\)"),
         (lambda e: e.quantize(np.full((1, 5, 2, 3), np.inf)), "finite floats"),
         (lambda e: e.quantize(None), "latents must have shape"),
@@ -248,7 +256,9 @@ def test_threads_are_some_of_the_cores(digits_engine, threads):
     [
         ({"path": None}, "path must be text or a pathlib.Path, found None"),
         ({"path": b"x"}, "path must be text"),
+        ({"path": "x\0"}, "path must be one that a file can have"),
         ({"path": "x", "check": "no"}, "check must be True or False"),
+        ({"path": "x", "begin": 3}, "begin must be a function"),
     ],
 )
 def test_opening_refuses_what_is_no_argument(arguments, words):

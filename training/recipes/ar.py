@@ -41,7 +41,7 @@ from m2kit.training.recipes.run_folder import (
     open_run,
 )
 from m2kit.training.recipes.saved_state import read_best
-from m2kit.training.recipes.settings import Count, RunSettings, Share
+from m2kit.training.recipes.settings import Number, RunSettings, Share
 from m2kit.training.torch_backend import TorchBackend
 
 CHECKPOINT_FILE = "ar.pt"
@@ -65,16 +65,16 @@ class ARSettings(RunSettings):
         tokenizer_sha256: Of the tokenizer file.
     """
 
-    width: Count
-    heads: Count
-    inter_layers: Count
-    intra_layers: Count
-    ffn_width: Count
-    bits: tuple[Count, ...]
+    width: Number
+    heads: Number
+    inter_layers: Number
+    intra_layers: Number
+    ffn_width: Number
+    bits: tuple[Number, ...]
     weight_decay: Share
     dropout: Share
     class_dropout: Share
-    versions: Count
+    versions: Number
     guidance: tuple[float, ...]
     tokenizer_sha256: Text
 

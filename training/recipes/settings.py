@@ -10,7 +10,7 @@ from typing import Annotated
 from m2kit.errors import InputError
 from m2kit.records import Range, Text, checked_fields
 
-Count = Annotated[int, Range(1, 1_000_000)]
+Number = Annotated[int, Range(1, 1_000_000)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Positive = Annotated[float, Range(1e-9, 1e6)]
 Weight = Annotated[float, Range(0, 1e6)]
@@ -34,12 +34,12 @@ class RunSettings:
     """
 
     data: Text
-    epochs: Count
-    batch: Count
+    epochs: Number
+    batch: Number
     learning_rate: Positive
     ema_decay: Decay
     seed: Seed
-    schedule_epochs: Count | None = None
+    schedule_epochs: Number | None = None
 
     @property
     def epochs_of_schedule(self) -> int:

@@ -26,7 +26,7 @@ from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_
 from m2kit.training.recipes.batches import check_batch, in_order, shuffled
 from m2kit.training.recipes.loop import fit
 from m2kit.training.recipes.run_folder import SAMPLES_FILE, Trained, check_run_folder, open_run
-from m2kit.training.recipes.settings import Count, Positive, RunSettings, Weight
+from m2kit.training.recipes.settings import Number, Positive, RunSettings, Weight
 
 CHECKPOINT_FILE = "tokenizer.pt"
 _PANELS = {  # of curves.png: everything the module logs
@@ -47,10 +47,10 @@ class TokenizerSettings(RunSettings):
         commitment_weight: Of the mean squared distance between latent and code.
     """
 
-    base_channels: Count
-    channel_multipliers: tuple[Count, ...]
-    blocks_per_level: Count
-    code_bits: Count
+    base_channels: Number
+    channel_multipliers: tuple[Number, ...]
+    blocks_per_level: Number
+    code_bits: Number
     entropy_weight: Weight
     entropy_temperature: Positive
     commitment_weight: Weight

@@ -10,6 +10,7 @@ ids and logits, travels. That provider has not been run on a GPU yet.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class OnnxRuntimeBackend(Backend):
                 option="--provider cpu",
             )
         self._sessions: dict[str, Any] = {}
+        self._steps: weakref.WeakSet[OnnxRuntimeStep] = weakref.WeakSet()
         self._closed = False
         self._gpu = None if self._on_cpu else _first_gpu()
         if not self._on_cpu:  # the smallest graph tells whether the provider starts
@@ -188,7 +190,9 @@ class OnnxRuntimeBackend(Backend):
         """Allocate and bind the step graphs for `rows` rows (R)."""
         inter = OnnxRuntimeStep(self, contract.INTER_STEP, rows, shared={})
         hidden = {contract.HIDDEN: inter.outputs[contract.HIDDEN]}
-        return Steps(inter, OnnxRuntimeStep(self, contract.INTRA_STEP, rows, shared=hidden))
+        intra = OnnxRuntimeStep(self, contract.INTRA_STEP, rows, shared=hidden)
+        self._steps.update((inter, intra))
+        return Steps(inter, intra)
 
     def active(self) -> JsonObject:
         """What runs and how."""
@@ -201,12 +205,15 @@ class OnnxRuntimeBackend(Backend):
         }
 
     def close(self) -> None:
-        """Drop the sessions and give their memory back."""
-        if self._gpu is not None and not self._closed:
+        """Drop the sessions, then the stream on which they ran, and give their memory back."""
+        opened, self._closed = not self._closed, True
+        if self._gpu is not None and opened:
             self._gpu.finish()
-            self._gpu.close()
-        self._closed = True
+        for step in self._steps:  # which a caller may still hold
+            step.close()
         self._sessions.clear()
+        if self._gpu is not None and opened:
+            self._gpu.close()
         release_freed_memory()
 
 
@@ -218,7 +225,7 @@ class OnnxRuntimeStep:
         `shared` with another graph are bound as they are."""
         io, compute = backend.io(graph), backend.compute
         self._backend, self._session = backend, backend.session(graph)
-        self._binding = self._session.io_binding()
+        self._binding: Any = self._session.io_binding()
         self.cache = backend.kv_cache(self._binding, graph, rows)
         bound = self.cache.names
         self.inputs = zeros([t for t in io.inputs if t.name not in bound], rows, compute) | shared
@@ -244,6 +251,10 @@ class OnnxRuntimeStep:
     def commit(self, position: int) -> None:
         """Append what the last run computed to the cache, at `position`."""
         self.cache.commit(position)
+
+    def close(self) -> None:
+        """Let the session go."""
+        self._binding = self._session = None
 
 
 def _first_gpu() -> Gpu:

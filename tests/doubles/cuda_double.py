@@ -13,6 +13,7 @@ import copy
 import importlib
 import threading
 import types
+import weakref
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class CudaDouble:
         self.allocations = {}  # address -> (kind, buffer)
         self.kept = []  # freed memory: overwritten, and never used again
         self.streams = {}
+        self.users = weakref.WeakKeyDictionary()  # what runs on a stream -> its handle
         self.graphs = {}
         self.recorded = {}
         self.launches = 0
@@ -211,6 +213,8 @@ class CudaDouble:
 
     def cuStreamDestroy(self, handle):
         self.stream(handle).run()
+        if int(handle) in self.users.values():
+            raise Misuse("a stream was destroyed before the sessions that run on it")
         del self.streams[int(handle)]
         return (self.ok,)
 

@@ -66,6 +66,8 @@ def make_onnxruntime(cuda):
         def __init__(self, path, options, providers):
             ((_, self._options),) = providers
             self.real = real.InferenceSession(path, options, providers=[CPU])
+            if "user_compute_stream" in self._options:
+                cuda.users[self] = int(self._options["user_compute_stream"])
 
         def get_providers(self):
             return [CUDA, CPU]

@@ -108,7 +108,7 @@ class Engine:
     def latents(self, images: Any, *, batch: int | None = None) -> npt.NDArray[np.float32]:
         """Encoder output (B, Z, h, w) float32 of images; arguments and errors as for `encode`."""
         checked = images_of(self.spec, images)
-        at_once = self._at_once(checked.shape[2:], batch)
+        at_once = self.compute_at_once(checked.shape[2:], batch)
         return np.concatenate([self._latents(part) for part in _parts(checked, at_once)])
 
     def quantize(
@@ -120,7 +120,7 @@ class Engine:
             InputError: Wrong shape, no floats, or not finite.
         """
         checked = latents_of(self.spec, latents)
-        at_once = self._at_once(self.spec.size_of_grid(checked.shape[2:]), batch)
+        at_once = self.compute_at_once(self.spec.size_of_grid(checked.shape[2:]), batch)
         parts = [self._quantize(part) for part in _parts(checked, at_once)]
         codes, tokens = zip(*parts, strict=True)
         return np.concatenate(codes), np.concatenate(tokens)
@@ -143,7 +143,7 @@ class Engine:
         checked = images_of(self.spec, images)
         advance = begin("encoding", len(checked))
         encoded = []
-        for part in _parts(checked, self._at_once(checked.shape[2:], batch)):
+        for part in _parts(checked, self.compute_at_once(checked.shape[2:], batch)):
             encoded.append(self._quantize(self._latents(part))[1])
             advance(len(part))
         return np.concatenate(encoded)
@@ -176,7 +176,7 @@ class Engine:
         spec.tokenizer.check_grid(grid)
         advance = begin("decoding", len(checked))
         decoded = []
-        for part in _parts(checked, self._at_once(spec.size_of_grid(grid), batch)):
+        for part in _parts(checked, self.compute_at_once(spec.size_of_grid(grid), batch)):
             codes = spec.tokenizer.codes_from_tokens(part, spec.vocabularies)
             decoded.append(self._run(contract.DECODER, {contract.CODES: codes}, contract.IMAGE))
             advance(len(part))
@@ -284,6 +284,11 @@ class Engine:
             return classes
         return np.concatenate([classes, np.full_like(classes, self.transformer.classes)])
 
+    def compute_at_once(self, size: tuple[int, ...], batch: int | None = None) -> int:
+        """Images of a size in pixels that are encoded or decoded at once: `batch` at most."""
+        good = self.backend.images_at_once(size)
+        return min(good, batch_of(batch) or good)
+
     def draw_at_once(self, sampling: Sampling | None, batch: int | None = None) -> int:
         """Images that are drawn at once: `batch`, or as many as is good here."""
         largest = self.largest_draw(sampling)
@@ -317,10 +322,6 @@ class Engine:
                 f"{sampling!r:.60}"
             )
         return (sampling or Sampling()).resolve(self.transformer.sub_tokens, self.defaults)
-
-    def _at_once(self, size: tuple[int, ...], batch: int | None) -> int:
-        good = self.backend.images_at_once(size)
-        return min(good, batch_of(batch) or good)
 
     def _run(
         self, graph: str, feeds: dict[str, npt.NDArray[np.float32]], output: str

@@ -43,6 +43,10 @@ class InputError(M2KitError):
     """An image, class, token or option outside what the model takes."""
 
 
+class TrainingInterrupted(M2KitError):
+    """A training that Ctrl-C ended; what it has kept can be gone on with."""
+
+
 class ParityError(M2KitError):
     """Two implementations that should agree and do not."""
 

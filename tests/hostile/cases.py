@@ -230,7 +230,8 @@ def paths() -> Iterator[Case]:
 def make_place(folder: Path) -> None:
     """The things of others that lie where commands are run."""
     (folder / "decoys" / "sub").mkdir(parents=True)
-    (folder / "decoys" / "precious").write_text("precious")
+    for name in ("precious", "00001_000000.png", "000000.png", "000000_a.png"):
+        (folder / "decoys" / name).write_text(name)
     (folder / "decoys" / "sub" / "x.png").write_bytes(b"not a picture")
     (folder / "notes.txt").write_text("notes")
     (folder / "empty").write_bytes(b"")

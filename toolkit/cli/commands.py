@@ -15,10 +15,9 @@ from typing import Any, NoReturn
 import click
 
 from m2kit.cli.output import QUIET, VERBOSE, VERBOSITY
-from m2kit.errors import M2KitError
+from m2kit.errors import M2KitError, TrainingInterrupted
 
 _MOST_LETTERS = 1000  # of an error
-_INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
 _ESCAPE = "m2kit.escape"
 
 
@@ -29,6 +28,12 @@ class Failure(click.ClickException):
         """Print the message; not by click's own stream, which shows paths as question marks."""
         text = f"error: {' '.join(self.message.split())}"
         click.secho(text, fg="red", file=file or sys.stderr)
+
+
+class Interrupted(Failure):
+    """Ctrl-C: exit status 130, as a shell has it, 128 and the signal's number."""
+
+    exit_code = 130
 
 
 def _told(value: int) -> Callable[[click.Context, click.Parameter, bool], None]:
@@ -116,8 +121,8 @@ class Commands(InOrder):
                     sys.stdout.flush()
             status = found if isinstance(found, int) else 0
         except click.Abort:
-            status = _INTERRUPTED
-            _say(Failure("interrupted"))
+            status = Interrupted.exit_code
+            _say(Interrupted("interrupted"))
         except click.ClickException as error:
             status = error.exit_code
             _say(error)
@@ -134,7 +139,8 @@ def _one_line() -> Iterator[None]:
         yield
     except M2KitError as error:
         hint = f" ({error.option})" if error.option else ""
-        raise Failure(f"{error}{hint}") from error
+        kind = Interrupted if isinstance(error, TrainingInterrupted) else Failure
+        raise kind(f"{error}{hint}") from error
     except OSError as error:
         if error.errno == errno.EPIPE:  # who reads the output has had enough
             raise

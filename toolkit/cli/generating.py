@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,8 @@ from m2kit.cli.output import print_result, stages
 from m2kit.cli.picture_output import GRID_OR_FOLDER, PictureOutput
 from m2kit.host import peak_bytes
 from m2kit.outputs import check_output
-from m2kit.records import JsonObject
 from m2kit.runtime.drawing import IMAGES_OF_A_CLASS, draw_images, notes_of_drawing
-from m2kit.runtime.saving import notes_of_png
+from m2kit.runtime.picture_folder import drawn_before, picture_name, picture_notes
 from m2kit.token_file import token_file_from_ids, write_tokens
 
 _ROWS_WITHOUT_CLASS = 10
@@ -77,7 +74,8 @@ def generate(
 
     Into a folder any number can be drawn: memory does not depend on n. What is finished stays when
     the command is stopped, and is not drawn again when it is given again, as each file tells its
-    class, number, sampling and engine. With --tokens all is drawn, and the ids are held until the
+    class, number, sampling and engine; another picture of that name is not overwritten, the folder
+    refused. With --tokens all is drawn, and the ids are held until the
     end. Images per second count from the engine's opening, which the first batch waits for.
     """
     pictures = PictureOutput(output)
@@ -88,8 +86,10 @@ def generate(
         chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
         notes = notes_of_drawing(engine, sampling)
-        resumes = pictures.is_folder and not tokens
-        finished = _finished(output, chosen, first_image, count, notes) if resumes else set()
+        finished = set()
+        if pictures.is_folder:
+            there = drawn_before(output, chosen, notes, first_image=first_image, count=count)
+            finished = set() if tokens else there
         began, total, ids = time.perf_counter(), len(chosen) * count, []
         batches = draw_images(
             engine,
@@ -109,13 +109,13 @@ def generate(
                 for class_id, number, image in zip(
                     drawn.class_ids.tolist(), drawn.numbers.tolist(), drawn.images, strict=True
                 ):
-                    own = notes | {"class": class_id, "image_number": number}
-                    pictures.add(_name(class_id, number), image, notes=own)
+                    name = picture_name(class_id, number)
+                    pictures.add(name, image, notes=picture_notes(notes, class_id, number))
                 if tokens:
                     ids.append(drawn.tokens)
             seconds = time.perf_counter() - began
-            own = {"classes": chosen, "images_per_class": count, "first_image": first_image}
-            pictures.finish(notes | own)
+            of_grid = {"classes": chosen, "images_per_class": count, "first_image": first_image}
+            pictures.finish(notes | of_grid)
         active = engine.backend.active()
         if tokens:
             write_tokens(tokens, token_file_from_ids(np.concatenate(ids), engine.spec))
@@ -136,26 +136,3 @@ def generate(
         "peak_memory_bytes": peak_bytes(),
     }
     print_result(result, as_json, result | details)
-
-
-def _name(class_id: int, number: int) -> str:
-    """Of an image's file, without suffix: class and place in it."""
-    return f"{class_id:05d}_{number % IMAGES_OF_A_CLASS:06d}"
-
-
-def _finished(
-    folder: Path, classes: list[int], first_image: int, count: int, notes: JsonObject
-) -> set[int]:
-    """Numbers of these images that the folder has, drawn just so."""
-    found, wanted = set(), set(classes)
-    for name in os.listdir(folder) if folder.is_dir() else ():
-        parts = re.fullmatch(r"([0-9]{5,10})_([0-9]{6,10})\.png", name)
-        if not parts:
-            continue
-        class_id, place = map(int, parts.groups())
-        number = class_id * IMAGES_OF_A_CLASS + place
-        if class_id in wanted and first_image <= place < first_image + count:
-            own = notes | {"class": class_id, "image_number": number}
-            if name == f"{_name(class_id, number)}.png" and notes_of_png(folder / name) == own:
-                found.add(number)
-    return found

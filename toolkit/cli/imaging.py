@@ -28,6 +28,7 @@ from m2kit.families.sign_bits import BIT_ORDERS, bits_of
 from m2kit.outputs import check_output
 from m2kit.progress import Advance, Begin
 from m2kit.runtime.images import cropped, padded, padded_size, psnr
+from m2kit.runtime.picture_folder import check_names_free
 from m2kit.runtime.picture_set import PictureSet
 from m2kit.token_file import (
     converted_tokens,
@@ -40,7 +41,7 @@ from m2kit.token_file import (
 if TYPE_CHECKING:
     from m2kit.runtime.engine import Engine
 
-_AGAIN = "Give the same command again to make them all."
+_AGAIN = "Give the same command again with another folder (-o) to make them all."
 _columns_option = click.option(
     "--columns", type=COUNT, default=8, help="Images in a row of a grid."
 )
@@ -84,7 +85,7 @@ def encode(
 ) -> None:
     """Turn IMAGES into a token file: pictures of one size, and folders of them.
 
-    A folder's pictures are taken in the order of their names. Memory does not depend on how many.
+    A folder's pictures are taken in the order of their names. They are read batch by batch.
     """
     check_output(output, ".npz")
     pictures = PictureSet(images, background, resize)
@@ -118,13 +119,16 @@ def decode(
     with open_engine() as engine, stages("images") as begin:
         content = read_tokens_of(tokens, engine.spec)
         count, size = len(content.ids), content.image_size
-        at_once = _at_once(engine, engine.spec.size_of_grid(content.ids.shape[1:-1]), batch)
+        at_once = engine.compute_at_once(engine.spec.size_of_grid(content.ids.shape[1:-1]), batch)
+        names = [f"{index:06d}.png" for index in range(count)]
+        if pictures.is_folder:
+            check_names_free(output, names)
         with pictures.begun(count, size, columns=columns, go_on=_AGAIN):
             advance = begin("decoding", count)
             for start in range(0, count, at_once):
                 decoded = engine.decode(content.ids[start : start + at_once], batch=batch)
                 for index, image in enumerate(cropped(decoded, size), start):
-                    pictures.add(f"{index:06d}", image)
+                    pictures.add(names[index], image)
                 advance(len(decoded))
             pictures.finish()
     print_result({"images": count, "output": str(output)}, as_json)
@@ -154,16 +158,19 @@ def reconstruct(
     """
     made = PictureOutput(output)
     pictures = PictureSet(images, background, resize)
+    names = [f"{index:06d}_{path.stem}.png" for index, path in enumerate(pictures.paths)]
+    if made.is_folder:
+        check_names_free(output, names)
     with open_engine() as engine, stages("images") as begin:
         begun, quality = _one_stage(begin, "reconstructing", len(pictures)), 0.0
-        names = (f"{index:06d}_{path.stem}" for index, path in enumerate(pictures.paths))
+        next_name = iter(names)
         with made.begun(len(pictures), pictures.size, columns=columns, stacked=2, go_on=_AGAIN):
             for part, whole in _batches(pictures, engine, pad, batch):
                 ids = engine.encode(whole, batch=batch, begin=begun)
                 rebuilt = cropped(engine.decode(ids, batch=batch), pictures.size)
                 quality += psnr(part, rebuilt) * len(part)
                 for above, image in zip(part, rebuilt, strict=True):
-                    made.add(next(names), image, above=above)
+                    made.add(next(next_name), image, above=above)
             made.finish()
     quality = round(quality / len(pictures), 2)
     print_result({"images": len(pictures), "psnr_db": quality, "output": str(output)}, as_json)
@@ -207,7 +214,7 @@ def _batches(
     """Batches of images, and the same as the engine takes them: framed, if `pad`."""
     strides = engine.spec.tokenizer.strides
     size = padded_size(pictures.size, strides) if pad else pictures.size
-    for part in pictures.batches(_at_once(engine, size, batch)):
+    for part in pictures.batches(engine.compute_at_once(size, batch)):
         yield part, padded(part, strides) if pad else part
 
 
@@ -221,9 +228,3 @@ def _one_stage(begin: Begin, name: str, images: int) -> Begin:
         return begun[0]
 
     return begin_once
-
-
-def _at_once(engine: Engine, size: tuple[int, ...], batch: int | None) -> int:
-    """Images of a size that are computed at once."""
-    good = engine.backend.images_at_once(size)
-    return min(good, batch or good)

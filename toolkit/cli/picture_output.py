@@ -5,15 +5,14 @@ as it is finished; and what is said when the command is stopped.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import click
 import numpy as np
 import numpy.typing as npt
 
+from m2kit.cli.commands import Interrupted
+from m2kit.errors import FolderError
 from m2kit.outputs import check_output, check_output_folder
 from m2kit.records import JsonObject
 from m2kit.runtime.images import uint8_from_images
@@ -21,18 +20,8 @@ from m2kit.runtime.saving import PICTURE_SUFFIXES, Grid, write_picture
 
 GRID_OR_FOLDER = (
     "as PNG, JPEG or WebP by its suffix; or a folder (a name without suffix), which gets each "
-    "image as soon as its batch is finished."
+    "image as soon as its batch is finished, and in which no other picture is overwritten."
 )
-
-
-class Interrupted(click.ClickException):
-    """Ctrl-C, with what is finished: a line on stderr, and the exit status that shells know."""
-
-    exit_code = 130
-
-    def show(self, file: Any = None) -> None:
-        """Print the message."""
-        click.secho(f"error: {self.message}", fg="red", file=file or sys.stderr)
 
 
 class PictureOutput:
@@ -52,6 +41,11 @@ class PictureOutput:
         self.path, self.is_folder = path, not path.suffix
         if self.is_folder:
             check_output_folder(path)
+        elif path.suffix.lower() not in PICTURE_SUFFIXES:
+            raise FolderError(
+                f"{path}: expected a picture's name, ending in {', '.join(PICTURE_SUFFIXES)}, or a "
+                "folder's, which has no suffix; choose another"
+            )
         else:
             check_output(path, *PICTURE_SUFFIXES)
         self._grid: Grid | None = None
@@ -101,14 +95,14 @@ class PictureOutput:
         """Add the next image.
 
         Args:
-            name: Of its file in a folder, without suffix.
+            name: Of its file in a folder, ending in .png.
             image: (3, H, W) float32 in [-1, 1].
             above: An image that stands above it in a grid.
             notes: To be kept in its file in a folder.
         """
         pixels = uint8_from_images(image[None])[0]
         if self._grid is None:
-            write_picture(self.path / f"{name}.png", pixels, notes)
+            write_picture(self.path / name, pixels, notes)
         elif above is None:
             self._grid.put(self._finished, pixels)
         else:

@@ -185,7 +185,8 @@ def train_ar(
         InputError: The tokenizer does not fit the images, there is no such data set, or the
             folder holds another run or is in use.
         FolderError: The folder cannot be written.
-        M2KitError: Training diverged, or was interrupted.
+        M2KitError: Training diverged.
+        TrainingInterrupted: The user pressed Ctrl-C.
     """
     check_run_folder(folder, CHECKPOINT_FILE)
     tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))

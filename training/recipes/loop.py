@@ -15,7 +15,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader
 
-from m2kit.errors import M2KitError
+from m2kit.errors import M2KitError, TrainingInterrupted
 from m2kit.training.recipes.averaged_module import AveragedModule, Diverged, Net
 from m2kit.training.recipes.metrics import MetricsLog, Panels, plot_curves
 from m2kit.training.recipes.run_folder import BEST_FILE, CURVES_FILE, METRICS_FILE, RESUME_FILE
@@ -54,7 +54,8 @@ def fit(
 
     Raises:
         InputError: A file of the run to go on with is damaged or of another run.
-        M2KitError: Training diverged, or was interrupted.
+        M2KitError: Training diverged.
+        TrainingInterrupted: The user pressed Ctrl-C.
     """
     if resume_from is not None and choose_by:
         read_best(folder / BEST_FILE, module)
@@ -93,7 +94,7 @@ def fit(
         except SystemExit as error:  # how Lightning ends a run on Ctrl-C
             if not trainer.interrupted:
                 raise
-            raise M2KitError(
+            raise TrainingInterrupted(
                 f"interrupted; {folder} holds the run: add --resume to go on with it"
             ) from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

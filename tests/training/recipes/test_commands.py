@@ -1,8 +1,10 @@
 import json
+import signal
 
 from click.testing import CliRunner
 
 from m2kit.cli import cli
+from m2kit.training.recipes.tokenizer import TokenizerModule
 
 
 def run_cli(*arguments):
@@ -44,3 +46,17 @@ def test_the_commands_of_the_example_train_and_refuse_what_cannot_be(tmp_path, f
         code, _, err = run_cli("train", "ar", option, value)
         assert code == 2
         assert "is not in the range" in err
+
+
+def test_a_training_stopped_by_ctrl_c_has_the_status_of_an_interrupt(tmp_path, few, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TokenizerModule, "training_step", interrupted)
+    run, heeded = tmp_path / "run", signal.getsignal(signal.SIGINT)
+    try:
+        code, _, err = run_cli("train", "tokenizer", "--data", "few", "--no-progress", "-o", run)
+    finally:
+        signal.signal(signal.SIGINT, heeded)  # Lightning has it ignored from then on
+    assert code == 130, err
+    assert f"error: interrupted; {run} holds the run: add --resume" in " ".join(err.split())

@@ -1,0 +1,115 @@
+"""What tells pictures from reconstructions, patch by patch: the two discriminators of the published
+recipes, with the parameter names of the official training files (`loss.discriminator.*`).
+
+Facts from TencentARC/SEED-Voken, src/Open_MAGVIT2/modules/discriminator/model.py: layers, slopes,
+initial weights and padding. Where padding is odd, the larger half stands right and below.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Kind = Literal["patch", "blur"]
+_INITIAL_DEVIATION = 0.02
+_BLUR = (1.0, 3.0, 3.0, 1.0)
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: 4 x 4 convolutions, the first `layers` of stride 2, with BatchNorm between.
+
+    Args:
+        width: Channels after the first convolution; they double up to 8 times.
+        layers: Convolutions of stride 2.
+    """
+
+    def __init__(self, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        widths = [width * min(2**index, 8) for index in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for index in range(1, layers + 1):
+            stride = 2 if index < layers else 1
+            parts += [
+                nn.Conv2d(widths[index - 1], widths[index], 4, stride, 1, bias=False),
+                nn.BatchNorm2d(widths[index]),
+                nn.LeakyReLU(0.2),
+            ]
+        self.main = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        for part in self.main:
+            if isinstance(part, nn.Conv2d):
+                nn.init.normal_(part.weight, 0, _INITIAL_DEVIATION)
+            elif isinstance(part, nn.BatchNorm2d):
+                nn.init.normal_(part.weight, 1, _INITIAL_DEVIATION)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w); above 0 is "real"."""
+        logits: Tensor = self.main(images)
+        return logits
+
+
+class BlurDiscriminator(nn.Module):
+    """The discriminator of MaskBit (arXiv 2409.16211), which blurs before it drops pixels.
+
+    Args:
+        width: Channels after the first convolution; they double from the second stage on.
+        stages: Halvings.
+    """
+
+    def __init__(self, width: int = 128, stages: int = 3) -> None:
+        super().__init__()
+        widths = [width, *(width * 2**index for index in range(stages))]
+        self.block_in = nn.Sequential(_convolution(3, width, 5), nn.LeakyReLU(0.1))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                _convolution(widths[index], widths[index + 1], 3),
+                _Blur(),
+                nn.GroupNorm(32, widths[index + 1]),
+                nn.LeakyReLU(0.1),
+            )
+            for index in range(stages)
+        )
+        self.to_logits = nn.Sequential(
+            _convolution(widths[-1], widths[-1], 1),
+            nn.LeakyReLU(0.1),
+            _convolution(widths[-1], 1, 5),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w); above 0 is "real"."""
+        x: Tensor = self.block_in(images)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.to_logits(x)
+        return logits
+
+
+class _Blur(nn.Module):
+    """Halves h and w under a fixed, normalised 4 x 4 filter."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        row = torch.tensor(_BLUR)
+        self.register_buffer("kernel", (torch.outer(row, row) / row.sum() ** 2)[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, ceil(h / 2), ceil(w / 2))."""
+        channels, size = x.shape[1], x.shape[2:]
+        missing = [2 * ((n - 1) // 2) + len(_BLUR) - n for n in reversed(size)]
+        x = functional.pad(x, [part for m in missing for part in (m // 2, m - m // 2)])
+        kernel = self.kernel.expand(channels, -1, -1, -1)
+        return functional.conv2d(x, kernel, stride=2, groups=channels)
+
+
+def _convolution(channels_in: int, channels_out: int, side: int) -> nn.Conv2d:
+    """A convolution of odd side that keeps h and w."""
+    return nn.Conv2d(channels_in, channels_out, side, padding=side // 2)
+
+
+def discriminator(kind: Kind) -> PatchDiscriminator | BlurDiscriminator:
+    """A new discriminator of the published sizes."""
+    return PatchDiscriminator() if kind == "patch" else BlurDiscriminator()

@@ -11,7 +11,7 @@ from m2kit.cli import cli
 from m2kit.runtime.engine import Engine
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.datasets.digits import DIGITS
-from m2kit.training.losses import token_nats
+from m2kit.training.losses.tokens import token_nats
 from m2kit.training.torch_backend import TorchBackend
 
 

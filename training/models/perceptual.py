@@ -86,7 +86,7 @@ class PerceptualNetwork(nn.Module):
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         """Distance of each pair of (B, 3, H, W) images in [-1, 1], sides of 16 or more: (B)."""
         x, y = self.scaling_layer(images), self.scaling_layer(others)
-        distance = x.new_zeros(len(x))
+        distance: Tensor = x.new_zeros(len(x))
         for number, piece in enumerate(self.net.values()):
             x, y = piece(x), piece(y)
             difference = (_unit(x) - _unit(y)).square()

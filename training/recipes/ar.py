@@ -27,7 +27,7 @@ from m2kit.training.checkpoints.reading import model_from_checkpoint, read_check
 from m2kit.training.checkpoints.writing import write_ar_checkpoint
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation.measures import codebook_usage
-from m2kit.training.losses import token_nats
+from m2kit.training.losses.tokens import token_nats
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear

@@ -19,7 +19,7 @@ from m2kit.runtime.saving import write_grid
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation.measures import codebook_usage
-from m2kit.training.losses import entropy_loss
+from m2kit.training.losses.entropy import entropies
 from m2kit.training.models import lfq
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear
@@ -95,17 +95,17 @@ class TokenizerModule(AveragedModule[Tokenizer]):
         (image,) = batch
         reconstruction, latent = self.net(image)
         l1 = (reconstruction - image).abs().mean()
-        per_position, overall = entropy_loss(latent, settings.entropy_temperature)
+        entropy = entropies(latent, settings.entropy_temperature)
         commitment = (latent - lfq.quantize(latent).detach()).square().mean()
         loss = (
             l1
-            + settings.entropy_weight * (per_position - overall)
+            + settings.entropy_weight * (entropy.per_position - entropy.of_mean)
             + settings.commitment_weight * commitment
         )
         values = {
             "l1": l1,
-            "entropy_per_position": per_position,
-            "entropy_of_mean": overall,
+            "entropy_per_position": entropy.per_position,
+            "entropy_of_mean": entropy.of_mean,
             "commitment": commitment,
         }
         self.log_dict(values, on_step=False, on_epoch=True)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from m2kit.training.adversary import LeCam, generator_loss, hinge_loss
+from m2kit.training.losses.adversary import LeCam, generator_loss, hinge_loss
 
 
 def softplus(x):

@@ -1,0 +1,1 @@
+"""What is made small, term by term, without weights of their own but for averages."""

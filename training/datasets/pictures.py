@@ -1,0 +1,147 @@
+"""Labelled pictures, each read when it is asked for, wherever they are kept. sources.py finds them;
+what a training run cuts out of them is crops.py's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from m2kit.runtime.pictures import read_picture
+
+Labels = npt.NDArray[np.int64]
+
+
+class Pictures(Protocol):
+    """Labelled pictures of one split.
+
+    Attributes:
+        labels: (n) int64, 0..classes-1.
+        groups: (n) names; pictures of one name must not be separated. Each its own, mostly.
+    """
+
+    labels: Labels
+    groups: Sequence[str]
+
+    def read(self, index: int) -> Image.Image:
+        """A picture, in mode RGB.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPictures:
+    """Pictures in memory: (n, H, W, 3) uint8."""
+
+    images: npt.NDArray[np.uint8]
+    labels: Labels
+    groups: Sequence[str]
+
+    def read(self, index: int) -> Image.Image:
+        """A picture, in mode RGB."""
+        return Image.fromarray(self.images[index])
+
+
+@dataclass(frozen=True, slots=True)
+class FilePictures:
+    """Picture files, named by their paths."""
+
+    groups: Sequence[str]
+    labels: Labels
+
+    def read(self, index: int) -> Image.Image:
+        """A picture, in mode RGB."""
+        return read_picture(Path(self.groups[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPictures:
+    """Pictures inside tar files, found again by their place there.
+
+    Attributes:
+        places: (n) of file, first byte and number of bytes.
+    """
+
+    groups: Sequence[str]
+    labels: Labels
+    places: Sequence[tuple[Path, int, int]]
+
+    def read(self, index: int) -> Image.Image:
+        """A picture, in mode RGB."""
+        path, start, size = self.places[index]
+        with path.open("rb") as file:
+            file.seek(start)
+            return read_picture(io.BytesIO(file.read(size)), name=self.groups[index])
+
+
+@dataclass(frozen=True, slots=True)
+class SomePictures:
+    """A choice of pictures, by their indices in `whole`."""
+
+    whole: Pictures
+    chosen: npt.NDArray[np.int64]
+
+    @property
+    def labels(self) -> Labels:
+        """(n) int64."""
+        return self.whole.labels[self.chosen]
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """(n) names."""
+        return [self.whole.groups[index] for index in self.chosen]
+
+    def read(self, index: int) -> Image.Image:
+        """A picture, in mode RGB."""
+        return self.whole.read(int(self.chosen[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What is kept in one place.
+
+    Attributes:
+        train: To be trained on.
+        held_out: To be measured on.
+        classes: Names, by label.
+    """
+
+    train: Pictures
+    held_out: Pictures
+    classes: tuple[str, ...]
+
+
+def split_by_group(pictures: Pictures, share: float, seed: int = 0) -> tuple[Pictures, Pictures]:
+    """Divide pictures into those to train on and those held out, of every class about alike.
+
+    Pictures of a group stay together. Which groups are held out depends on their names, the seed
+    and the other groups of their class alone: not on the order in which they were found.
+
+    Args:
+        pictures: All of them.
+        share: Of the groups of a class that is held out; at least one, where a class has two.
+        seed: Chooses them.
+    """
+    members: dict[int, dict[str, list[int]]] = {}  # class -> group -> indices
+    of_group: dict[str, int] = {}  # a group's class: that of its first picture
+    for index, (group, label) in enumerate(zip(pictures.groups, pictures.labels, strict=True)):
+        owner = of_group.setdefault(group, int(label))
+        members.setdefault(owner, {}).setdefault(group, []).append(index)
+    held_out: list[int] = []
+    for groups in members.values():
+        ranked = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        count = max(round(share * len(ranked)), 1 if len(ranked) > 1 else 0)
+        held_out += [index for name in ranked[:count] for index in groups[name]]
+    chosen = np.zeros(len(pictures.labels), dtype=bool)
+    chosen[held_out] = True
+    train, rest = (np.flatnonzero(mask).astype(np.int64) for mask in (~chosen, chosen))
+    return SomePictures(pictures, train), SomePictures(pictures, rest)

@@ -1,0 +1,218 @@
+"""Where labelled pictures come from: an .npz file, a folder by class (ImageNet's layout), or a
+folder of tar shards (webdataset's layout). Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from m2kit.errors import InputError
+from m2kit.npz_file import DamagedArchive, read_npz
+from m2kit.training.datasets.pictures import (
+    ArrayPictures,
+    Collection,
+    FilePictures,
+    Pictures,
+    ShardPictures,
+    split_by_group,
+)
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+_TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")  # names of the halves, if it has them
+_HELD_OUT_SHARE = 0.1  # where it has none
+
+
+def collection_at(path: Path) -> Collection:
+    """The labelled pictures of a file or folder.
+
+    A folder with `train` and `val` is divided as it says; so are shards whose names begin like
+    that. Everything else is divided here: a tenth of every class is held out.
+
+    Raises:
+        InputError: None of the layouts above, or one that contradicts itself.
+    """
+    if path.is_dir():
+        shards = sorted(path.glob("*.tar"))
+        return _shards(path, shards) if shards else _folders(path)
+    if path.suffix == ".npz":
+        return _array(path)
+    if path.suffix == ".tar" and path.is_file():
+        return _shards(path.parent, [path])
+    raise InputError(
+        f"{path}: expected a folder with a folder of pictures per class, a folder of .tar shards, "
+        "or an .npz with images and labels"
+    )
+
+
+def _array(path: Path) -> Collection:
+    """images (n, H, W, 3) uint8, labels (n), categories (classes) and, if there are, names (n) of
+    which what stands before a slash is the group."""
+    try:
+        arrays = read_npz(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such data set") from error
+    except DamagedArchive as error:
+        raise InputError(f"{path}: expected an intact .npz of plain arrays") from error
+    missing = {"images", "labels", "categories"} - set(arrays)
+    if missing:
+        raise InputError(f"{path}: expected an array {min(missing)}, found {sorted(arrays)}")
+    images, labels, categories = arrays["images"], arrays["labels"], arrays["categories"]
+    count = len(images) if images.ndim else 0
+    names = arrays.get("names", np.arange(count).astype(str))
+    expected = {
+        "images": (images, images.dtype == np.uint8, (count, *images.shape[1:3], 3)),
+        "labels": (labels, np.issubdtype(labels.dtype, np.integer), (count,)),
+        "categories": (categories, categories.dtype.kind == "U", categories.shape[:1]),
+        "names": (names, names.dtype.kind == "U", (count,)),
+    }
+    for name, (array, right_type, shape) in expected.items():
+        if not right_type or array.shape != shape or 0 in shape:
+            raise InputError(
+                f"{path}: expected images (n, H, W, 3) uint8, labels (n) of whole numbers, "
+                f"categories (classes) and names (n) of text; found {name} of {array.dtype}, "
+                f"{list(array.shape)}"
+            )
+    if labels.min() < 0 or labels.max() >= len(categories):
+        raise InputError(
+            f"{path}: expected labels of 0..{len(categories) - 1}, one for each of the categories; "
+            f"found {labels.min()}..{labels.max()}"
+        )
+    groups = [name.split("/")[0] for name in names.tolist()]
+    pictures = ArrayPictures(images, labels.astype(np.int64), groups)
+    return Collection(*split_by_group(pictures, _HELD_OUT_SHARE), tuple(categories.tolist()))
+
+
+def _folders(root: Path) -> Collection:
+    halves = [
+        next((root / name for name in names if (root / name).is_dir()), None)
+        for names in (_TRAIN, _HELD_OUT)
+    ]
+    train, held_out = halves
+    if (train is None) != (held_out is None):
+        raise InputError(
+            f"{root}: expected train and val, or a folder per class; found only "
+            f"{(train or held_out or root).name}"
+        )
+    if train is None or held_out is None:
+        classes = _class_names(root)
+        pictures = _files(root, classes)
+        return Collection(*split_by_group(pictures, _HELD_OUT_SHARE), classes)
+    classes = _class_names(train)
+    if _class_names(held_out) != classes:
+        odd = sorted(set(classes) ^ set(_class_names(held_out)))
+        raise InputError(
+            f"{root}: expected the same classes in {train.name} and {held_out.name}; only one of "
+            f"them has {', '.join(odd[:5])}"
+        )
+    return Collection(_files(train, classes), _files(held_out, classes), classes)
+
+
+def _class_names(root: Path) -> tuple[str, ...]:
+    """The folders of a half, by name; "" where its pictures are of no class."""
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return tuple(names) or ("",)
+
+
+def _files(root: Path, classes: tuple[str, ...]) -> FilePictures:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise InputError(
+                f"{root / name}: expected pictures of a class, found none; remove the folder, which "
+                "moves the numbers of the classes after it, or fill it"
+            )
+        paths += found
+        labels += [label] * len(found)
+    return FilePictures(paths, np.array(labels, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A picture of a shard, as its tar lists it."""
+
+    key: str
+    place: tuple[Path, int, int]
+    label: int | None
+
+
+def _shards(root: Path, shards: list[Path]) -> Collection:
+    def starts(path: Path, names: tuple[str, ...]) -> bool:
+        return path.name.startswith(names)
+
+    train = [path for path in shards if starts(path, _TRAIN)]
+    held_out = [path for path in shards if starts(path, _HELD_OUT)]
+    rest = [path for path in shards if path not in train and path not in held_out]
+    if bool(train) != bool(held_out) or (train and rest):
+        raise InputError(
+            f"{root}: expected shards whose names begin with train and val, or none of these; "
+            f"found {len(train)}, {len(held_out)} and {len(rest)} others"
+        )
+    samples = [[s for path in part for s in _samples(path)] for part in (train, held_out, rest)]
+    everything = [sample for part in samples for sample in part]
+    labels = {sample.label for sample in everything}
+    if None in labels and len(labels) > 1:
+        odd = next(sample.key for sample in everything if sample.label is None)
+        raise InputError(f"{root}: some pictures have a .cls label, and {odd} has none")
+    count = 1 + max((label or 0 for label in labels), default=-1)
+    if not count:
+        raise InputError(f"{root}: its shards hold no picture")
+    classes = tuple(map(str, range(count))) if None not in labels else ("",)
+    if not train:
+        return Collection(*split_by_group(_pictures(samples[2]), _HELD_OUT_SHARE), classes)
+    for part, name in zip(samples[:2], (_TRAIN[0], _HELD_OUT[0]), strict=True):
+        if not part:
+            raise InputError(f"{root}: its {name} shards hold no picture")
+    return Collection(_pictures(samples[0]), _pictures(samples[1]), classes)
+
+
+def _pictures(samples: list[_Sample]) -> Pictures:
+    return ShardPictures(
+        groups=[sample.key for sample in samples],
+        labels=np.array([sample.label or 0 for sample in samples], dtype=np.int64),
+        places=[sample.place for sample in samples],
+    )
+
+
+def _samples(path: Path) -> Iterator[_Sample]:
+    """The pictures of a shard. Members of one key, the name before its first dot, belong together:
+    a picture, and its class number as text in KEY.cls."""
+    found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    found[f"{folder}/{stem}"][f".{suffix.lower()}"] = (
+                        member.offset_data,
+                        member.size,
+                    )
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(
+            f"{path}: expected a whole, uncompressed .tar, found one that breaks off or is none "
+            f"({error}), after {len(found)} pictures; fetch it again"
+        ) from error
+    for key, members in found.items():
+        picture = next((place for suffix, place in members.items() if suffix in _SUFFIXES), None)
+        if picture is not None:
+            label = _label(path, key, members.get(".cls"))
+            yield _Sample(f"{path}:{key.strip('/')}", (path, *picture), label)
+
+
+def _label(path: Path, key: str, place: tuple[int, int] | None) -> int | None:
+    if place is None:
+        return None
+    with path.open("rb") as file:
+        file.seek(place[0])
+        text = file.read(min(place[1], 20)).decode("ascii", "replace").strip()
+    if not text.isascii() or not text.isdigit():
+        raise InputError(f"{path}: expected a class number in {key}.cls, found {text!r}")
+    return int(text)

@@ -20,15 +20,15 @@ Labels = npt.NDArray[np.int64]
 
 
 class Pictures(Protocol):
-    """Labelled pictures of one split.
+    """Labelled pictures of one split."""
 
-    Attributes:
-        labels: (n) int64, 0..classes-1.
-        groups: (n) names; pictures of one name must not be separated. Each its own, mostly.
-    """
+    @property
+    def labels(self) -> Labels:
+        """(n) int64, 0..classes-1."""
 
-    labels: Labels
-    groups: Sequence[str]
+    @property
+    def groups(self) -> Sequence[str]:
+        """(n) names; pictures of one name must not be separated. Each its own, mostly."""
 
     def read(self, index: int) -> Image.Image:
         """A picture, in mode RGB.

@@ -126,8 +126,8 @@ def _files(root: Path, classes: tuple[str, ...]) -> FilePictures:
         found = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
         if not found:
             raise InputError(
-                f"{root / name}: expected pictures of a class, found none; remove the folder, which "
-                "moves the numbers of the classes after it, or fill it"
+                f"{root / name}: expected pictures of a class, found none; fill the folder, or "
+                "remove it, which moves the numbers of the classes after it"
             )
         paths += found
         labels += [label] * len(found)
@@ -185,26 +185,27 @@ def _samples(path: Path) -> Iterator[_Sample]:
     """The pictures of a shard. Members of one key, the name before its first dot, belong together:
     a picture, and its class number as text in KEY.cls."""
     found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    end = 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if member.isfile():
                     folder, _, name = member.name.rpartition("/")
-                    stem, _, suffix = name.partition(".")
-                    found[f"{folder}/{stem}"][f".{suffix.lower()}"] = (
-                        member.offset_data,
-                        member.size,
-                    )
+                    suffix = f".{name.rpartition('.')[2].lower()}"
+                    key = f"{folder}/{name.partition('.')[0]}".strip("/")
+                    found[key][suffix] = member.offset_data, member.size
+            file.seek(end)
+            whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # how a tar ends
     except (tarfile.TarError, OSError) as error:
-        raise InputError(
-            f"{path}: expected a whole, uncompressed .tar, found one that breaks off or is none "
-            f"({error}), after {len(found)} pictures; fetch it again"
-        ) from error
+        raise InputError(f"{path}: expected an uncompressed .tar ({error}); unpack it") from error
+    if not whole:
+        raise InputError(f"{path}: breaks off after {len(found)} pictures; fetch it again")
     for key, members in found.items():
         picture = next((place for suffix, place in members.items() if suffix in _SUFFIXES), None)
         if picture is not None:
             label = _label(path, key, members.get(".cls"))
-            yield _Sample(f"{path}:{key.strip('/')}", (path, *picture), label)
+            yield _Sample(f"{path}:{key}", (path, *picture), label)
 
 
 def _label(path: Path, key: str, place: tuple[int, int] | None) -> int | None:

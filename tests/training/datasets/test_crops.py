@@ -50,8 +50,9 @@ def test_random_crops_reach_both_ends_and_change_with_the_epoch():
 def test_nothing_is_mirrored_unless_asked():
     row = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None], (10, 10, 3)).copy()
     pictures = ArrayPictures(row[None], np.zeros(1, int), ["x"])
-    plain, mirrored = Crops(pictures, Cut((10, 10), "random")), Crops(
-        pictures, Cut((10, 10), "random", flip=True)
+    plain, mirrored = (
+        Crops(pictures, Cut((10, 10), "random")),
+        Crops(pictures, Cut((10, 10), "random", flip=True)),
     )
     assert all(torch.equal(plain[e][0], plain[0][0]) for e in range(20))
     flipped = [torch.equal(mirrored[e][0], plain[0][0].flip(2)) for e in range(100)]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from m2kit.errors import InputError
+from m2kit.inputs import open_input
 from m2kit.npz_file import DamagedArchive, read_npz
 from m2kit.training.datasets.pictures import (
     ArrayPictures,
@@ -54,9 +55,8 @@ def _array(path: Path) -> Collection:
     """images (n, H, W, 3) uint8, labels (n), categories (classes) and, if there are, names (n) of
     which what stands before a slash is the group."""
     try:
-        arrays = read_npz(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such data set") from error
+        with open_input(path, "data set") as file:
+            arrays = read_npz(file)
     except DamagedArchive as error:
         raise InputError(f"{path}: expected an intact .npz of plain arrays") from error
     missing = {"images", "labels", "categories"} - set(arrays)

@@ -1,4 +1,4 @@
-"""Shards drawn into one folder at once, by processes of two containers."""
+"""What processes of several containers write into one folder, each being process 1 of its own."""
 
 import os
 import signal
@@ -14,19 +14,29 @@ _SHARDS, _PER_SHARD, _CLASSES = 4, 3, 2
 
 
 @pytest.fixture
-def engine(exported):
+def bundle_and_engine(exported):
     pytest.importorskip("onnxruntime")
     if subprocess.run([*_APART, "true"], capture_output=True).returncode:
         pytest.skip("no process namespaces here")
-    return exported(GOLDEN / "ar_tiny.ckpt", heads=4)[1]
+    return exported(GOLDEN / "ar_tiny.ckpt", heads=4)
+
+
+@pytest.fixture
+def engine(bundle_and_engine):
+    return bundle_and_engine[1]
 
 
 def draw(engine, folder, shard):
-    """Begin to draw a shard, as process 1 of a namespace of its own."""
-    command = (
+    """Begin to draw a shard."""
+    return start(
+        folder,
         "generate", "--engine", engine, "--class", "1,5", "-n", _PER_SHARD, "--batch", 1,
         "--first-image", shard * _PER_SHARD, "-o", "pictures",
     )  # fmt: skip
+
+
+def start(folder, *command):
+    """Start m2kit in a folder, as process 1 of a namespace of its own."""
     return subprocess.Popen(
         [*_APART, sys.executable, "-m", "m2kit", *map(str, command)],
         cwd=folder,
@@ -61,3 +71,22 @@ def test_a_shard_killed_as_process_1_is_drawn_again_at_once(engine, tmp_path):
     assert again.wait(60) == 0, again.stderr.read()
     again.stderr.close()
     assert len(os.listdir(tmp_path / "pictures")) == _PER_SHARD * _CLASSES
+
+
+def test_a_build_killed_as_process_1_is_built_again_at_once(bundle_and_engine, tmp_path):
+    command = (
+        "build-engine", bundle_and_engine[0], "--backend", "onnxruntime", "--precision", "fp32",
+        "-o", "built.engine",
+    )  # fmt: skip
+    process = start(tmp_path, *command)
+    deadline = time.monotonic() + 60
+    while not os.listdir(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".built.engine.m2kit-")
+    again = start(tmp_path, *command)
+    error = again.communicate(timeout=100)[1]
+    assert again.returncode == 0, error
+    assert os.listdir(tmp_path) == ["built.engine"]

@@ -232,12 +232,14 @@ def _build(request: _Request) -> Plan:
     except polygraphy.exception.PolygraphyException as error:
         shown = "; ".join(reasons.lines[:_ERRORS_SHOWN]) or str(error)
         title, graph = product.title, Path(request.graph).stem
-        cure = None
         if out_of_workspace(shown):
             cure = _workspace_cure(request.product, request.options)
-        elif out_of_memory(shown):
+            raise BackendError(
+                f"no kernel of a layer of {graph} could be used, most often for lack of memory "
+                f"({title} says: {shown}); {cure}"
+            ) from error
+        if out_of_memory(shown):
             cure = _memory_cure(request.product, request.options)
-        if cure:
             raise BackendError(
                 f"not enough memory to build {graph} ({title} says: {shown}); {cure}"
             ) from error

@@ -12,7 +12,12 @@ import numpy.typing as npt
 
 def images_from_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """(B, H, W, 3) uint8 as (B, 3, H, W) float32 in [-1, 1]."""
-    return (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
+    return floats_from_uint8(pixels).transpose(0, 3, 1, 2)
+
+
+def floats_from_uint8(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Pixels of any shape, uint8, as float32 in [-1, 1] of the same."""
+    return pixels.astype(np.float32) / np.float32(127.5) - 1
 
 
 def padded_size(size: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from m2kit.errors import InputError
 from m2kit.records import is_integer
-from m2kit.runtime.images import uint8_from_images
-from m2kit.runtime.pictures import rgb_from_pil
+from m2kit.runtime.images import floats_from_uint8, uint8_from_images
+from m2kit.runtime.pictures import PILLOW_ERRORS, rgb_from_pil
 from m2kit.runtime.saving import write_grid
 
 
@@ -76,7 +76,7 @@ def images_from(images: Any, axes: int = 2) -> npt.NDArray[Any]:
         return array
     if array.ndim == axes + 2 and array.shape[-1] == 3:
         array = np.moveaxis(array, -1, 1)
-    return array.astype(np.float32) / np.float32(127.5) - 1
+    return floats_from_uint8(array)
 
 
 def _pixels(images: Any) -> npt.NDArray[np.uint8]:
@@ -84,7 +84,7 @@ def _pixels(images: Any) -> npt.NDArray[np.uint8]:
         raise InputError("images must be of one kind: PIL images, or arrays")
     try:
         images = [rgb_from_pil(image) for image in images]
-    except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL has only begun to read
+    except PILLOW_ERRORS as error:  # of a file that PIL has only begun to read
         raise InputError(f"images: PIL cannot read one of them: {error}") from error
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:

@@ -75,8 +75,8 @@ def notes_of_png(path: Path) -> JsonObject | None:
     return notes if isinstance(notes, dict) else None
 
 
-class Grid:
-    """Images of one size in rows and columns, on white.
+class Sheet:
+    """A grid of images of one size, in rows and columns on white.
 
     An item is an image, or several that stand one below the other; items fill row by row.
     """
@@ -84,7 +84,7 @@ class Grid:
     def __init__(
         self, path: Path, items: int, size: tuple[int, ...], *, columns: int, stacked: int = 1
     ) -> None:
-        """An empty grid.
+        """An empty sheet.
 
         Args:
             path: The file it becomes; its suffix sets how long a side may be.
@@ -137,7 +137,7 @@ def write_grid(
     """
     check_output(path, *PICTURE_SUFFIXES)
     size = tuple(side * scale for side in images.shape[2:])
-    grid = Grid(path, len(images), size, columns=columns)
+    sheet = Sheet(path, len(images), size, columns=columns)
     for item, pixels in enumerate(uint8_from_images(images)):
-        grid.put(item, pixels.repeat(scale, axis=0).repeat(scale, axis=1))
-    grid.write()
+        sheet.put(item, pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+    sheet.write()

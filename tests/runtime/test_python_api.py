@@ -16,6 +16,7 @@ from m2kit import contract
 from m2kit.errors import BackendError, FolderError, InputError
 from m2kit.host import available_cores
 from m2kit.runtime.engine import Engine
+from m2kit.runtime.pictures import PILLOW_ERRORS
 
 SPEC = tiny_spec()
 RNG = np.random.default_rng(0)
@@ -83,6 +84,18 @@ def test_pil_images_are_read_by_the_rule_for_files(engine, tmp_path):
         engine.encode(image)
     with pytest.raises(InputError, match="found 32"):
         engine.encode(Image.new("F", (6, 4)))
+
+
+@pytest.mark.parametrize("error", PILLOW_ERRORS)
+def test_whatever_pil_raises_on_a_damaged_image_is_one_line(engine, monkeypatch, error):
+    image = Image.new("RGB", (6, 4))
+
+    def load():
+        raise error("broken")
+
+    monkeypatch.setattr(image, "load", load)
+    with pytest.raises(InputError, match="PIL cannot read one of them"):
+        engine.encode([image])
 
 
 def test_tensors_of_torch_are_taken_whatever_they_are(engine):

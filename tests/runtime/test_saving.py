@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from m2kit.errors import FolderError, InputError
-from m2kit.runtime.saving import Grid, notes_of_png, write_grid, write_picture
+from m2kit.runtime.saving import Sheet, notes_of_png, write_grid, write_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 NOTES = {"class": 5, "sampling": {"seed": 1, "guidance": [2.0, 1.5]}, "engine": "großes"}
@@ -22,11 +22,11 @@ def test_a_grid_holds_the_images_row_by_row(tmp_path):
 
 
 def test_stacked_images_of_an_item_stand_one_below_the_other(tmp_path):
-    grid = Grid(tmp_path / "g.png", 3, (2, 2), columns=2, stacked=2)
+    sheet = Sheet(tmp_path / "g.png", 3, (2, 2), columns=2, stacked=2)
     for item in range(3):
         for layer in range(2):
-            grid.put(item, np.full((2, 2, 3), 10 * item + layer, np.uint8), layer)
-    grid.write()
+            sheet.put(item, np.full((2, 2, 3), 10 * item + layer, np.uint8), layer)
+    sheet.write()
     shown = picture(tmp_path / "g.png")[::4, ::4, 0].tolist()
     assert shown == [[0, 10], [1, 11], [20, 255], [21, 255]]
 
@@ -99,7 +99,7 @@ def test_notes_too_long_for_a_jpeg_are_left_out_of_it(tmp_path):
 )
 def test_a_grid_that_no_picture_can_be_is_refused_at_once(tmp_path, name, items, columns):
     with pytest.raises(InputError, match="or write each into a folder") as caught:
-        Grid(tmp_path / name, items, (32, 32), columns=columns)
+        Sheet(tmp_path / name, items, (32, 32), columns=columns)
     assert caught.value.option == "-o NAME, without suffix"
 
 

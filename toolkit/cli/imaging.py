@@ -14,7 +14,7 @@ from m2kit.cli.options import (
     COUNT,
     INTEGERS,
     PATH,
-    Colour,
+    ColourName,
     OpenEngine,
     batch_option,
     engine_options,
@@ -55,7 +55,7 @@ _images_options = together(
     ),
     click.option(
         "--background",
-        type=Colour(),
+        type=ColourName(),
         default="white",
         help="What transparent pixels are laid on: a name, or #RRGGBB.",
     ),

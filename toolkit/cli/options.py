@@ -108,7 +108,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 
         return values if self._listed or len(values) > 1 else values[0]
 
 
-class Colour(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+class ColourName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """Reads "white" or "#ff8000" as red, green and blue in 0..255."""
 
     name = "colour"

@@ -16,7 +16,7 @@ from m2kit.errors import FolderError
 from m2kit.outputs import check_output, check_output_folder
 from m2kit.records import JsonObject
 from m2kit.runtime.images import uint8_from_images
-from m2kit.runtime.saving import PICTURE_SUFFIXES, Grid, write_picture
+from m2kit.runtime.saving import PICTURE_SUFFIXES, Sheet, write_picture
 
 GRID_OR_FOLDER = (
     "as PNG, JPEG or WebP by its suffix; or a folder (a name without suffix), which gets each "
@@ -48,7 +48,7 @@ class PictureOutput:
             )
         else:
             check_output(path, *PICTURE_SUFFIXES)
-        self._grid: Grid | None = None
+        self._sheet: Sheet | None = None
         self._finished = 0
 
     @contextlib.contextmanager
@@ -69,7 +69,7 @@ class PictureOutput:
             Interrupted: The user pressed Ctrl-C.
         """
         if not self.is_folder:
-            self._grid = Grid(self.path, total, size, columns=columns, stacked=stacked)
+            self._sheet = Sheet(self.path, total, size, columns=columns, stacked=stacked)
         try:
             yield
         except KeyboardInterrupt as error:
@@ -101,16 +101,16 @@ class PictureOutput:
             notes: To be kept in its file in a folder.
         """
         pixels = uint8_from_images(image[None])[0]
-        if self._grid is None:
+        if self._sheet is None:
             write_picture(self.path / name, pixels, notes)
         elif above is None:
-            self._grid.put(self._finished, pixels)
+            self._sheet.put(self._finished, pixels)
         else:
-            self._grid.put(self._finished, uint8_from_images(above[None])[0])
-            self._grid.put(self._finished, pixels, layer=1)
+            self._sheet.put(self._finished, uint8_from_images(above[None])[0])
+            self._sheet.put(self._finished, pixels, layer=1)
         self._finished += 1
 
     def finish(self, notes: JsonObject | None = None) -> None:
         """Write the grid, if it is one, with notes."""
-        if self._grid is not None:
-            self._grid.write(notes)
+        if self._sheet is not None:
+            self._sheet.write(notes)

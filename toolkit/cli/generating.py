@@ -74,9 +74,9 @@ def generate(
 
     Into a folder any number can be drawn: memory does not depend on n. What is finished stays when
     the command is stopped, and is not drawn again when it is given again, as each file tells its
-    class, number, sampling and engine; another picture of that name is not overwritten, the folder
-    refused. With --tokens all is drawn, and the ids are held until the
-    end. Images per second count from the engine's opening, which the first batch waits for.
+    class, number, sampling and engine. A folder with another picture of such a name is refused.
+    With --tokens all is drawn, and the ids are held until the end. Images per second count from the
+    engine's opening, which the first batch waits for.
     """
     pictures = PictureOutput(output)
     if tokens:

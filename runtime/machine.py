@@ -19,6 +19,7 @@ DISTRIBUTIONS = (
     "tensorrt-rtx", "cuda-bindings", "onnx", "onnx-ir", "polygraphy", "torch", "safetensors",
     "lightning",
 )  # fmt: skip
+NO_DRIVER = "needs an NVIDIA GPU, and there is no driver of one"
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 

@@ -6,7 +6,7 @@ import importlib.util
 
 from m2kit.errors import install
 from m2kit.runtime.jetson import cuda_extra
-from m2kit.runtime.machine import Machine
+from m2kit.runtime.machine import NO_DRIVER, Machine
 from m2kit.runtime.trt.library import PRODUCTS, TENSORRT, version_of
 
 
@@ -16,7 +16,7 @@ def tensorrt_status(machine: Machine) -> dict[str, str]:
     if version is None and machine.l4t is not None:
         status = "JetPack's tensorrt is not seen: use a venv with --system-site-packages"
     elif version is None:
-        status = install("tensorrt")
+        status = NO_DRIVER if machine.driver is None else install("tensorrt")
     elif too_old(version):
         status = f"TensorRT {version} is too old"
     elif not machine.has("cuda-bindings"):

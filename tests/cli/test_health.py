@@ -12,6 +12,7 @@ from m2kit.runtime.jetson import JetPack, cuda_extra, jetpack, l4t_release
 from m2kit.runtime.machine import Machine, driver_version, read_machine
 
 BARE = Machine({"numpy": "2.0.0"}, (), "InsufficientDriver", None, None, None)
+DRIVEN = replace(BARE, driver="550.1")
 JETSON = replace(BARE, l4t=(36, 4), gpus=("Orin (8.7)",), cuda="ok", driver="540.4.0")
 
 
@@ -21,11 +22,19 @@ def having(machine=BARE, **versions):
 
 
 def test_what_is_missing_is_named_with_its_extra():
-    rows = readiness(BARE)
+    rows = readiness(DRIVEN)
     assert rows["onnxruntime, cpu"] == install("cpu")
     assert rows["onnxruntime, cuda"] == install("gpu")
+    both = readiness(having(DRIVEN, onnxruntime="1.32.0"))["onnxruntime, cuda"]
+    assert both == f"pip uninstall onnxruntime, then {install('gpu')}"
     assert rows["export"] == install("export,cpu")
     assert not problems(BARE)
+
+
+def test_nothing_is_advised_that_a_machine_without_a_driver_cannot_use():
+    rows = readiness(having(onnxruntime="1.32.0"))
+    for name in ("onnxruntime, cuda", "tensorrt engines"):
+        assert rows[name] == "needs an NVIDIA GPU, and there is no driver of one"
 
 
 def test_what_is_there_is_ready():
@@ -43,7 +52,7 @@ def test_tensorrt_says_what_it_lacks():
         rows = readiness(machine)
         return rows["tensorrt engines"], rows["tensorrt-rtx engines"]
 
-    assert state(BARE) == (install("tensorrt"), install("rtx"))
+    assert state(DRIVEN) == (install("tensorrt"), install("rtx"))
     assert state(having(tensorrt="10.3.0"))[0].startswith("cuda-bindings is missing: pip install")
     both = having(tensorrt="10.3.0", cuda_bindings="13.5", tensorrt_rtx="1.7", onnx_ir="1")
     both = having(both, polygraphy="0.53")

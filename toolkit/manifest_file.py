@@ -65,17 +65,19 @@ def check_replaceable(folder: Path, kind: str) -> None:
     Raises:
         FolderError: It is something else, or holds files of others.
     """
-    name, cure = manifest_name(kind), "or choose another output with -o"
+    name, cure = manifest_name(kind), "or choose another output"
     what = f"{folder} exists and will not be replaced"
     if not (folder / name).is_file():
-        raise FolderError(f"{what}: it holds no {name}; remove it {cure}")
+        raise FolderError(f"{what}: it holds no {name}; remove it {cure}", option="-o")
     try:
         value, entries = read_json(folder / name), sorted(folder.iterdir())
         digest = value.pop("digest") if isinstance(value, dict) else None
         if digest != sha256_of_json(value) or not isinstance(value["files"], dict):
             raise BadRecord("not as m2kit wrote it")
     except (BadRecord, KeyError, OSError) as error:
-        raise FolderError(f"{what}: its {name} is not m2kit's; remove it {cure}") from error
+        raise FolderError(
+            f"{what}: its {name} is not m2kit's; remove it {cure}", option="-o"
+        ) from error
     own = {name, *value["files"]}
     strangers = [
         path.name
@@ -84,7 +86,9 @@ def check_replaceable(folder: Path, kind: str) -> None:
     ]
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-        raise FolderError(f"{what}: {name} does not list {shown}; move that away {cure}")
+        raise FolderError(
+            f"{what}: {name} does not list {shown}; move that away {cure}", option="-o"
+        )
 
 
 def files_table(folder: Path) -> dict[str, FileEntry]:

@@ -63,7 +63,8 @@ def _build(product: str, version: str, target: Target, cache: Path | None, job: 
     source, precision, batch = job.source, job.precision, job.options.batch or 1
     if precision is Precision.FLOAT32 and source.precision is Precision.FLOAT16:
         raise InputError(
-            f"{job.bundle} is half precision already: --precision fp32 needs a fp32 one"
+            f"{job.bundle} is half precision already: float32 needs a float32 one",
+            option="--precision fp32",
         )
     sizes = plan_sizes(source.spec, job.options.image_sizes)
     job.begin(check_resources(source.spec, product, precision))
@@ -134,12 +135,15 @@ def plan_sizes(
     strides = spec.tokenizer.strides
     sizes = list(dict.fromkeys([*([spec.image_size] if spec.image_size else []), *image_sizes]))
     if not sizes:
-        raise InputError("this bundle holds a tokenizer only: give --image-size, such as 256,256")
+        raise InputError(
+            "this bundle holds a tokenizer only: give an image size", option="--image-size 256,256"
+        )
     for size in sizes:
         fits = len(size) == len(strides)
         if not fits or any(n < 1 or n % s for n, s in zip(size, strides, strict=True)):
             raise InputError(
-                f"--image-size {','.join(map(str, size))}: expected multiples of "
-                f"{','.join(map(str, strides))}, the model's downsampling factors"
+                f"image size {','.join(map(str, size))}: expected multiples of "
+                f"{','.join(map(str, strides))}, the model's downsampling factors",
+                option="--image-size",
             )
     return sizes

@@ -177,16 +177,16 @@ def _settle() -> None:
 
 
 def _memory_cure(product: str, options: BuildOptions) -> str:
-    option = "" if product == TENSORRT_RTX or options.low_memory else " use --low-memory,"
+    option = "" if product == TENSORRT_RTX or options.low_memory else " build with low_memory,"
     return f"close other programs,{option} add swap, or build on a larger machine"
 
 
 def _workspace_cure(product: str, options: BuildOptions) -> str:
     """Where the options cap what a layer may use, the cap is the first suspect."""
     if options.workspace is not None:
-        return "build it with a larger --workspace, or without"
+        return "build it with a larger workspace, or without"
     if options.low_memory:
-        return f"build it without --low-memory, or with --workspace {4 * _LOW_MEMORY_WORKSPACE}"
+        return f"build it without low_memory, or with workspace {4 * _LOW_MEMORY_WORKSPACE}"
     return _memory_cure(product, options)
 
 
@@ -295,7 +295,7 @@ def _hardware(trt: ModuleType, wanted: str | None) -> Any:
     level = getattr(trt.HardwareCompatibilityLevel, names[wanted], None)
     if level is None:
         raise BackendError(
-            f"TensorRT {trt.__version__} has no --hardware-compatible {wanted}; {AMPERE} is in "
+            f"TensorRT {trt.__version__} has no hardware_compatible {wanted}; {AMPERE} is in "
             "every version, same-capability since 10.9"
         )
     return level

@@ -86,7 +86,7 @@ def test_options_reach_the_builder(bundle, tmp_path, gpu):
 
 def test_an_option_that_a_version_lacks_is_refused(bundle, tmp_path, gpu):
     gpu("10.3.0")
-    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 has no --hardware-compatible same"):
+    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 has no hardware_compatible same"):
         build(bundle, tmp_path / "a.engine", hardware_compatible="same-capability")
     assert not list(tmp_path.iterdir())
 
@@ -190,7 +190,7 @@ def test_a_bundle_behind_a_link_is_built_in_place(bundle, tmp_path, gpu):
     ("number", "words"),
     [
         (signal.SIGKILL, "killed by signal 9: probably not enough memory; close other programs, "
-         "use --low-memory, add swap"),
+         "build with low_memory, add swap"),
         (signal.SIGUSR1, "crashed with signal 10 inside TensorRT; `m2kit doctor` shows"),
     ],
 )  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_plans_process_gets_the_environment_it_needs(monkeypatch, tmp_path):
 def test_memory_that_the_builder_finds_short_is_told_as_such(bundle, tmp_path, gpu, monkeypatch):
     gpu()
     monkeypatch.setenv("TENSORRT_DOUBLE_FAILS", "OutOfMemory (no further information)")
-    with pytest.raises(BackendError, match=r"not enough memory to build encoder .*--low-memory"):
+    with pytest.raises(BackendError, match=r"not enough memory to build encoder .*low_memory"):
         build(bundle, tmp_path / "a.engine")
     with pytest.raises(BackendError, match=r"not enough memory .*; close other programs, add swap"):
         build(bundle, tmp_path / "a.engine", low_memory=True)
@@ -233,10 +233,10 @@ NO_KERNEL = (
 @pytest.mark.parametrize(
     ("why", "options", "cure"),
     [
-        ("", {}, "close other programs, use --low-memory, add swap, or build on a "),
+        ("", {}, "close other programs, build with low_memory, add swap, or build on a "),
         (" due to insufficient workspace", {"low_memory": True}, "build it without "
-         "--low-memory, or with --workspace 1024"),
-        ("", {"workspace": 64}, "build it with a larger --workspace, or without"),
+         "low_memory, or with workspace 1024"),
+        ("", {"workspace": 64}, "build it with a larger workspace, or without"),
     ],
 )  # fmt: skip
 def test_a_layer_without_a_kernel_that_fits_is_told_with_the_cap_to_lift(

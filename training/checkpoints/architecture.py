@@ -72,7 +72,7 @@ def read_architecture(
     transformer = None
     if transformer_fields:
         if "heads" not in known:
-            raise SpecError(_heads_not_told(told))
+            raise _heads_not_told(told)
         # The published models have as many latent rows as pixels per row: 16 x 16 at f16.
         usual = {"grid": tokenizer.strides, "rope_base": 10000.0}
         assumed |= {name: value for name, value in usual.items() if name not in known}
@@ -98,20 +98,20 @@ def _family(shapes: Shapes) -> Family:
     )
 
 
-def _heads_not_told(told: Mapping[str, Any]) -> str:
+def _heads_not_told(told: Mapping[str, Any]) -> SpecError:
     width = told["width"]
     counts = [n for n in range(1, width // 4 + 1) if width % n == 0 and width // n % 4 == 0]
     nearest = min(counts, key=lambda n: abs(n - width / 64), default=1)
     presets = [name for name in PRESETS if not _differences(name, told, ignore=("classes",))]
     published = ", ".join(name for name in PRESETS if PRESETS[name].spec.transformer)
     if presets:
-        of_preset = f"--preset {' or '.join(presets)}, of the same shapes but for the classes"
+        of_preset = f"the preset {' or '.join(presets)}, of the same shapes but for the classes"
     else:
-        of_preset = f"--preset NAME ({published}: none has its shapes)"
-    return (
+        of_preset = f"a preset ({published}: none has its shapes)"
+    return SpecError(
         f"the file does not tell the number of heads of its transformer of width {width}; give "
-        f"{of_preset}, or --spec FILE.json, for example --spec '{{\"heads\": {nearest}}}'; "
-        f"possible are {', '.join(map(str, counts[:_LISTED]))}"
+        f"{of_preset}, or a spec; possible are {', '.join(map(str, counts[:_LISTED]))}",
+        option=f"--preset NAME, or --spec FILE.json, for example --spec '{{\"heads\": {nearest}}}'",
     )
 
 
@@ -175,11 +175,14 @@ def _refuse_contradictions(
     for name, value in overrides.items():
         if told.get(name, value) != value:
             raise SpecError(
-                f"--spec says {name} is {value}, but the file's tensors say {told[name]}; "
-                f"only {', '.join(UNTOLD)} can be given"
+                f"the given {name} is {value}, but the file's tensors say {told[name]}; "
+                f"only {', '.join(UNTOLD)} can be given",
+                option="--spec",
             )
         if name in UNTOLD_OF_TRANSFORMER and "width" not in told:
-            raise SpecError(f"--spec gives {name}, but the file holds a tokenizer only")
+            raise SpecError(
+                f"{name} is given, but the file holds a tokenizer only", option="--spec"
+            )
     noted = _fields(stored.tokenizer, stored.transformer) if stored is not None else told
     other = [
         f"{name} is {noted.get(name)}, its tensors say {value}"

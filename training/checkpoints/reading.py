@@ -100,6 +100,9 @@ class NamedFile:
         return {name: content.tensors[stored] for name, stored in self.names.items()}
 
 
+_WITHOUT_EMA = "tensors without EMA (the live weights are others)"
+
+
 def read_checkpoint(
     path: Path,
     *,
@@ -142,7 +145,7 @@ def read_checkpoint(
         _check_complete(named, found.spec, live)
         sampling = _sampling(found, notes.sampling)
     except M2KitError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}", option=error.option) from error
     return Checkpoint(
         spec=found.spec,
         files=(NamedFile(path, names, _state(path)), *(other.files if other else ())),
@@ -179,10 +182,11 @@ def _source(
 def _tokenizer_of(path: Path, weights: str | None, ar_path: Path, ar: Content) -> Checkpoint:
     if not _has_transformer(ar):
         raise CheckpointError(
-            f"{ar_path} holds a tokenizer only; --tokenizer replaces the one of an AR file"
+            f"{ar_path} holds a tokenizer only; another one replaces that of an AR file",
+            option="--tokenizer",
         )
     if _has_transformer(read_file(path, check=False)):
-        raise CheckpointError(f"{path} is an AR file; --tokenizer takes a tokenizer file")
+        raise CheckpointError(f"{path} is an AR file; give a tokenizer file", option="--tokenizer")
     return read_checkpoint(path, weights=weights)
 
 
@@ -229,7 +233,9 @@ def _chosen(
         raise CheckpointError(f"{path} holds a video tokenizer; m2kit takes image tokenizers")
     has_ema = any(name.startswith(EMA) for name in content.tensors)
     if weights == "ema" and not has_ema:
-        raise CheckpointError(f"{path} has no EMA weights ({EMA}*); use --weights live")
+        raise CheckpointError(
+            f"{path} has no EMA weights ({EMA}*); take the live ones", option="--weights live"
+        )
     if weights == "live" or not has_ema:
         return {name: name for name in kept}, "live"
     mangled = {name: ema_name(name) for name in kept}
@@ -243,11 +249,12 @@ def _chosen_of_ar(
     if other is not None:
         return {name: name for name in kept if name not in own}
     if not own:
-        raise CheckpointError(f"{path} holds no tokenizer; give one with --tokenizer FILE")
+        raise CheckpointError(f"{path} holds no tokenizer; give one", option="--tokenizer FILE")
     if weights == "ema":
         raise CheckpointError(
-            f"{path} is an AR file: it holds one set of weights, no EMA; --weights ema is for a "
-            "tokenizer file"
+            f"{path} is an AR file: it holds one set of weights, no EMA, which a "
+            "tokenizer file may have",
+            option="--weights ema",
         )
     names = {name.removeprefix(FIRST_STAGE): name for name in kept}
     twice = [name for name in own if names[name.removeprefix(FIRST_STAGE)] != name]
@@ -291,11 +298,14 @@ def _check_complete(named: Mapping[str, Tensor], spec: ModelSpec, live: list[str
         "unexpected tensors": [name for name in named if name not in expected],
         "misshaped tensors": misshaped,
         "tensors with NaN or Inf": [n for n in right if not named[n].float().isfinite().all()],
-        "tensors without EMA (--weights live takes the others)": [n for n in live if n in expected],
+        _WITHOUT_EMA: [n for n in live if n in expected],
     }
     problems = [f"{what}: {_listing(names)}" for what, names in kinds.items() if names]
     if problems:
-        raise CheckpointError(f"not a whole model; {'; '.join(problems)}")
+        raise CheckpointError(
+            f"not a whole model; {'; '.join(problems)}",
+            option="--weights live" if kinds[_WITHOUT_EMA] else "",
+        )
 
 
 def _listing(names: list[str]) -> str:

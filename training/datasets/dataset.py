@@ -93,7 +93,8 @@ class DataSet:
             raise InputError(
                 f"this tokenizer divides images by {' x '.join(map(str, strides))}: the "
                 f"{' x '.join(map(str, size))} images of {self.name} must leave whole latent "
-                "positions; give `m2kit train tokenizer` fewer --channel-multipliers"
+                "positions; train a tokenizer of fewer levels",
+                option="--channel-multipliers",
             )
         spec.check_grid(grid)
         return grid

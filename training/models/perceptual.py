@@ -47,10 +47,12 @@ class WeightsFile:
 VGG = WeightsFile(
     "vgg16-397923af.pth",
     "torchvision's VGG-16, https://download.pytorch.org/models/vgg16-397923af.pth",
-    "--perceptual-vgg",
+    option="--perceptual-vgg",
 )
 HEADS = WeightsFile(
-    "vgg.pth", "lpips/weights/v0.1/vgg.pth of the lpips package on PyPI", "--perceptual-heads"
+    "vgg.pth",
+    "lpips/weights/v0.1/vgg.pth of the lpips package on PyPI",
+    option="--perceptual-heads",
 )
 
 
@@ -154,8 +156,8 @@ def _load(
     path = path or Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing: it is {wanted.source}; put it there, name it with "
-            f"{wanted.option}, or train with --perceptual none"
+            f"{path} is missing: it is {wanted.source}; put it there, name it, or train without it",
+            option=f"{wanted.option} or --perceptual none",
         )
     tensors = read_file(path, check=True).tensors
     expected = network.state_dict()

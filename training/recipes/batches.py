@@ -49,7 +49,10 @@ def check_batch(batch: int, images: int) -> None:
         InputError: There are fewer images than one batch.
     """
     if batch > images:
-        raise InputError(f"--batch {batch} is more than the {images} training images; lower it")
+        raise InputError(
+            f"a batch of {batch} is more than the {images} training images; lower it",
+            option="--batch",
+        )
 
 
 def in_order(*tensors: Tensor, batch: int = 512) -> DataLoader[tuple[Tensor, ...]]:

@@ -89,7 +89,8 @@ def fit(
             before = f"{folder / RESUME_FILE} is as it was after epoch {done}"
             kept = before if done else "no epoch was finished"
             raise M2KitError(
-                f"{error}; {kept}; start again with a lower --learning-rate in another folder (-o)"
+                f"{error}; {kept}; start again with a lower learning rate in another folder",
+                option="--learning-rate, -o",
             ) from error
         except SystemExit as error:  # how Lightning ends a run on Ctrl-C
             if not trainer.interrupted:

@@ -60,7 +60,7 @@ def read_metrics(path: Path, measures: Sequence[str]) -> list[Row]:
             return _rows(list(csv.reader(file, strict=True)), {EPOCH, *measures})
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"{path} is damaged ({error}); start again in another folder (-o)"
+            f"{path} is damaged ({error}); start again in another folder", option="-o"
         ) from error
 
 

@@ -85,24 +85,24 @@ def open_run(
     """
     stored = folder / SETTINGS_FILE
     if resume and not stored.is_file():
-        raise InputError(f"{folder} holds no run to resume; leave out --resume to start one")
+        raise InputError(f"{folder} holds no run to resume; start one instead", option="--resume")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FolderError(
-            f"cannot write {folder}: {error.strerror}; choose another folder with -o"
+            f"cannot write {folder}: {error.strerror}; choose another folder", option="-o"
         ) from error
     with held(folder) as free:
         if not free:
             raise InputError(
-                f"another process trains in {folder}; wait until it ends, or choose another "
-                "folder with -o"
+                f"another process trains in {folder}; wait until it ends, or choose another folder",
+                option="-o",
             )
         if stored.is_file():
             if not resume:
                 raise InputError(
-                    f"{folder} already holds a training run; add --resume to go on with it, "
-                    "or choose another folder with -o"
+                    f"{folder} already holds a training run; resume it, or choose another folder",
+                    option="--resume, -o",
                 )
             settings = _gone_on(stored, settings, tell)
         with new_file(stored) as path:
@@ -115,7 +115,8 @@ def open_run(
                 raise
             raise M2KitError(
                 "out of memory; close other programs, or train a smaller model or with a smaller "
-                "--batch in another folder (-o)"
+                "batch, in another folder",
+                option="--batch, -o",
             ) from error
 
 
@@ -125,7 +126,8 @@ def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Set
         found = read_record(type(wanted), read_json(stored))
     except (BadRecord, OSError) as error:
         raise InputError(
-            f"{stored} holds no settings of such a run ({error}); choose another folder with -o"
+            f"{stored} holds no settings of such a run ({error}); choose another folder",
+            option="-o",
         ) from error
     planned, more = found.epochs_of_schedule, wanted.epochs > found.epochs
     if wanted.schedule_epochs is None and planned != wanted.epochs:
@@ -139,7 +141,8 @@ def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Set
         raise InputError(
             f"{stored.parent} was started with other settings: "
             + ", ".join(f"{n} {own[n]} (now {asked[n]})" for n in sorted(changed))
-            + "; repeat them, or choose another folder with -o"
+            + "; repeat them, or choose another folder",
+            option="-o",
         )
     if more:
         tell(

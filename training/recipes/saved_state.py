@@ -90,7 +90,9 @@ def check_resume(path: Path, module: AveragedModule[Net], trainer: lightning.Tra
 
 def not_of_this_run(path: Path, reason: object) -> InputError:
     """The error of a file that can be read and does not fit."""
-    return InputError(f"{path} is not of this run ({reason}); start again in another folder (-o)")
+    return InputError(
+        f"{path} is not of this run ({reason}); start again in another folder", option="-o"
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -100,7 +102,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         content = read_torch_file(path, check=True)
     except (CheckpointError, OSError) as error:
         found = str(error).partition(";")[0]  # without its advice, which is on published files
-        raise InputError(f"{found}; start again in another folder (-o)") from error
+        raise InputError(f"{found}; start again in another folder", option="-o") from error
     if not isinstance(content, Mapping):
         raise not_of_this_run(path, f"expected a dict, found a {type(content).__name__}")
     return content

@@ -75,11 +75,11 @@ def test_another_tokenizer_replaces_that_of_an_ar_file(tmp_path):
                 assert torch.equal(found.tensors()[name], tensor), name
     live = read_checkpoint(AR, overrides={"heads": 4}, tokenizer=TOKENIZER, weights="live")
     assert live.source.tokenizer_weights == "live"
-    with pytest.raises(CheckpointError, match="holds no tokenizer; give one with --tokenizer"):
+    with pytest.raises(CheckpointError, match="holds no tokenizer; give one"):
         read_checkpoint(tmp_path / "alone.pt", overrides={"heads": 4})
-    with pytest.raises(CheckpointError, match="--tokenizer takes a tokenizer file"):
+    with pytest.raises(CheckpointError, match="is an AR file; give a tokenizer file"):
         read_checkpoint(AR, overrides={"heads": 4}, tokenizer=AR)
-    with pytest.raises(CheckpointError, match="--tokenizer replaces the one of an AR file"):
+    with pytest.raises(CheckpointError, match="another one replaces that of an AR file"):
         read_checkpoint(TOKENIZER, tokenizer=TOKENIZER)
 
 
@@ -121,7 +121,7 @@ def test_a_named_preset_tells_what_shapes_do_not(monkeypatch):
     spec = read_checkpoint(AR, overrides={"heads": 4}).spec
     more = replace(spec, transformer=replace(spec.transformer, classes=1000, rope_base=500.0))
     monkeypatch.setitem(PRESETS, "ar-tiny", Preset(more, (), (1.5, 2.0), (1.0, 1.0)))
-    with pytest.raises(SpecError, match=r"give --preset ar-tiny, .* or --spec FILE\.json"):
+    with pytest.raises(SpecError, match=r"give the preset ar-tiny, .* or a spec"):
         read_checkpoint(AR)  # another number of classes
     found = read_checkpoint(AR, preset="ar-tiny")
     assert found.spec == replace(more, transformer=replace(more.transformer, classes=10))
@@ -143,7 +143,7 @@ def test_a_preset_of_other_shapes_is_refused():
 def test_what_a_file_does_not_tell_is_asked_for_with_what_fits():
     with pytest.raises(SpecError) as caught:
         read_checkpoint(AR)
-    assert "--preset NAME (ar-b, ar-l, ar-xl: none has its shapes)" in str(caught.value)
+    assert "a preset (ar-b, ar-l, ar-xl: none has its shapes)" in str(caught.value)
     assert "possible are 1, 2, 4, 8, 16" in str(caught.value)
 
 

@@ -59,7 +59,7 @@ def test_a_tokenizer_file_gives_ema_weights_unless_live_ones_are_asked_for():
         (lambda s: s.update({"transformer.head.0.weight": torch.ones(7, 64)}), "power of two"),
         (
             lambda s: [s.pop(k) for k in list(s) if "first_stage" in k],
-            "holds no tokenizer; give one with --tokenizer FILE",
+            "holds no tokenizer; give one",
         ),
         (lambda s: [s.pop(k) for k in list(s) if ".ffn_norm." in k], "ffn_norm.weight"),
     ],

@@ -91,5 +91,5 @@ def test_a_missing_or_other_file_is_one_line(files, tmp_path, wanted):
     with pytest.raises(CheckpointError, match=r"expected .* of shape .* found"):
         perceptual_network()
     path.unlink()
-    with pytest.raises(CheckpointError, match=f"{wanted.name} is missing.*--perceptual none"):
+    with pytest.raises(CheckpointError, match=f"{wanted.name} is missing.*train without it"):
         perceptual_network()

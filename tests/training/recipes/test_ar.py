@@ -137,6 +137,6 @@ def test_a_mistake_in_the_settings_leaves_no_run_behind(tmp_path, tokenizer_file
 
 def test_a_diverging_training_is_an_error(tmp_path, tokenizer_file, ar_settings):
     settings = ar_settings(learning_rate=1e6)
-    with pytest.raises(M2KitError, match=r"diverged in epoch \d.*lower --learning-rate"):
+    with pytest.raises(M2KitError, match=r"diverged in epoch \d.*lower learning rate"):
         train_ar(settings, tokenizer_file, tmp_path, resume=False, progress=False)
     assert not (tmp_path / "ar.pt").exists()

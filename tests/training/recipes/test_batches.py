@@ -18,5 +18,5 @@ def test_every_epoch_has_its_own_order_that_a_resume_repeats():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(InputError, match="--batch 9 is more than the 8 training images"):
+    with pytest.raises(InputError, match="a batch of 9 is more than the 8 training images"):
         shuffled(torch.zeros(8), batch=9, seed=0)

@@ -87,6 +87,6 @@ def test_a_training_that_diverges_is_one_line_and_keeps_the_epochs_before(tmp_pa
         train(module, 4)
     assert str(caught.value) == (
         f"training diverged in {told}; {tmp_path / 'resume.ckpt'} is as it was after epoch 2; "
-        "start again with a lower --learning-rate in another folder (-o)"
+        "start again with a lower learning rate in another folder"
     )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

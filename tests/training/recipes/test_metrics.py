@@ -45,7 +45,7 @@ def test_a_damaged_file_is_one_line_that_names_the_place(tmp_path, text, complai
     assert "\n" not in message
     assert complaint in message
     assert message.startswith(f"{path} is damaged (")
-    assert message.endswith("start again in another folder (-o)")
+    assert message.endswith("start again in another folder")
 
 
 def test_a_folder_of_that_name_is_damage_too(tmp_path):

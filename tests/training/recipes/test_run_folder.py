@@ -27,7 +27,7 @@ def test_a_run_is_resumed_only_when_asked_and_with_its_own_settings(tmp_path, ar
     assert not list(tmp_path.iterdir())
     assert opened(tmp_path / "run", settings, resume=False) == (settings, None)
     assert opened(tmp_path / "run", settings, resume=True) == (settings, None)  # killed at once
-    with pytest.raises(InputError, match="add --resume"):
+    with pytest.raises(InputError, match="resume it, or"):
         opened(tmp_path / "run", settings, resume=False)
     with pytest.raises(InputError, match=r"seed 3 \(now 4\)"):
         opened(tmp_path / "run", replace(settings, seed=4), resume=True)
@@ -98,7 +98,7 @@ def test_a_folder_in_use_takes_no_second_run_and_is_free_once_the_first_is_kille
         os.kill(holder.pid, signal.SIGKILL)
         holder.communicate()
     done = subprocess.run([sys.executable, "-c", HOLDER, folder], capture_output=True, text=True)
-    assert "already holds a training run; add --resume" in done.stderr
+    assert "already holds a training run; resume it" in done.stderr
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
@@ -121,7 +121,7 @@ def test_a_model_that_memory_does_not_hold_is_one_line(tmp_path, ar_settings, te
         with open_run(tmp_path / text[:4], ar_settings(), False, print):
             raise RuntimeError(text)
 
-    with pytest.raises(M2KitError, match=r"out of memory; .* smaller --batch"):
+    with pytest.raises(M2KitError, match=r"out of memory; .* smaller batch"):
         train(text)
     with pytest.raises(RuntimeError, match="some other"):
         train("some other error of torch")
@@ -174,4 +174,4 @@ def refused(folder, settings, complaint):
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"{folder / 'settings.json'} holds no settings of such a run (")
-    assert message.endswith("choose another folder with -o")
+    assert message.endswith("choose another folder")

@@ -77,7 +77,7 @@ def refused(run, name, module=None):
     assert "\n" not in message
     assert len(message) < 700
     assert message.startswith(str(run / name))
-    assert message.endswith("start again in another folder (-o)")
+    assert message.endswith("start again in another folder")
     return message.removeprefix(str(run / name))
 
 

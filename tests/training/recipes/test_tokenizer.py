@@ -33,5 +33,5 @@ def test_a_tokenizer_run_leaves_an_official_checkpoint_curves_and_samples(tmp_pa
     name = "decoder.conv_out.weight"
     assert not torch.equal(state[name], state["model_ema.decoderconv_outweight"])
     assert checkpoint.training["codebook_usage"] == training.codebook_usage > 0
-    with pytest.raises(InputError, match="already holds a training run; add --resume"):
+    with pytest.raises(InputError, match="already holds a training run; resume it"):
         train_tokenizer(settings, tmp_path / "run", resume=False, progress=False)

@@ -145,16 +145,30 @@ def test_decode_and_reconstruct_overwrite_nothing_in_a_folder(m2kit, here, name,
         Image.new("RGB", (32, 32), (80 * index, 0, 0)).save(here / f"frames/{index:06d}.png")
     m2kit("encode", "frames", "-o", "t.npz")
     given = {"decode": "t.npz", "reconstruct": "frames"}[name]
-    if name == "reconstruct":
-        (here / "frames" / mine).symlink_to("nowhere")
-    else:
-        (here / "frames/000000.png").unlink()
-    before = {path: path.is_symlink() or path.read_bytes() for path in (here / "frames").iterdir()}
-    told = f"frames/{mine} is there already and is not overwritten; choose another folder (-o)"
-    assert told in m2kit(name, given, "-o", "frames", status=1).stderr
-    after = {path: path.is_symlink() or path.read_bytes() for path in (here / "frames").iterdir()}
-    assert after == before
+    kept = here / "kept"
+    kept.mkdir()
+    (kept / mine).symlink_to("nowhere")
+    (kept / "notes.txt").write_text("mine")
+    told = f"kept/{mine} is there already and is not overwritten; choose another folder (-o)"
+    assert told in m2kit(name, given, "-o", "kept", status=1).stderr
+    assert sorted(path.name for path in kept.iterdir()) == sorted([mine, "notes.txt"])
+    assert (kept / mine).is_symlink()
     m2kit(name, given, "-o", "made")
+
+
+def test_what_is_read_is_not_written(m2kit, here):
+    (here / "frames").mkdir()
+    Image.new("RGB", (32, 32)).save(here / "frames/a.png")
+    (here / "link.png").symlink_to("frames/a.png")
+    before = contents(here / "frames")
+    for given, output in (("frames", "frames"), ("frames", "link.png"), ("link.png", "link.png")):
+        assert "is what is read; choose another output (-o)" in (
+            m2kit("reconstruct", given, "-o", output, status=1).stderr
+        )
+    assert contents(here / "frames") == before
+    m2kit("encode", "frames", "-o", "t.npz")
+    command = ["convert-tokens", "t.npz", "--bits", "8", "--bit-order", "lsb", "-o", "t.npz"]
+    assert "t.npz is what is read" in CliRunner().invoke(cli, command).stderr
 
 
 def test_a_folder_with_a_suffix_is_told_how_folders_are_named(m2kit, here):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from m2kit.cli.options import (
 )
 from m2kit.cli.output import print_result, stages
 from m2kit.cli.picture_output import GRID_OR_FOLDER, PictureOutput
+from m2kit.errors import FolderError
 from m2kit.families.sign_bits import BIT_ORDERS, bits_of
 from m2kit.outputs import check_output
 from m2kit.progress import Advance, Begin
@@ -158,6 +159,7 @@ def reconstruct(
     """
     made = PictureOutput(output)
     pictures = PictureSet(images, background, resize)
+    _refuse_own_input(output, [*images, *pictures.paths])
     names = [f"{index:06d}_{path.stem}.png" for index, path in enumerate(pictures.paths)]
     if made.is_folder:
         check_names_free(output, names)
@@ -197,6 +199,7 @@ def convert_tokens(
 ) -> None:
     """Write a token file in another split and bit order; the codes stay what they are."""
     check_output(output, ".npz")
+    _refuse_own_input(output, [tokens])
     content = read_tokens(tokens)
     write_tokens(output, converted_tokens(content, bits, bit_order))
     result = {
@@ -206,6 +209,12 @@ def convert_tokens(
         "output": str(output),
     }
     print_result(result, as_json)
+
+
+def _refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that would replace, or come to lie among, what it is made of."""
+    if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
+        raise FolderError(f"{output} is what is read; choose another output", option="-o")
 
 
 def _batches(

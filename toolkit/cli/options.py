@@ -193,7 +193,7 @@ sampling_options = together(
         "--guidance",
         type=Numbers(float),
         help="Guidance scale, as 2 or per sub-token as 1.9,2.0; 1 is off.  "
-        "[default for all four: the model's own]",
+        "[default of this and the next three: the model's own]",
     ),
     click.option("--temperature", type=Numbers(float), help="Divides the logits; 0.001 or more."),
     click.option("--top-k", type=Numbers(int), help="Keep the k likeliest; 0 is all."),
@@ -202,7 +202,11 @@ sampling_options = together(
         type=Numbers(float),
         help="Keep the likeliest tokens up to this probability; 1 is all.",
     ),
-    click.option("--greedy", is_flag=True, help="Take the likeliest token, draw nothing."),
+    click.option(
+        "--greedy",
+        is_flag=True,
+        help="Take the likeliest token at every place: all images of a class are then the same.",
+    ),
 )
 
 

@@ -17,7 +17,7 @@ from conftest import GOLDEN, ROOT
 from PIL import Image
 
 import m2kit
-from hostile import cases, forks
+from hostile import cases, files, forks
 from m2kit.token_file import token_file_from_ids, write_tokens
 
 _MOST_SECONDS = 10
@@ -197,7 +197,14 @@ def of_kind(kind, world):
     """All cases of a kind."""
     with np.load(world.work / "t.npz") as file:
         tokens = dict(file)
-    return list(cases.token_files(tokens) if kind == "token_files" else getattr(cases, kind)())
+    made = {
+        "options": cases.options,
+        "paths": cases.paths,
+        "pictures": files.pictures,
+        "token_files": lambda: files.token_files(tokens),
+        "environments": cases.environments,
+    }
+    return list(made[kind]())
 
 
 KINDS = ("options", "paths", "pictures", "token_files", "environments")

@@ -45,20 +45,11 @@ def _told(value: int) -> Callable[[click.Context, click.Parameter, bool], None]:
 
 
 _VERBOSITY = [
-    click.Option(
-        ["-q", "--quiet"],
-        is_flag=True,
-        expose_value=False,
-        callback=_told(QUIET),
-        help="Print results and errors only.",
-    ),
-    click.Option(
-        ["-v", "--verbose"],
-        is_flag=True,
-        expose_value=False,
-        callback=_told(VERBOSE),
-        help="Also tell how long each stage took.",
-    ),
+    click.Option([short, full], is_flag=True, expose_value=False, callback=_told(value), help=text)
+    for short, full, value, text in (
+        ("-q", "--quiet", QUIET, "Print results and errors only."),
+        ("-v", "--verbose", VERBOSE, "Also tell how long each stage took."),
+    )
 ]
 
 

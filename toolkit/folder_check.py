@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import stat
 from pathlib import Path
-from typing import Any
 
 from m2kit.contract import PLAN_SUFFIX, WEIGHTS_FILE, TensorSpec
 from m2kit.errors import FolderError
-from m2kit.hashes import sha256_of_file
+from m2kit.hashes import has_sha256
 from m2kit.manifest import FileEntry, GraphEntry, Manifest
 from m2kit.manifest_file import REMAKE
 from m2kit.onnx_file import read_onnx
-from m2kit.outputs import new_file
-from m2kit.records import BadRecord, read_json
 
 
 def check_folder(folder: Path, manifest: Manifest, *, trust_seen_weights: bool) -> None:
@@ -57,7 +52,8 @@ def _problem(folder: Path, name: str, entry: FileEntry, trust_seen: bool) -> str
         return "not a regular file"
     if status.st_size != entry.bytes:
         return f"expected {entry.bytes} bytes, found {status.st_size}"
-    if not _has_hash(path, entry.sha256, trust_seen):
+    large = path.name == WEIGHTS_FILE or path.suffix == PLAN_SUFFIX
+    if not has_sha256(path, entry.sha256, trust_seen=trust_seen and large):
         return "its bytes have changed (sha256 differs)"
     return None
 
@@ -98,43 +94,3 @@ def _is_of(found: TensorSpec, expected: TensorSpec, compute: str) -> bool:
             for a, b in zip(found.shape, expected.shape, strict=True)
         )
     )
-
-
-def _has_hash(path: Path, sha256: str, trust_seen: bool) -> bool:
-    """Whether a file's bytes have a hash; for weights and plans that is remembered, of those that
-    had it: hashing runs at about 0.5 GB/s."""
-    if not trust_seen or (path.name != WEIGHTS_FILE and path.suffix != PLAN_SUFFIX):
-        return sha256_of_file(path) == sha256
-    try:
-        memory = Path.home() / ".cache" / "m2kit" / "hashed.json"
-    except RuntimeError:  # a user without a home remembers nothing
-        return sha256_of_file(path) == sha256
-    key, known = _identity(path), _remembered(memory)
-    if known.get(key) == sha256:
-        return True
-    right = sha256_of_file(path) == sha256
-    if right and key == _identity(path):  # not while somebody writes it
-        _remember(memory, {**known, key: sha256})
-    return right
-
-
-def _identity(path: Path) -> str:
-    """What changes with a file's bytes; ctime, as anybody may set mtime back."""
-    status = path.stat()
-    values = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return ":".join(map(str, (ascii(str(path.resolve())), *values)))
-
-
-def _remembered(memory: Path) -> dict[str, Any]:
-    """What was remembered; nothing where that cannot be read."""
-    try:
-        seen = read_json(memory)
-    except (BadRecord, OSError):
-        return {}
-    return seen if isinstance(seen, dict) else {}
-
-
-def _remember(memory: Path, seen: dict[str, Any]) -> None:
-    """Keep the newest 100 entries; a cache folder that cannot be written is only slower."""
-    with contextlib.suppress(FolderError), new_file(memory) as temporary:
-        temporary.write_text(json.dumps(dict(list(seen.items())[-100:])), encoding="utf-8")

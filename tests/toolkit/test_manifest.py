@@ -212,7 +212,7 @@ def hashed(monkeypatch):
     """Names of the files that are hashed."""
     names = []
     monkeypatch.setattr(
-        "m2kit.folder_check.sha256_of_file",
+        "m2kit.hashes.sha256_of_file",
         lambda path: (names.append(path.name), sha256_of_file(path))[1],
     )
     return names

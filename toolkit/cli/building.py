@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from m2kit import contract
 from m2kit.build import BuildOptions, Trial
-from m2kit.cli.options import PATH, checkpoint_options, json_option, only_folder
+from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, read_named
+from m2kit.cli.options import PATH, json_option, only_folder
 from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, require
@@ -21,6 +22,9 @@ from m2kit.precision import AUTO, Precision
 from m2kit.records import JsonObject, plain, to_json
 from m2kit.runtime.backends import BACKENDS, backend_named, default_backend
 from m2kit.runtime.machine import read_machine
+
+if TYPE_CHECKING:
+    from m2kit.training.checkpoints.hub import HubFile
 
 _BUNDLE_PRECISIONS = (Precision.FLOAT32.flag, Precision.FLOAT16.flag)
 
@@ -90,8 +94,9 @@ def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) 
 @click.option(
     "--ckpt",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Checkpoint: an AR file or a tokenizer file, saved by torch or as safetensors.",
+    type=CHECKPOINT,
+    help="Checkpoint: an AR file or a tokenizer file, saved by torch or as safetensors; or the "
+    "address of a published one, hf://OWNER/REPO/FILE[@REVISION], which is downloaded once.",
 )
 @click.option(
     "-o",
@@ -108,17 +113,17 @@ def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) 
 )
 @checkpoint_options
 @json_option
-def export(ckpt: Path, output: Path | None, precision: str, as_json: bool, **reading: Any) -> None:
+def export(
+    ckpt: Path | HubFile, output: Path | None, precision: str, as_json: bool, **reading: Any
+) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, checked against PyTorch."""
     require("torch", extra="export,cpu", what="export")
     require("onnx_ir", extra="export,cpu", what="export")
     from m2kit.export.exporter import export_bundle
-    from m2kit.training.checkpoints.reading import read_checkpoint
 
     destination = output or Path(f"{ckpt.stem}.bundle")
     check_model_folder(destination, BUNDLE)
-    note(f"reading {ckpt} ...")
-    checkpoint = read_checkpoint(ckpt, **reading)
+    checkpoint = read_named(ckpt, **reading)
     for name, value in checkpoint.source.assumed.items():
         note(f"assuming {name} {value}: the file does not tell (set it with --spec)")
     with stages() as begin:

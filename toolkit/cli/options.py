@@ -12,12 +12,10 @@ import click
 
 import m2kit
 from m2kit.cli.output import note, stages
-from m2kit.config import PRESETS, UNTOLD, overrides_from_json
 from m2kit.errors import FolderError, InputError
 from m2kit.host import check_threads
 from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import kind_of_folder
-from m2kit.records import BadRecord, JsonObject, json_from_text, read_json
 from m2kit.runtime.backend import CPU, CUDA
 from m2kit.runtime.pictures import colour_from_text
 
@@ -141,45 +139,6 @@ def together(*options: Decorator) -> Decorator:
 
     return decorate
 
-
-def _overrides(ctx: click.Context, param: click.Parameter, text: str | None) -> JsonObject:
-    if text is None:
-        return {}
-    inline = text.lstrip().startswith("{")
-    try:
-        value = json_from_text(text) if inline else read_json(Path(text))
-    except (BadRecord, OSError, ValueError) as error:  # ValueError: of a path with a NUL
-        found = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"--spec: expected JSON or a JSON file, found {text} ({found})") from error
-    return overrides_from_json(value)
-
-
-# --preset, --spec, --weights and --tokenizer: how a checkpoint file is read
-checkpoint_options = together(
-    click.option(
-        "--preset",
-        type=click.Choice(list(PRESETS)),
-        metavar="NAME",
-        help="Published model that tells what a checkpoint's shapes do not: "
-        f"{', '.join(PRESETS)}.  [default: the one of the same shapes]",
-    ),
-    click.option(
-        "--spec",
-        "overrides",
-        metavar="FILE|JSON",
-        callback=_overrides,
-        help="The same told by a JSON file, or JSON such as "
-        f'{{"heads": 20}}. Fields: {", ".join(UNTOLD)}.',
-    ),
-    click.option(
-        "--weights",
-        type=click.Choice(["ema", "live"]),
-        help="Which weights of a tokenizer file.  [default: ema where it has them]",
-    ),
-    click.option(
-        "--tokenizer", type=PATH, help="Tokenizer file that replaces the tokenizer of an AR file."
-    ),
-)
 
 # the options of m2kit.Sampling; numbers are one value, or one per sub-token
 sampling_options = together(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2kit.cli.options import PATH, Real, checkpoint_options, json_option, provider_option
-from m2kit.cli.output import label, note, print_result, size_text, stages
+from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, read_named
+from m2kit.cli.options import PATH, Real, json_option, provider_option
+from m2kit.cli.output import label, print_result, size_text, stages
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import TensorSpec, is_past
 from m2kit.errors import FolderError, InputError, require
@@ -21,6 +22,7 @@ from m2kit.records import JsonObject, to_json
 from m2kit.sampling import SamplingDefaults
 
 if TYPE_CHECKING:
+    from m2kit.training.checkpoints.hub import HubFile
     from m2kit.training.checkpoints.reading import Checkpoint
 
 
@@ -93,7 +95,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="PATH|PRESET")
+@click.argument("target", metavar="PATH|hf://...|PRESET", type=CHECKPOINT)
 @checkpoint_options
 @click.option(
     "--bandwidth",
@@ -103,26 +105,23 @@ def inspect(path: Path, as_json: bool) -> None:
     help="Memory bandwidth of a device, for the least time an image can take on it.",
 )
 @json_option
-def describe(target: str, bandwidth: float, as_json: bool, **reading: Any) -> None:
+def describe(target: Path | HubFile, bandwidth: float, as_json: bool, **reading: Any) -> None:
     """Describe a checkpoint, bundle, engine or preset: architecture, parameters, training."""
-    path = Path(target)
-    if path.is_file():
-        rows = _of_checkpoint(path, reading, bandwidth)
+    if not isinstance(target, Path) or target.is_file():
+        rows = _of_checkpoint(target, reading, bandwidth)
     else:
         given = [f"--{n}".replace("overrides", "spec") for n, value in reading.items() if value]
         if given:
             raise InputError(f"{' and '.join(given)} say how to read a checkpoint file")
-        rows = _of_model(_open(path), bandwidth) if path.is_dir() else _of_preset(target, bandwidth)
+        model = _open(target) if target.is_dir() else None
+        rows = _of_model(model, bandwidth) if model else _of_preset(str(target), bandwidth)
     shown = {label(n): None if value is None else _text(value) for n, value in rows.items()}
     print_result(shown, as_json, rows)
 
 
-def _of_checkpoint(path: Path, reading: JsonObject, bandwidth: float) -> JsonObject:
+def _of_checkpoint(file: Path | HubFile, reading: JsonObject, bandwidth: float) -> JsonObject:
     require("torch", extra="export", what="describing a checkpoint")
-    from m2kit.training.checkpoints.reading import read_checkpoint
-
-    note(f"reading {path} ...")
-    return _of_model(read_checkpoint(path, **reading), bandwidth)
+    return _of_model(read_named(file, **reading), bandwidth)
 
 
 def _of_model(model: Manifest | Checkpoint, bandwidth: float) -> JsonObject:

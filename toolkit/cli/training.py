@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import m2kit
+from m2kit.cli.checkpoints import CHECKPOINT, local_file
 from m2kit.cli.commands import InOrder
 from m2kit.cli.options import (
     COUNT,
     INTEGERS,
-    PATH,
     Decorator,
     Numbers,
     Real,
@@ -22,6 +22,9 @@ from m2kit.cli.options import (
 )
 from m2kit.cli.output import QUIET, note, print_result, verbosity
 from m2kit.errors import require
+
+if TYPE_CHECKING:
+    from m2kit.training.checkpoints.hub import HubFile
 
 
 class DataSetName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -132,9 +135,9 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @click.option(
     "--tokenizer",
     "tokenizer_file",
-    type=PATH,
+    type=CHECKPOINT,
     default="runs/tokenizer/tokenizer.pt",
-    help="Tokenizer file; its EMA weights are used.",
+    help="Tokenizer file, or the address of a published one; its EMA weights are used.",
 )
 @_whole("--width", 128, "Width of both transformers.")
 @_whole("--heads", 4, "Attention heads.")
@@ -160,7 +163,7 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @json_option
 def ar(
     output: Path,
-    tokenizer_file: Path,
+    tokenizer_file: Path | HubFile,
     resume: bool,
     progress: bool,
     as_json: bool,
@@ -172,9 +175,10 @@ def ar(
 
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
-    settings = settings_for(tokenizer_file, **options)
+    path = local_file(tokenizer_file)
+    settings = settings_for(path, **options)
     bar = progress and verbosity() > QUIET
-    training = train_ar(settings, tokenizer_file, output, resume=resume, progress=bar, tell=note)
+    training = train_ar(settings, path, output, resume=resume, progress=bar, tell=note)
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
         "chosen epoch": training.chosen_epoch,

@@ -77,8 +77,8 @@ def test_a_disk_that_fills_up_in_training_keeps_the_last_whole_epoch(tmp_path):
     before = resume.read_bytes()
     script = (
         "import torch; from pathlib import Path\n"
-        "from m2kit.training.recipes.saved_state import WholeFiles\n"
-        "WholeFiles().save_checkpoint({'x': torch.zeros(1_000_000)}, Path('resume.ckpt'))"
+        "from m2kit.training.checkpoints.writing import save_whole\n"
+        "save_whole({'x': torch.zeros(1_000_000)}, Path('resume.ckpt'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

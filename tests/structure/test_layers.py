@@ -31,7 +31,7 @@ ALLOWED = {  # imported packages and rooms, at the top of a module
 }
 LAZY = {  # in addition, inside a function
     "toolkit/cli": ROOMS,
-    "training": {"matplotlib"},
+    "training": {"matplotlib", "tensorboardX"},
 }
 NAMED = {  # rooms of the parts that a table names as "module:attribute", imported when used
     "toolkit": {"m2kit.training.models", "m2kit.training.checkpoints", "m2kit.export.graphs"},

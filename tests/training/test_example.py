@@ -10,6 +10,7 @@ from conftest import DIGITS_CHECKPOINT
 from m2kit.cli import cli
 from m2kit.runtime.engine import Engine
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
+from m2kit.training.datasets.crops import images_of
 from m2kit.training.datasets.digits import DIGITS
 from m2kit.training.losses.tokens import token_nats
 from m2kit.training.torch_backend import TorchBackend
@@ -22,11 +23,11 @@ def test_the_shipped_example_says_how_it_was_made():
     assert training["training_bits_per_token"] < training["held_out_bits_per_token"] < 3
     assert DIGITS_CHECKPOINT.stat().st_size < 10_000_000
     model = model_from_checkpoint(checkpoint)
-    _, held_out = DIGITS.load()
+    images, labels = images_of(DIGITS.load().held_out, 32)
     engine = Engine(model.spec, TorchBackend(model))
-    tokens = torch.from_numpy(engine.encode(held_out.images.numpy())).flatten(1, 2)
+    tokens = torch.from_numpy(engine.encode(images.numpy())).flatten(1, 2)
     with torch.no_grad():
-        nats = token_nats(model.transformer(held_out.labels, tokens), tokens)
+        nats = token_nats(model.transformer(labels, tokens), tokens)
     bits = nats.item() / np.log(2)
     assert bits == pytest.approx(training["held_out_bits_per_token"], abs=0.01)
 

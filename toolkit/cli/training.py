@@ -13,6 +13,7 @@ from m2kit.cli.commands import InOrder
 from m2kit.cli.options import (
     COUNT,
     INTEGERS,
+    PATH,
     Decorator,
     Numbers,
     Real,
@@ -20,25 +21,35 @@ from m2kit.cli.options import (
     output_option,
     together,
 )
-from m2kit.cli.output import QUIET, note, print_result, verbosity
+from m2kit.cli.output import note, print_result, stages
 from m2kit.errors import require
+from m2kit.progress import silent
 
 if TYPE_CHECKING:
     from m2kit.training.checkpoints.hub import HubFile
+    from m2kit.training.recipes.machine import Machine
 
 
 class DataSetName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """A name in the table of data sets, which is read when it is asked for: it may have grown."""
+    """A name in the table of data sets, which is read when it is asked for: it may have grown; or
+    the path of a data set."""
 
     name = "data set"
 
     def get_metavar(self, *_: Any, **__: Any) -> str:
         """The names, for --help."""
-        return f"[{'|'.join(_datasets())}]"
+        return f"[{'|'.join(_datasets())}|PATH]"
 
     def convert(self, value: Any, parameter: Any, context: Any) -> str:
-        """The name, if the table has it."""
-        return str(click.Choice(_datasets()).convert(value, parameter, context))
+        """The name, if the table has it, or the path, if something is there."""
+        if value in _datasets() or Path(value).exists():
+            return str(value)
+        self.fail(
+            f"{value!r} is no data set; expected {', '.join(_datasets())}, or the path of a folder "
+            "of pictures by class, of .tar shards, or of an .npz",
+            parameter,
+            context,
+        )
 
 
 def _datasets() -> list[str]:
@@ -48,6 +59,65 @@ def _datasets() -> list[str]:
 
 
 _run_options = together(  # what both trainers take
+    click.option(
+        "--size", type=COUNT, help="Height and width of the images.  [default: the pictures' own]"
+    ),
+    click.option(
+        "--place",
+        type=click.Choice(["random", "centre"]),
+        default="random",
+        help="Where training crops are taken.",
+    ),
+    click.option("--flip", is_flag=True, help="Mirror every second training image."),
+    click.option(
+        "--one-of-group",
+        is_flag=True,
+        help="An epoch has one picture of each group, such as the skin tones of one emoji.",
+    ),
+    click.option(
+        "--warm-up-from",
+        type=Real(0, 1),
+        default=0.005,
+        help="The learning rate's first value, as a share of its peak.",
+    ),
+    click.option("--steps", type=COUNT, help="Steps in all, in place of --epochs."),
+    click.option(
+        "--decay",
+        type=click.Choice(["linear", "cosine", "drops"]),
+        default="linear",
+        help="How the learning rate falls.",
+    ),
+    click.option(
+        "--drops",
+        type=Numbers(float, listed=True),
+        callback=lambda context, parameter, value: value or (),
+        help="When it falls to a tenth, in epochs, or in steps with --steps.",
+    ),
+    click.option(
+        "--accelerator",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        help="auto takes a GPU where there is one.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16", "fp64"]),
+        default="fp32",
+        help="bf16 and fp16 are mixed: weights stay float32. fp16 was never run on hardware.",
+    ),
+    click.option("--accumulate", type=COUNT, default=1, help="Parts a batch is computed in."),
+    click.option(
+        "--workers", type=click.IntRange(0), default=0, help="Processes that read pictures."
+    ),
+    click.option(
+        "--save-every", type=COUNT, help="Steps between two saves.  [default: --validate-every]"
+    ),
+    click.option("--log-every", type=COUNT, default=50, help="Steps between rows of metrics.csv."),
+    click.option(
+        "--validate-every",
+        type=COUNT,
+        help="Steps between measurements on held-out pictures.  [default: an epoch]",
+    ),
     click.option(
         "--data",
         type=DataSetName(),
@@ -77,7 +147,7 @@ def _whole(name: str, default: int, text: str) -> Decorator:
 
 
 def _real(name: str, default: float, text: str, lowest: float = 1e-9) -> Decorator:
-    return click.option(name, type=Real(lowest, 1e6), default=default, help=text)
+    return click.option(name, type=Real(lowest, 1e9), default=default, help=text)
 
 
 def _share(name: str, default: float, text: str) -> Decorator:
@@ -90,8 +160,16 @@ def train() -> None:
 
 
 def _require_training() -> None:
-    for module in ("torch", "lightning", "sklearn", "matplotlib"):
+    for module in ("torch", "lightning", "sklearn", "matplotlib", "tensorboardX"):
         require(module, extra="train", what="training")
+
+
+def _machine(options: dict[str, Any]) -> Machine:
+    """Where to train, which these options say; they leave the others."""
+    from m2kit.training.recipes.machine import Machine
+
+    names = ("accelerator", "precision", "accumulate", "workers", "save_every")
+    return Machine(**{name: options.pop(name) for name in names})
 
 
 @train.command()
@@ -108,7 +186,36 @@ def _require_training() -> None:
 @_whole("--epochs", 12, "Passes over the training images.")
 @_whole("--batch", 32, "Images per step.")
 @_real("--learning-rate", 1e-3, "Peak learning rate.")
+@_real("--warm-up", 0.6, "Epochs or steps until the learning rate's peak.", lowest=0)
+@_share("--floor", 0.05, "The learning rate's last value, as a share of its peak.")
+@_real("--clip", 1.0, "Greatest norm of the gradients; 0 is none.", lowest=0)
+@click.option(
+    "--warp",
+    type=Real(0, 1),
+    default=0.0,
+    help="How much images are turned, scaled and moved at random.",
+)
 @_share("--ema-decay", 0.98, "Decay of the weights' moving average per step.")
+@click.option(
+    "--adversary",
+    type=click.Choice(["none", "patch", "blur"]),
+    default="none",
+    help="Discriminator: PatchGAN, the blurring one of the 2^14 recipe, or none.",
+)
+@_whole("--adversary-width", 64, "Channels after its first convolution.")
+@_real("--adversary-from", 0.0, "Epoch or step from which on it counts.", lowest=0)
+@_real("--adversary-weight", 0.1, "Weight of the generator loss.", lowest=0)
+@_real("--lecam-weight", 0.05, "Weight of LeCam in the discriminator's loss.", lowest=0)
+@click.option(
+    "--perceptual",
+    type=click.Choice(["none", "lpips"]),
+    default="none",
+    help="LPIPS on VGG-16, whose two weights files must be there.",
+)
+@_real("--perceptual-weight", 1.0, "Its weight.", lowest=0)
+@click.option("--perceptual-vgg", type=PATH, help="torchvision's vgg16-397923af.pth.")
+@click.option("--perceptual-heads", type=PATH, help="The lpips package's weights/v0.1/vgg.pth.")
+@_real("--l1-weight", 1.0, "Weight of the mean absolute difference.", lowest=0)
 @_real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.", lowest=0)
 @_real("--entropy-temperature", 0.01, "Temperature of its soft assignment.")
 @_real("--commitment-weight", 0.25, "Weight of the commitment loss.", lowest=0)
@@ -117,11 +224,26 @@ def _require_training() -> None:
 def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **options: Any) -> None:
     """Train the image tokenizer; leaves tokenizer.pt, curves.png and samples.png."""
     _require_training()
+    from m2kit.training.models.perceptual import perceptual_network
     from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, TokenizerSettings, train_tokenizer
 
+    machine, network = _machine(options), None
+    vgg, heads = options.pop("perceptual_vgg"), options.pop("perceptual_heads")
+    if options.pop("perceptual") == "none":
+        options["perceptual_weight"] = 0.0
     settings = TokenizerSettings(**options)
-    bar = progress and verbosity() > QUIET
-    training = train_tokenizer(settings, output, resume=resume, progress=bar, tell=note)
+    if settings.perceptual_weight:
+        network = perceptual_network(vgg, heads)
+    with stages("steps") as begin:
+        training = train_tokenizer(
+            settings,
+            output,
+            resume=resume,
+            machine=machine,
+            perceptual=network,
+            begin=begin if progress else silent,
+            tell=note,
+        )
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
@@ -151,8 +273,23 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 @_share("--weight-decay", 0.05, "Of AdamW.")
 @_share("--dropout", 0.1, "On the input embedding and the residual branches.")
 @_share("--class-dropout", 0.1, "Share of images trained without their class.")
-@_share("--ema-decay", 0.99, "Decay of the weights' moving average per step.")
-@_whole("--versions", 16, "Versions of each training image: as it is, then warped a little.")
+@_real("--warm-up", 1.8, "Epochs or steps until the learning rate's peak.", lowest=0)
+@_share("--flat", 0.0, "Share of the time after that at the peak.")
+@_share("--floor", 0.1, "The learning rate's last value, as a share of its peak.")
+@_real("--clip", 1.0, "Greatest norm of the gradients; 0 is none.", lowest=0)
+@click.option(
+    "--warp",
+    type=Real(0, 1),
+    default=1.0,
+    help="How much images are turned, scaled and moved at random.",
+)
+@_share("--ema-decay", 0.99, "Decay of the weights' moving average per step; 0 keeps none.")
+@click.option(
+    "--versions",
+    type=click.IntRange(0, 1000),
+    default=16,
+    help="Crops of each training image, encoded before training; 0 encodes anew at each step.",
+)
 @click.option(
     "--guidance",
     type=Numbers(float),
@@ -176,12 +313,21 @@ def ar(
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
     path = local_file(tokenizer_file)
+    machine = _machine(options)
     settings = settings_for(path, **options)
-    bar = progress and verbosity() > QUIET
-    training = train_ar(settings, path, output, resume=resume, progress=bar, tell=note)
+    with stages("steps") as begin:
+        training = train_ar(
+            settings,
+            path,
+            output,
+            resume=resume,
+            machine=machine,
+            begin=begin if progress else silent,
+            tell=note,
+        )
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
-        "chosen epoch": training.chosen_epoch,
+        "chosen step": training.chosen_step,
         "held-out bits per token": training.held_out_bits_per_token,
         "training bits per token": training.training_bits_per_token,
         "codebook usage on training images": f"{training.codebook_usage:.2%}",

@@ -113,11 +113,13 @@ class Collection:
         train: To be trained on.
         held_out: To be measured on.
         classes: Names, by label.
+        size: Height and width in pixels, where all of them are squares of one size.
     """
 
     train: Pictures
     held_out: Pictures
     classes: tuple[str, ...]
+    size: int | None = None
 
 
 def split_by_group(pictures: Pictures, share: float, seed: int = 0) -> tuple[Pictures, Pictures]:

@@ -85,7 +85,12 @@ def _array(path: Path) -> Collection:
         )
     groups = [name.split("/")[0] for name in names.tolist()]
     pictures = ArrayPictures(images, labels.astype(np.int64), groups)
-    return Collection(*split_by_group(pictures, _HELD_OUT_SHARE), tuple(categories.tolist()))
+    height, width = images.shape[1:3]
+    return Collection(
+        *split_by_group(pictures, _HELD_OUT_SHARE),
+        tuple(categories.tolist()),
+        size=height if height == width else None,
+    )
 
 
 def _folders(root: Path) -> Collection:

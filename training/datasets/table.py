@@ -1,10 +1,14 @@
-"""The data sets by name. One of your own is a DataSet and a call of `register`."""
+"""The data sets by name. One of your own is a path, or a DataSet and a call of `register`."""
 
 from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
 
 from m2kit.errors import InputError
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.datasets.sources import collection_at
 
 DATASETS: dict[str, DataSet] = {}  # the first one is the default of `m2kit train`
 
@@ -20,14 +24,21 @@ def register(data: DataSet) -> None:
 
 
 def dataset_named(name: str) -> DataSet:
-    """The data set of a name.
+    """The data set of a name, or at a path.
 
     Raises:
         InputError: There is none.
     """
-    if name not in DATASETS:
-        raise InputError(f"there is no data set {name!r}; the data sets are {', '.join(DATASETS)}")
-    return DATASETS[name]
+    if name in DATASETS:
+        return DATASETS[name]
+    path = Path(name)
+    if not path.exists():
+        raise InputError(
+            f"there is no data set {name!r}; expected {', '.join(DATASETS)}, or the path of a "
+            "folder of pictures by class, of .tar shards, or of an .npz",
+            option="--data",
+        )
+    return DataSet(name=name, title=path.resolve().name, loader=partial(collection_at, path))
 
 
 register(DIGITS)

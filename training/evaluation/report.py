@@ -11,6 +11,7 @@ from m2kit.errors import InputError
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling
+from m2kit.training.datasets.crops import images_of
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.evaluation.measures import codebook_usage, share_of_copies
 
@@ -52,25 +53,28 @@ def evaluate(
     Raises:
         InputError: The model has another number of classes than the data set.
     """
-    transformer = engine.spec.transformer
-    if transformer is None or transformer.classes != data.classes:
+    collection, transformer = data.load(), engine.spec.transformer
+    known = len(collection.classes)
+    if transformer is None or transformer.classes != known:
         found = f"{transformer.classes} classes" if transformer else "a tokenizer only"
         raise InputError(
-            f"the data set {data.name} has {data.classes} classes, the engine {found}; "
+            f"the data set {data.name} has {known} classes, the engine {found}; "
             "take the data set it was trained on"
         )
-    train, held_out = data.load()
-    drawn = list(draw_images(engine, range(data.classes), per_class, Sampling(seed=seed)))
+    size = transformer.grid[0] * engine.spec.tokenizer.strides[0]
+    train, train_labels = (part.numpy() for part in images_of(collection.train, size))
+    held_out, held_out_labels = (part.numpy() for part in images_of(collection.held_out, size))
+    drawn = list(draw_images(engine, range(known), per_class, Sampling(seed=seed)))
     classes, tokens, images = (
         np.concatenate([getattr(part, name) for part in drawn])
         for name in ("class_ids", "tokens", "images")
     )
-    training_tokens = engine.encode(train.images.numpy())
+    training_tokens = engine.encode(train)
     recognised = real_recognised = None
     if data.judge is not None:
-        recognise = data.judge(train)
+        recognise = data.judge(train, train_labels)
         recognised = _share(recognise(images), classes)
-        real_recognised = _share(recognise(held_out.images.numpy()), held_out.labels.numpy())
+        real_recognised = _share(recognise(held_out), held_out_labels)
     report = Report(
         images=len(classes),
         recognised=recognised,

@@ -8,7 +8,7 @@ non-saturating generator term of each image's mean logit, and LeCam regularisati
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 
@@ -42,10 +42,14 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, real: Tensor, fake: Tensor) -> None:
-        """Take mean logits of a step into the averages."""
-        for average, mean in ((self.real, real), (self.fake, fake)):
-            average.mul_(self._decay).add_(mean.mean().to(average.dtype), alpha=1 - self._decay)
+    def update(self, real: Tensor, fake: Tensor, *, over_processes: bool = False) -> None:
+        """Take mean logits of a step into the averages, of this process or of all of a run."""
+        means = torch.stack([real.mean(), fake.mean()]).to(self.real.dtype)
+        if over_processes and distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(means)
+            means /= distributed.get_world_size()
+        for average, mean in zip((self.real, self.fake), means, strict=True):
+            average.mul_(self._decay).add_(mean, alpha=1 - self._decay)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         """Mean square of how far real logits exceed the average fake one, and fake ones fall short

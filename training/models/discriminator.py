@@ -110,6 +110,7 @@ def _convolution(channels_in: int, channels_out: int, side: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, side, padding=side // 2)
 
 
-def discriminator(kind: Kind) -> PatchDiscriminator | BlurDiscriminator:
-    """A new discriminator of the published sizes."""
-    return PatchDiscriminator() if kind == "patch" else BlurDiscriminator()
+def discriminator(kind: Kind, width: int | None = None) -> PatchDiscriminator | BlurDiscriminator:
+    """A new discriminator, of the published width unless another one is named."""
+    make = PatchDiscriminator if kind == "patch" else BlurDiscriminator
+    return make() if width is None else make(width)

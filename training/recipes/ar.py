@@ -1,38 +1,46 @@
 """Trains the autoregressive model on the tokens of a trained tokenizer: cross-entropy per
-sub-token, 10 % class dropout, AdamW with warm-up, EMA; the model is chosen by held-out bits."""
+sub-token, class dropout, AdamW; the model is chosen by held-out bits."""
 
 from __future__ import annotations
 
-import itertools
+import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor, nn
+from torch.nn import functional
 
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
-from m2kit.records import JsonObject, Text
+from m2kit.progress import Begin, silent
+from m2kit.records import JsonObject, Range, Text
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.saving import write_grid
 from m2kit.sampling import Sampling
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoints.writing import write_ar_checkpoint
+from m2kit.training.datasets.crops import Crops
+from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
+from m2kit.training.datasets.tokens import TokenExamples, encoded, tokens_of
 from m2kit.training.evaluation.measures import codebook_usage
 from m2kit.training.losses.tokens import token_nats
 from m2kit.training.models.model import TorchModel
+from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
-from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear
-from m2kit.training.recipes.batches import check_batch, in_order, shuffled
-from m2kit.training.recipes.loop import fit
+from m2kit.training.recipes.batches import check_batch
+from m2kit.training.recipes.examples import examples
+from m2kit.training.recipes.loop import Run, Tell
+from m2kit.training.recipes.machine import Machine
+from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
 from m2kit.training.recipes.run_folder import (
     BEST_FILE,
     SAMPLES_FILE,
@@ -46,21 +54,23 @@ from m2kit.training.torch_backend import TorchBackend
 
 CHECKPOINT_FILE = "ar.pt"
 _TRAIN_BITS, _HELD_OUT_BITS = "train_bits", "held_out_bits"
-_PANELS = {"bits per token": [_TRAIN_BITS, _HELD_OUT_BITS]}  # all that the module logs
 _SAMPLES_PER_CLASS = 8
+_ROWS_WHILE_TRAINING, _ROWS_AT_THE_END = 10, 100  # classes
+_AT_ONCE = 64
+Versions = Annotated[int, Range(0, 1000)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ARSettings(RunSettings):
-    """An AR run. The learning rate warms up linearly over 5 % of the steps, then falls linearly to
-    10 % of its peak.
+    """An AR run.
 
     Attributes:
         bits: Bits of each sub-token; they sum to the tokenizer's code bits.
         weight_decay: Of AdamW, on every weight but those of the norms.
         dropout: On the input embedding and both residual branches.
         class_dropout: Share of images trained under the unconditional class.
-        versions: Training images are encoded this many times: as they are, then warped a little.
+        versions: Training images are encoded so many times before training begins, with other crops
+            each time, of which every step draws one; 0 encodes the images of each step anew.
         guidance: Default guidance scale per sub-token, kept in the checkpoint.
         tokenizer_sha256: Of the tokenizer file.
     """
@@ -74,7 +84,7 @@ class ARSettings(RunSettings):
     weight_decay: Share
     dropout: Share
     class_dropout: Share
-    versions: Number
+    versions: Versions
     guidance: tuple[float, ...]
     tokenizer_sha256: Text
 
@@ -103,61 +113,130 @@ class ARTraining(Trained):
     """What came of an AR run.
 
     Attributes:
-        chosen_epoch: The epoch that left the model, counted from 1.
+        chosen_step: The step that left the model, counted from 1.
         held_out_bits_per_token: Of the held-out images' tokens.
         training_bits_per_token: Of the training images', as they are.
         codebook_usage: Share of the codes that the training images use.
     """
 
     settings: ARSettings
-    chosen_epoch: int
+    chosen_step: int
     held_out_bits_per_token: float
     training_bits_per_token: float
     codebook_usage: float
 
 
-class ARModule(AveragedModule[Transformer]):
-    """The training step of the transformer; batches are (class (B), tokens (B, V, N, K)) with V
-    versions of each image, of which every step draws one."""
+class ARRecipe(Recipe):
+    """The transformer's step; batches are (tokens (B, N, K) or images (B, 3, H, W), classes (B)).
 
-    def __init__(self, settings: ARSettings, spec: TransformerSpec, steps: int) -> None:
-        net = Transformer(spec, settings.dropout)
-        super().__init__(net, settings.ema_decay, settings.seed)
-        self._settings, self._steps = settings, steps
+    Args:
+        settings: Of the run.
+        spec: Of tokenizer and transformer.
+        tokenizer: Trained; it is not trained further.
+        sharded: The weights are divided among processes, which cannot draw images with them.
+    """
 
-    def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
-        """Mean cross-entropy over sub-tokens, summed over the sub-tokens of a token."""
-        classes, versions = batch
-        drop = torch.rand(len(classes), device=classes.device) < self._settings.class_dropout
-        classes = torch.where(drop, self.net.spec.classes, classes)
-        chosen = torch.randint(versions.shape[1], (len(classes),), device=classes.device)
-        tokens = versions[torch.arange(len(classes), device=classes.device), chosen]
-        loss = token_nats(self.net(classes, tokens), tokens)
-        self.log(_TRAIN_BITS, loss / math.log(2), on_step=False, on_epoch=True, prog_bar=True)
-        return loss
+    columns = _SAMPLES_PER_CLASS
 
-    def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
-        """Held-out bits per token of the averaged model."""
-        classes, versions = batch
-        tokens = versions[:, 0]
-        bits = token_nats(self.averaged(classes, tokens), tokens) / math.log(2)
-        self.log(_HELD_OUT_BITS, bits, prog_bar=True)
+    def __init__(
+        self,
+        settings: ARSettings,
+        spec: ModelSpec,
+        tokenizer: Tokenizer,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        assert spec.transformer is not None
+        self.settings, self.spec, self.tokenizer = settings, spec, tokenizer
+        self.sharded = sharded
+        self.statistics = nn.Module()  # there are none
+        self.transformer = Phase(
+            "transformer",
+            Transformer(spec.transformer, settings.dropout),
+            self._losses,
+            self._optimizer,
+            ema_decay=settings.ema_decay,
+            clip=settings.clip,
+        )
+        self.phases = [self.transformer]
+        parts = range(1, len(settings.bits) + 1) if len(settings.bits) > 1 else ()
+        self._parts = [f"{_HELD_OUT_BITS}_{part}" for part in parts]
+        self.panels = {
+            "bits per token": [_TRAIN_BITS, _HELD_OUT_BITS],
+            **({"bits by sub-token": self._parts} if self._parts else {}),
+            "gradient norm": ["transformer_gradient_norm"],
+            "learning rate": ["learning_rate"],
+        }
 
-    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """AdamW with the official betas; no weight decay on norms."""
-        parameters = list(self.net.parameters())
+        parameters = list(network.parameters())
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(
-            groups,
-            self._settings.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=self._settings.weight_decay,
+        settings = self.settings
+        return torch.optim.AdamW(
+            groups, settings.learning_rate, (0.9, 0.95), weight_decay=settings.weight_decay
         )
-        schedule = warm_up_then_linear(optimizer, self._steps // 20, self._steps, 0.1)
-        return optimizer, schedule
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        if not inputs.is_floating_point():
+            return inputs
+        return tokens_of(self.tokenizer, inputs, self.spec.vocabularies)
+
+    def _losses(self, _step: int, batch: Batch) -> Losses:
+        """Mean cross-entropy over sub-tokens, summed over the sub-tokens of a token."""
+        inputs, classes = batch
+        tokens = self._tokens(inputs)
+        drop = torch.rand(len(classes), device=classes.device) < self.settings.class_dropout
+        assert self.spec.transformer is not None
+        classes = torch.where(drop, self.spec.transformer.classes, classes)
+        loss = token_nats(self.transformer.forward(classes, tokens), tokens)
+        return {_TRAIN_BITS: loss.detach() / math.log(2), "loss": loss}
+
+    def measure(self, batch: Batch) -> Losses:
+        """Bits per token of the averaged model, by sub-token too: (B) each."""
+        inputs, classes = batch
+        tokens = self._tokens(inputs)
+        parts = bits_of_images(self.transformer.averaged, classes, tokens)
+        by_part = dict(zip(self._parts, parts, strict=False))
+        return {_HELD_OUT_BITS: torch.stack(parts).sum(0), **by_part}
+
+    def samples(self, held_out: Batch) -> npt.NDArray[np.float32] | None:
+        """A row of images of each of the first classes, drawn with the averaged model."""
+        if self.sharded:
+            return None
+        tokenizer = copy.deepcopy(self.tokenizer).cpu().float()
+        transformer = copy.deepcopy(self.transformer.averaged).cpu().float()
+        return drawn(
+            TorchModel(self.spec, tokenizer, transformer),
+            self.settings.guidance,
+            _ROWS_WHILE_TRAINING,
+        )
+
+
+def bits_of_images(transformer: Transformer, classes: Tensor, tokens: Tensor) -> list[Tensor]:
+    """Mean bits of each sub-token over the positions of each image: K tensors (B).
+
+    Args:
+        transformer: The model.
+        classes: (B) int64.
+        tokens: (B, N, K) int64.
+    """
+    return [
+        functional.cross_entropy(logits.movedim(-1, 1), tokens[..., k], reduction="none").mean(1)
+        / math.log(2)
+        for k, logits in enumerate(transformer(classes, tokens))
+    ]
+
+
+def drawn(model: TorchModel, guidance: Sequence[float], rows: int) -> npt.NDArray[np.float32]:
+    """Images (rows * 8, 3, H, W) float32 in [-1, 1]: a row for each of the first classes."""
+    with Engine(model.spec, TorchBackend(model)) as engine:
+        classes = range(min(rows, engine.transformer.classes))
+        parts = draw_images(engine, classes, _SAMPLES_PER_CLASS, Sampling(guidance=guidance))
+        return np.concatenate([part.images for part in parts])
 
 
 def train_ar(
@@ -166,8 +245,9 @@ def train_ar(
     folder: Path,
     *,
     resume: bool,
-    progress: bool,
-    tell: Callable[[str], None] = lambda text: None,
+    machine: Machine = Machine(),  # noqa: B008
+    begin: Begin = silent,
+    tell: Tell = lambda text: None,
 ) -> ARTraining:
     """Train to the end; the run folder then holds ar.pt, curves.png and samples.png.
 
@@ -175,9 +255,10 @@ def train_ar(
         settings: What to train and how.
         tokenizer_file: Of the tokenizer whose tokens it is trained on.
         folder: The run folder.
-        resume: Go on with the run in the folder; it may be given more epochs.
-        progress: Show a progress bar.
-        tell: Called with what more epochs change.
+        resume: Go on with the run in the folder; it may be given more epochs or steps.
+        machine: Where to train.
+        begin: Shows how far it is.
+        tell: Called with a line at each measurement, and with what resuming changes.
 
     Raises:
         CheckpointError: The tokenizer file cannot be used.
@@ -186,49 +267,59 @@ def train_ar(
             folder holds another run or is in use.
         FolderError: The folder cannot be written.
         M2KitError: Training diverged.
-        TrainingInterrupted: The user pressed Ctrl-C.
+        TrainingInterrupted: The user or the system stopped it.
     """
     check_run_folder(folder, CHECKPOINT_FILE)
     tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
     data = dataset_named(settings.data)
-    grid = data.latent_grid(tokenizer.spec.tokenizer)
-    transformer_spec = settings.spec(grid, data.classes)
+    collection = data.load()
+    train, held_out = examples(settings, collection)
+    grid = latent_grid(train.cut.size[0], tokenizer.spec.tokenizer)
+    transformer_spec = settings.spec(grid, len(collection.classes))
     spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
-    train, held_out = data.load()
-    check_batch(settings.batch, len(train.labels))
-    with open_run(folder, settings, resume, tell) as (settings, resume_from):
-        generator = torch.Generator().manual_seed(settings.seed)
-        varied = (data.vary(train.images, generator) for _ in range(settings.versions - 1))
-        train_tokens = _tokens(tokenizer, itertools.chain([train.images], varied), spec)
-        held_out_tokens = _tokens(tokenizer, [held_out.images], spec)
+    check_batch(settings.batch, len(train))
+    fabric = machine.fabric()
+    machine.division(settings.batch, fabric)
+    first = fabric.is_global_zero
+    with open_run(folder, settings, resume, tell, first=first) as (settings, resume_from):
+        fabric.launch()
+        own = tokenizer.tokenizer.to(fabric.device)
+        held_out_tokens = encoded(own, spec.vocabularies, held_out, 1, begin)
+        train_examples: Crops | TokenExamples = train
+        if settings.versions:
+            train_examples = encoded(own, spec.vocabularies, train, settings.versions, begin)
         torch.manual_seed(settings.seed)
-        batches = shuffled(train.labels, train_tokens, batch=settings.batch, seed=settings.seed)
-        steps = settings.epochs_of_schedule * len(batches)
-        module = ARModule(settings, transformer_spec, steps)
-        fit(
-            module,
-            batches,
-            in_order(held_out.labels, held_out_tokens),
-            epochs=settings.epochs,
-            folder=folder,
-            resume_from=resume_from,
-            panels=_PANELS,
+        recipe = ARRecipe(settings, spec, own, sharded=machine.strategy == "sharded")
+        run = Run(
+            recipe,
+            settings,
+            machine,
+            fabric,
+            folder,
+            train_examples,
+            held_out_tokens,
             choose_by=_HELD_OUT_BITS,
-            progress=progress,
+            begin=begin,
+            tell=tell,
         )
-        epoch, tensors = read_best(folder / BEST_FILE, module)
-        module.load_state_dict(tensors)
-        transformer = module.averaged.eval()
-        plain = train_tokens[:, :1]  # the images as they are
+        run.fit(resume_from)
+        best = read_best(folder / BEST_FILE, run.best_like())
+        if not first:
+            raise SystemExit(0)  # the first process writes what all have made
+        transformer = Transformer(transformer_spec, 0.0)
+        transformer.load_state_dict(best["weights"]["transformer"]["average"])
+        transformer.eval()
+        own = own.cpu()
+        plain = encoded(own, spec.vocabularies, Crops(train.pictures, held_out.cut), 1, begin)
         training = ARTraining(
             data=data.title,
-            chosen_epoch=epoch + 1,
-            held_out_bits_per_token=_bits(transformer, held_out.labels, held_out_tokens),
-            training_bits_per_token=_bits(transformer, train.labels, plain),
-            codebook_usage=codebook_usage(plain.numpy(), spec.vocabularies),
+            chosen_step=best["best"]["step"],
+            held_out_bits_per_token=_bits(transformer, held_out_tokens),
+            training_bits_per_token=_bits(transformer, plain),
+            codebook_usage=codebook_usage(plain.tokens.numpy(), spec.vocabularies),
             settings=settings,
         )
-        model = TorchModel(spec, tokenizer.tokenizer, transformer)
+        model = TorchModel(spec, own, transformer)
         _write_results(folder, model, training.to_json())
     return training
 
@@ -238,11 +329,8 @@ def _write_results(folder: Path, model: TorchModel, training: JsonObject) -> Non
     sampling = {"guidance": training["guidance"]}
     notes = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
     write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
-    with Engine(model.spec, TorchBackend(model)) as engine:
-        classes = range(engine.transformer.classes)
-        drawn = draw_images(engine, classes, _SAMPLES_PER_CLASS, Sampling(**sampling))
-        images = np.concatenate([part.images for part in drawn])
-    write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS, scale=2)
+    images = drawn(model, training["guidance"], _ROWS_AT_THE_END)
+    write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS)
 
 
 def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
@@ -255,16 +343,9 @@ def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
 
 
 @torch.no_grad()
-def _tokens(model: TorchModel, versions: Iterable[Tensor], spec: ModelSpec) -> Tensor:
-    """(n, V, N, K) tokens of V versions of n images."""
-    tokens = []
-    for images in versions:
-        codes = torch.cat([model.tokenizer.codes(part) for part in torch.split(images, 256)])
-        tokens.append(model.tokenizer.tokens(codes, spec.vocabularies).flatten(1, -2))
-    return torch.stack(tokens, dim=1)
-
-
-@torch.no_grad()
-def _bits(transformer: Transformer, labels: Tensor, tokens: Tensor) -> float:
-    nats = token_nats(transformer(labels, tokens[:, 0]), tokens[:, 0])
-    return round(float(nats) / math.log(2), 4)
+def _bits(transformer: Transformer, examples: TokenExamples) -> float:
+    """Mean over images and positions."""
+    total = 0.0
+    for tokens, labels in examples.in_order(_AT_ONCE):
+        total += float(torch.stack(bits_of_images(transformer, labels, tokens)).sum())
+    return round(total / len(examples), 4)

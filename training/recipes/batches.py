@@ -1,60 +1,124 @@
-"""The order in which a run sees its examples."""
+"""The order in which a run sees its examples: a function of the seed and the step alone, so that a
+run can go on anywhere and as many processes as there are see the same batches.
+
+Examples form one endless row: each epoch's permutation after the other. A step takes the next
+`batch` of them, whichever epochs they are of; so every example is seen once an epoch, and all
+batches are of one size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import Sampler
 
 from m2kit.errors import InputError
 
 
-class EpochShuffle(Sampler[int]):
-    """A permutation that depends on (seed, epoch) alone; Lightning calls set_epoch."""
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a batch is divided.
 
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed, self._epoch = size, seed, 0
+    Attributes:
+        batch: Examples of a step, over all processes.
+        parts: Parts that a process computes one after the other, before it takes the step.
+        rank: Of this process.
+        processes: How many there are.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch."""
-        self._epoch = epoch
+    batch: int
+    parts: int = 1
+    rank: int = 0
+    processes: int = 1
 
-    def __iter__(self) -> Iterator[int]:
-        """The indices of the epoch, in order."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        return iter(torch.randperm(self._size, generator=generator).tolist())
+    def __post_init__(self) -> None:
+        """Refuse a batch that cannot be divided."""
+        if self.batch % (self.processes * self.parts):
+            raise InputError(
+                f"a batch of {self.batch} cannot be divided among {self.processes} processes of "
+                f"{self.parts} parts each; choose a multiple of {self.processes * self.parts}",
+                option="--batch, --accumulate, --devices",
+            )
+
+    @property
+    def size(self) -> int:
+        """Examples of a part."""
+        return self.batch // (self.processes * self.parts)
+
+
+class TrainingBatches(Sampler[list[int]]):
+    """Item numbers (epoch * examples + index) of this process's parts, from a step to the end.
+
+    Args:
+        examples: How many an epoch has.
+        division: How batches are divided.
+        steps: The first step, counted from 0, and the one after the last.
+        seed: Of the order.
+    """
+
+    def __init__(self, examples: int, division: Division, steps: range, seed: int) -> None:
+        self._examples, self._division, self._steps, self._seed = examples, division, steps, seed
 
     def __len__(self) -> int:
-        """Number of indices."""
-        return self._size
+        """How many parts there are."""
+        return len(self._steps) * self._division.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The parts of each step."""
+        of, epoch, order = self._division, -1, torch.empty(0)
+        for step in self._steps:
+            for part in range(of.parts):
+                start = step * of.batch + (part * of.processes + of.rank) * of.size
+                numbers = []
+                for place in range(start, start + of.size):
+                    if place // self._examples != epoch:
+                        epoch = place // self._examples
+                        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+                        order = torch.randperm(self._examples, generator=generator)
+                    numbers.append(epoch * self._examples + int(order[place % self._examples]))
+                yield numbers
 
 
-def shuffled(*tensors: Tensor, batch: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
-    """Training batches; the last, smaller one is left out.
+class HeldOutBatches(Sampler[list[int]]):
+    """Indices in order, divided among processes so that each has as many batches as the others:
+    the last ones begin again at 0, which `counted` tells.
+
+    Args:
+        examples: How many there are.
+        division: How they are divided.
+    """
+
+    def __init__(self, examples: int, division: Division) -> None:
+        self._examples, self._division = examples, division
+
+    def __len__(self) -> int:
+        """How many batches a process has."""
+        return -(-self._examples // (self._division.size * self._division.processes))
+
+    def _start(self, index: int) -> int:
+        return (index * self._division.processes + self._division.rank) * self._division.size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches."""
+        for index in range(len(self)):
+            start = self._start(index)
+            yield [place % self._examples for place in range(start, start + self._division.size)]
+
+    def counted(self, index: int) -> int:
+        """How many examples of a batch, its first ones, no other batch has."""
+        return max(0, min(self._division.size, self._examples - self._start(index)))
+
+
+def check_batch(batch: int, pictures: int) -> None:
+    """Refuse a batch of more than an epoch.
 
     Raises:
-        InputError: There are fewer examples than one batch.
+        InputError: There are fewer pictures than one batch.
     """
-    data = TensorDataset(*tensors)
-    check_batch(batch, len(data))
-    return DataLoader(data, batch, sampler=EpochShuffle(len(data), seed), drop_last=True)
-
-
-def check_batch(batch: int, images: int) -> None:
-    """Refuse a batch that would leave no step in an epoch.
-
-    Raises:
-        InputError: There are fewer images than one batch.
-    """
-    if batch > images:
+    if batch > pictures:
         raise InputError(
-            f"a batch of {batch} is more than the {images} training images; lower it",
+            f"a batch of {batch} is more than the {pictures} training images; lower it",
             option="--batch",
         )
-
-
-def in_order(*tensors: Tensor, batch: int = 512) -> DataLoader[tuple[Tensor, ...]]:
-    """Held-out batches."""
-    return DataLoader(TensorDataset(*tensors), batch)

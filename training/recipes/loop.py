@@ -1,117 +1,377 @@
-"""The training loop that all recipes share.
+"""The training loop that all recipes share, on Lightning Fabric.
 
-Every epoch draws its randomness from (seed, epoch), so a resumed run ends with the weights of an
-uninterrupted one.
+A step's examples, dropout and crops depend on the seed and the step alone, so a run that was
+stopped anywhere goes on as if it had not been.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from torch.utils.data import DataLoader
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, default_collate
 
 from m2kit.errors import M2KitError, TrainingInterrupted
-from m2kit.training.recipes.averaged_module import AveragedModule, Diverged, Net
-from m2kit.training.recipes.metrics import MetricsLog, Panels, plot_curves
-from m2kit.training.recipes.run_folder import BEST_FILE, CURVES_FILE, METRICS_FILE, RESUME_FILE
-from m2kit.training.recipes.saved_state import (
-    WholeFiles,
-    check_resume,
-    not_of_this_run,
-    read_best,
+from m2kit.progress import Begin, silent
+from m2kit.runtime.images import uint8_from_images
+from m2kit.runtime.saving import write_grid
+from m2kit.training.checkpoints.writing import save_whole
+from m2kit.training.datasets.crops import READ
+from m2kit.training.recipes.batches import HeldOutBatches, TrainingBatches
+from m2kit.training.recipes.machine import Machine, place
+from m2kit.training.recipes.metrics import MetricsLog, measures, plot_curves
+from m2kit.training.recipes.phase import Batch, Phase, Recipe
+from m2kit.training.recipes.run_folder import (
+    BEST_FILE,
+    CURVES_FILE,
+    METRICS_FILE,
+    RESUME_FILE,
+    SAMPLES_FILE,
 )
+from m2kit.training.recipes.saved_state import (
+    read_best,
+    read_resume,
+    restore,
+    state_of,
+    weights_of,
+)
+from m2kit.training.recipes.schedule import learning_rate
+from m2kit.training.recipes.settings import RunSettings
+
+Tell = Callable[[str], None]
+_NAMED = 10  # pictures that could not be read, of those that are told at the end
 
 
-def fit(
-    module: AveragedModule[Net],
-    train: DataLoader[Any],
-    held_out: DataLoader[Any],
-    *,
-    epochs: int,
-    folder: Path,
-    resume_from: Path | None,
-    panels: Panels,
-    choose_by: str | None,
-    progress: bool,
-) -> None:
-    """Train to the end; metrics.csv, resume.ckpt, best.ckpt and curves.png appear in `folder`.
+@dataclass(slots=True)
+class _Counts:
+    """Sums over the steps since the last row; they are saved with the run."""
 
-    Args:
-        module: What to train.
-        train: Training batches.
-        held_out: Held-out batches, run after every epoch.
-        epochs: Epochs in all, those before a resume included.
+    names: list[str]
+    sums: Tensor
+    steps: int = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        row = [values.get(name, 0.0) for name in self.names]  # 0 where a phase has not begun
+        self.sums += torch.tensor(row, dtype=torch.float64)
+        self.steps += 1
+
+    def take(self, fabric: Fabric) -> dict[str, float]:
+        """Means over steps and processes, and begin anew."""
+        means = over_processes(fabric, self.sums / self.steps) / fabric.world_size
+        self.sums, self.steps = torch.zeros_like(self.sums), 0
+        return dict(zip(self.names, means.tolist(), strict=True))
+
+
+@dataclass(slots=True)
+class Run:
+    """A run in its folder.
+
+    Attributes:
+        recipe: What it trains.
+        settings: How.
+        machine: Where.
+        fabric: Launched.
         folder: The run folder.
-        resume_from: A resume.ckpt, or None.
-        panels: All that the module logs, by the panels of curves.png.
+        train: Training examples: a tuple of tensors each, the last one READ or the index of an
+            unread picture.
+        held_out: Held-out examples, alike.
         choose_by: The measure whose smallest value chooses best.ckpt, or None.
-        progress: Show a progress bar.
-
-    Raises:
-        InputError: A file of the run to go on with is damaged or of another run.
-        M2KitError: Training diverged.
-        TrainingInterrupted: The user pressed Ctrl-C.
+        begin: Shows how far it is.
+        tell: Called with a line at each measurement.
     """
-    if resume_from is not None and choose_by:
-        read_best(folder / BEST_FILE, module)
-    log = MetricsLog(folder / METRICS_FILE, panels)
-    callbacks: list[Callback] = [log]
-    if choose_by:  # before the resume file, which records what was best so far
-        callbacks.append(_saver(folder / BEST_FILE, choose_by))
-    callbacks.append(_saver(folder / RESUME_FILE, None))
-    if progress:
-        callbacks.append(RichProgressBar())
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        trainer = lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            callbacks=callbacks,
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
-            plugins=[WholeFiles()],
-        )
-        if resume_from is not None:
-            check_resume(resume_from, module, trainer)
+
+    recipe: Recipe
+    settings: RunSettings
+    machine: Machine
+    fabric: Fabric
+    folder: Path
+    train: Any
+    held_out: Any
+    choose_by: str | None = None
+    begin: Begin = silent
+    tell: Tell = lambda text: None
+    _best: dict[str, Any] = field(default_factory=lambda: {"step": 0, "value": 0.0})
+    _unread: set[str] = field(default_factory=set)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.settings.in_steps(self.settings.length, len(self.train))
+
+    def fit(self, resume_from: Path | None) -> None:
+        """Train to the end; metrics.csv, resume.ckpt, best.ckpt, samples.png and curves.png appear.
+
+        Args:
+            resume_from: A resume.ckpt, or None.
+
+        Raises:
+            InputError: A file of the run to go on with is damaged or of another run.
+            M2KitError: Training diverged.
+            TrainingInterrupted: The user or the system stopped it; resume.ckpt holds it.
+        """
+        for phase in self.recipe.phases:
+            place(self.fabric, phase, compiled=self.machine.compile)
+        self.recipe.statistics.to(self.fabric.device)
+        panels = self.recipe.panels
+        held_out = self._held_out_names()
+        names = [name for name in measures(panels) if name not in held_out]
+        counts = _Counts(names, torch.zeros(len(names), dtype=torch.float64))
+        done = self._restore(resume_from, counts) if resume_from else 0
+        first = self.fabric.is_global_zero
+        log = MetricsLog(self.folder / METRICS_FILE, panels, done) if first else None
         try:
-            trainer.fit(module, train, held_out, ckpt_path=resume_from, weights_only=True)
-        except Diverged as error:
-            done = module.current_epoch
-            before = f"{folder / RESUME_FILE} is as it was after epoch {done}"
-            kept = before if done else "no epoch was finished"
-            raise M2KitError(
-                f"{error}; {kept}; start again with a lower learning rate in another folder",
-                option="--learning-rate, -o",
-            ) from error
-        except SystemExit as error:  # how Lightning ends a run on Ctrl-C
-            if not trainer.interrupted:
-                raise
-            raise TrainingInterrupted(
-                f"interrupted; {folder} holds the run: add --resume to go on with it"
-            ) from error
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if resume_from is None or log.started:
-                raise
-            raise not_of_this_run(resume_from, f"Lightning refuses it: {error!r:.200}") from error
-    plot_curves(folder / METRICS_FILE, folder / CURVES_FILE, panels)
+            with _heeding_signals() as stop:
+                self._steps_from(done, counts, log, stop)
+        finally:
+            if log is not None:
+                log.close()
+        if first:
+            plot_curves(self.folder / METRICS_FILE, self.folder / CURVES_FILE, panels)
+        self._tell_unread()
+
+    def _held_out_names(self) -> set[str]:
+        return {name for name in measures(self.recipe.panels) if name.startswith("held_out_")}
+
+    def _steps_from(
+        self, done: int, counts: _Counts, log: MetricsLog | None, stop: dict[str, str]
+    ) -> None:
+        division = self.machine.division(self.settings.batch, self.fabric)
+        batches = TrainingBatches(
+            len(self.train), division, range(done, self.steps), self.settings.seed
+        )
+        loader = iter(self._loader(self.train, batches))
+        validate_every = self.settings.validate_every or max(
+            1, round(len(self.train) / self.settings.batch)
+        )
+        save_every = self.machine.save_every or validate_every
+        advance = self.begin("training", self.steps)
+        advance(done)
+        for step in range(done, self.steps):
+            torch.manual_seed((self.settings.seed * 1_000_003 + step) * 8191 + division.rank)
+            parts = [self._here(next(loader), self.train) for _ in range(division.parts)]
+            counts.add(self._step(step, parts))
+            done, advanced = step + 1, step + 1 == self.steps
+            validates = advanced or done % validate_every == 0
+            if validates or done % self.settings.log_every == 0:
+                row = counts.take(self.fabric)
+                if validates:
+                    row |= self._measure()
+                self._require_finite(step, row, {})
+                self._log(log, done, row, validates=validates)
+            stopped = self._any(bool(stop))
+            if validates or stopped or done % save_every == 0:
+                self._save(done, counts)
+            if stopped and not advanced:
+                raise TrainingInterrupted(
+                    f"interrupted after step {done} of {self.steps}; {self.folder} holds the run: "
+                    "resume it to go on with it",
+                    option="--resume",
+                )
+            advance(1)
+
+    def _step(self, step: int, parts: list[Batch]) -> dict[str, float]:
+        """Take a step of every phase; what it logs, means over the parts.
+
+        Raises:
+            M2KitError: A loss, or the gradients' norm, is no number.
+        """
+        rate = learning_rate(self.settings, step, len(self.train))
+        values: dict[str, float] = {"learning_rate": rate}
+        norms: dict[str, float] = {}
+        phases = [phase for phase in self.recipe.phases if step >= phase.begins]
+        for phase in phases:
+            phase.network.train()
+            for index, part in enumerate(parts):
+                last = index == len(parts) - 1
+                with self.fabric.no_backward_sync(phase.forward, enabled=not last):
+                    losses = phase.losses(step, part)
+                    self.fabric.backward(losses.pop("loss") / len(parts))
+                for name, value in losses.items():
+                    values[name] = values.get(name, 0.0) + value.item() / len(parts)
+            norms[phase.name] = self._clip(phase)
+            self._require_finite(step, values, norms)
+            for group in phase.optimizer.param_groups:
+                group["lr"] = rate
+            phase.optimizer.step()
+            phase.optimizer.zero_grad()
+        for phase in phases:
+            phase.ema.update_parameters(phase.network)
+        return values | {f"{name}_gradient_norm": norm for name, norm in norms.items()}
+
+    def _clip(self, phase: Phase[Any]) -> float:
+        """Clip the gradients, which all processes share, and give their norm before."""
+        norm = self.fabric.clip_gradients(
+            phase.forward,
+            phase.optimizer,
+            max_norm=phase.clip or math.inf,
+            error_if_nonfinite=False,
+        )
+        assert norm is not None
+        whole: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return whole.item()
+
+    def _require_finite(
+        self, step: int, values: Mapping[str, float], norms: Mapping[str, float]
+    ) -> None:
+        scaled = self.machine.precision == "fp16"  # the scaler leaves out a step that overflows
+        odd = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if not odd and (scaled or all(math.isfinite(norm) for norm in norms.values())):
+            return
+        shown = ", ".join(f"{name} {norm:.4g}" for name, norm in norms.items())
+        gradients = f"; norms of the gradients: {shown}" if shown else ""
+        resume = self.folder / RESUME_FILE
+        kept = f"{resume} is as it was before" if resume.exists() else "nothing was saved yet"
+        raise M2KitError(
+            f"training diverged in step {step + 1}: {', '.join(odd) or 'all losses are numbers'}"
+            f"{gradients}; {kept}; start again with a lower learning rate in another folder",
+            option="--learning-rate, -o",
+        )
+
+    @torch.no_grad()
+    def _measure(self) -> dict[str, float]:
+        """Means over all held-out examples."""
+        division = self.machine.division(self.settings.batch, self.fabric)
+        batches = HeldOutBatches(len(self.held_out), division)
+        names = sorted(self._held_out_names())
+        sums = torch.zeros(len(names), dtype=torch.float64)
+        for phase in self.recipe.phases:
+            phase.averaged.eval()
+        for index, batch in enumerate(self._loader(self.held_out, batches)):
+            counted = batches.counted(index)
+            found = self.recipe.measure(self._here(batch, self.held_out))
+            sums += torch.stack([found[n][:counted].double().sum().cpu() for n in names])
+        sums = over_processes(self.fabric, sums)
+        return dict(zip(names, (sums / len(self.held_out)).tolist(), strict=True))
+
+    def _log(
+        self, log: MetricsLog | None, done: int, row: dict[str, float], *, validates: bool
+    ) -> None:
+        epoch = done * self.settings.batch / len(self.train)
+        value = row.get(self.choose_by or "")
+        if value is not None and not (self._best["step"] and value >= self._best["value"]):
+            self._best = {"step": done, "value": value}
+            weights = {phase.name: weights_of(phase) for phase in self.recipe.phases}
+            if log is not None:
+                save_whole({"best": self._best, "weights": weights}, self.folder / BEST_FILE)
+        if log is not None:
+            log.add(done, epoch, row)
+        if validates:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+            self.tell(f"step {done} of {self.steps}, epoch {epoch:.1f}: {shown}")
+            self._draw(log, done)
+
+    @torch.no_grad()
+    def _draw(self, log: MetricsLog | None, done: int) -> None:
+        """samples.png, of the first held-out examples."""
+        items = [self.held_out[index % len(self.held_out)] for index in range(self.recipe.columns)]
+        batch = self._here(default_collate(items), self.held_out)
+        images = self.recipe.samples(batch)
+        if log is not None and images is not None:
+            write_grid(self.folder / SAMPLES_FILE, images, columns=self.recipe.columns)
+            log.add_images("samples", uint8_from_images(images), done)
+
+    def _here(self, batch: Any, data: Any) -> Batch:
+        """A batch on this process's device; notes the pictures that could not be read."""
+        *tensors, replaced = batch
+        for index in replaced[replaced != READ].tolist():
+            self._unread.add(data.pictures.groups[index])
+        kind = next(self.recipe.phases[0].network.parameters()).dtype
+        return [
+            t.to(self.fabric.device, dtype=kind if t.is_floating_point() else None) for t in tensors
+        ]
+
+    def _loader(self, data: Any, batches: Any) -> DataLoader[Any]:
+        return DataLoader(data, batch_sampler=batches, num_workers=self.machine.workers)
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        return bool(over_processes(self.fabric, torch.tensor(float(here))) > 0)
+
+    def _state(self, done: int, counts: _Counts) -> dict[str, Any]:
+        return {
+            "step": done,
+            "recipe": state_of(self.recipe),
+            "best": dict(self._best),
+            "sums": counts.sums,
+            "summed": counts.steps,
+        }
+
+    def _save(self, done: int, counts: _Counts) -> None:
+        state = self._state(done, counts)
+        if self.fabric.is_global_zero:
+            save_whole(state, self.folder / RESUME_FILE)
+        self.fabric.barrier()
+
+    def _restore(self, path: Path, counts: _Counts) -> int:
+        """Take over the state of a run; the steps that it had done."""
+        expected = self._state(0, counts)
+        found = read_resume(path, expected, self.steps)
+        restore(self.recipe, found["recipe"], found["step"])
+        counts.sums, counts.steps = found["sums"].clone(), found["summed"]
+        self._best = found["best"]
+        if self.choose_by and self._best["step"]:
+            read_best(self.folder / BEST_FILE, self.best_like())
+        return int(found["step"])
+
+    def best_like(self) -> dict[str, Any]:
+        """What a best.ckpt is like."""
+        weights = {phase.name: weights_of(phase) for phase in self.recipe.phases}
+        return {"best": {"step": 0, "value": 0.0}, "weights": weights}
+
+    def _tell_unread(self) -> None:
+        """Name the pictures that could not be read."""
+        gathered: list[Any] = [self._unread]
+        if self.fabric.world_size > 1:
+            gathered *= self.fabric.world_size
+            torch.distributed.all_gather_object(gathered, self._unread)
+        unread = sorted(set().union(*gathered))
+        if unread:
+            more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+            self.tell(
+                f"{len(unread)} pictures could not be read, and the next ones stood in for them: "
+                + ", ".join(unread[:_NAMED])
+                + more
+            )
 
 
-def _saver(path: Path, choose_by: str | None) -> ModelCheckpoint:
-    """Saves the last epoch's whole state, or the weights of the best by a measure."""
-    return ModelCheckpoint(
-        path.parent,
-        path.stem,
-        monitor=choose_by,
-        save_weights_only=choose_by is not None,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+def over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+    """The sum of a value over all processes of a run."""
+    if fabric.world_size == 1:
+        return value
+    summed = fabric.all_reduce(value.to(fabric.device), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed.cpu()
+
+
+@contextlib.contextmanager
+def _heeding_signals() -> Iterator[dict[str, str]]:
+    """Notes the first SIGINT or SIGTERM, so that a step can end and be saved; a second one does
+    what it did before."""
+    noted: dict[str, str] = {}
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def heed(number: int, _: Any) -> None:
+        noted["signal"] = signal.Signals(number).name
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, heed)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""The folder of a run: settings.json, metrics.csv, resume.ckpt (Lightning's, after every epoch),
-best.ckpt where a model is chosen by a held-out measure, and at the end the checkpoint in the
-official layout, curves.png and samples.png.
+"""The folder of a run: settings.json, metrics.csv, tensorboard/, resume.ckpt, best.ckpt where a
+model is chosen by a held-out measure, samples.png; and at the end the checkpoint in the official
+layout and curves.png.
 """
 
 from __future__ import annotations
@@ -47,32 +47,33 @@ class Trained:
         return {**values, **settings}
 
 
-def check_run_folder(folder: Path, checkpoint_file: str) -> None:
+def check_run_folder(folder: Path, *checkpoint_files: str) -> None:
     """Refuse a run folder that cannot be written, before any work is spent on it.
 
     Args:
         folder: The folder.
-        checkpoint_file: Name of the file that the run leaves in the official layout.
+        checkpoint_files: Names of the files that the run leaves in the official layout.
 
     Raises:
         FolderError: It is no folder, or what stands in the place of one of its files is no file.
     """
     check_output_folder(folder)
-    for name in (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, SAMPLES_FILE, checkpoint_file):
+    for name in (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, SAMPLES_FILE, *checkpoint_files):
         check_output_file(folder / name)
 
 
 @contextlib.contextmanager
 def open_run(
-    folder: Path, settings: Settings, resume: bool, tell: Callable[[str], None]
+    folder: Path, settings: Settings, resume: bool, tell: Callable[[str], None], *, first: bool
 ) -> Iterator[tuple[Settings, Path | None]]:
-    """Holds a run folder, so that no other process trains in it.
+    """Holds a run folder, so that no other run trains in it.
 
     Args:
         folder: The folder.
         settings: What was asked for.
-        resume: Go on with the run that the folder holds; it may be given more epochs.
-        tell: Called with what more epochs change.
+        resume: Go on with the run that the folder holds; it may be given more epochs or steps.
+        tell: Called with what more of them change.
+        first: This is the run's first process, which holds the folder for all of them.
 
     Yields:
         The run's settings, and the file to resume from, if any.
@@ -92,24 +93,27 @@ def open_run(
         raise FolderError(
             f"cannot write {folder}: {error.strerror}; choose another folder", option="-o"
         ) from error
-    with held(folder) as free:
+    with held(folder) if first else contextlib.nullcontext(True) as free:
         if not free:
             raise InputError(
                 f"another process trains in {folder}; wait until it ends, or choose another folder",
                 option="-o",
             )
-        if stored.is_file():
+        if first and stored.is_file():
             if not resume:
                 raise InputError(
                     f"{folder} already holds a training run; resume it, or choose another folder",
                     option="--resume, -o",
                 )
             settings = _gone_on(stored, settings, tell)
-        with new_file(stored) as path:
-            path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
+        if first:
+            with new_file(stored) as path:
+                path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
+        else:
+            settings = read_record(type(settings), read_json(stored))
         checkpoint = folder / RESUME_FILE
         try:
-            yield settings, checkpoint if checkpoint.exists() else None
+            yield settings, checkpoint if resume and checkpoint.exists() else None
         except RuntimeError as error:
             if not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
@@ -129,14 +133,15 @@ def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Set
             f"{stored} holds no settings of such a run ({error}); choose another folder",
             option="-o",
         ) from error
-    planned, more = found.epochs_of_schedule, wanted.epochs > found.epochs
-    if wanted.schedule_epochs is None and planned != wanted.epochs:
-        wanted = replace(wanted, schedule_epochs=planned)
+    planned, more = found.planned_length, wanted.length > found.length
+    if wanted.schedule_length is None and planned != wanted.length:
+        wanted = replace(wanted, schedule_length=planned)
     own, asked = (
-        {**to_json(settings), "schedule_epochs": settings.epochs_of_schedule}
+        {**to_json(settings), "schedule_length": settings.planned_length}
         for settings in (found, wanted)
     )
-    changed = {name for name in asked if own[name] != asked[name]} - ({"epochs"} if more else set())
+    grown = {"steps" if wanted.steps else "epochs"} if more else set()
+    changed = {name for name in asked if own[name] != asked[name]} - grown
     if changed:
         raise InputError(
             f"{stored.parent} was started with other settings: "
@@ -145,8 +150,9 @@ def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Set
             option="-o",
         )
     if more:
+        unit = "step" if wanted.steps else "epoch"
         tell(
-            f"going on to {wanted.epochs} epochs in place of {found.epochs}: the learning rate "
-            f"reaches its lowest in epoch {planned}, as planned, and stays there"
+            f"going on to {wanted.length} {unit}s in place of {found.length}: the learning rate "
+            f"reaches its lowest in {unit} {planned}, as planned, and stays there"
         )
     return wanted

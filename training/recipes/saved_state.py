@@ -1,8 +1,8 @@
-"""resume.ckpt and best.ckpt: written whole, and compared with the run before Lightning reads them.
+"""resume.ckpt and best.ckpt: written whole, and compared with the run before anything is taken.
 
-Lightning and torch take what a file says on trust: a file of another run, or a forged one, would
-fail somewhere in their depths, or train something else. So everything they restore is held against
-the like of it in the run that is to go on.
+torch takes what a file says on trust: a file of another run, or a forged one, would fail somewhere
+in its depths, or train something else. So all that is restored is held against the like of it in
+the run that is to go on.
 """
 
 from __future__ import annotations
@@ -12,80 +12,126 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from m2kit.errors import CheckpointError, InputError
 from m2kit.training.checkpoints.file import read_torch_file
-from m2kit.training.checkpoints.writing import save_whole
-from m2kit.training.recipes.averaged_module import AveragedModule, Net
+from m2kit.training.recipes.phase import Phase, Recipe
 
 _SHOWN = 80  # characters of a value or a path that are shown
 _MOST = 2**53  # of a count
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Saves a checkpoint whole or not at all: a full disk leaves the last epoch's file intact."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        """Save beside `path`, then rename."""
-        save_whole(checkpoint, Path(path))
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class Unlike(Exception):
     """A value that is not like the expected one; the message says where."""
 
 
-def read_best(path: Path, module: AveragedModule[Net]) -> tuple[int, dict[str, Tensor]]:
-    """The epoch that left a best.ckpt, counted from 0, and the module's state in it.
+def weights_of(phase: Phase[Any]) -> dict[str, Any]:
+    """A phase's network and average, whole, whatever processes hold: {"network", "average"}.
 
-    Raises:
-        InputError: It is missing or damaged, or of another module.
+    Every process must call it; where weights are sharded, only the first one gets them.
     """
-    content = _read(path)
-    try:
-        _require_part(content, {"epoch": 0, "state_dict": module.state_dict()})
-    except Unlike as error:
-        raise not_of_this_run(path, error) from error
-    return content["epoch"], dict(content["state_dict"])
+    return {
+        "network": get_model_state_dict(phase.network, options=_WHOLE),
+        "average": get_model_state_dict(phase.averaged, options=_WHOLE),
+    }
 
 
-def check_resume(path: Path, module: AveragedModule[Net], trainer: lightning.Trainer) -> None:
-    """Refuse a resume.ckpt that does not fit a run.
+def state_of(recipe: Recipe) -> dict[str, Any]:
+    """All that a recipe's phases and statistics hold, as `weights_of` does."""
+    state: dict[str, Any] = {"statistics": recipe.statistics.state_dict()}
+    for phase in recipe.phases:
+        state[phase.name] = {
+            **weights_of(phase),
+            "optimizer": _optimizer_state(phase),
+        }
+    return state
 
-    Args:
-        path: The file.
-        module: What the run trains.
-        trainer: The trainer that is to go on, before it has begun.
+
+def _optimizer_state(phase: Phase[Any]) -> dict[str, Any]:
+    optimizer = _plain(phase)
+    if not optimizer.state:  # torch makes it by a step of nothing, which must not count as one
+        get_optimizer_state_dict(phase.network, optimizer, options=_WHOLE)
+        for values in optimizer.state.values():
+            for value in values.values():
+                value.zero_()
+    state: dict[str, Any] = get_optimizer_state_dict(phase.network, optimizer, options=_WHOLE)
+    return state
+
+
+def restore(recipe: Recipe, state: Mapping[str, Any], step: int) -> None:
+    """Take what `state_of` gave after so many steps."""
+    recipe.statistics.load_state_dict(state["statistics"])
+    for phase in recipe.phases:
+        found = state[phase.name]
+        set_model_state_dict(phase.network, found["network"], options=_WHOLE)
+        set_model_state_dict(phase.averaged, found["average"], options=_WHOLE)
+        groups = _plain(phase).param_groups
+        options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        own = {
+            name: {key: value.clone() for key, value in values.items()}  # no views, of each other
+            for name, values in found["optimizer"]["state"].items()
+        }
+        optimizer = {**found["optimizer"], "state": own}
+        set_optimizer_state_dict(phase.network, _plain(phase), optimizer, options=_WHOLE)
+        for group, option in zip(_plain(phase).param_groups, options, strict=True):
+            group.update(option)  # torch has made lists of tuples
+        phase.ema.n_averaged.fill_(step > phase.begins)  # its first step copies the network
+
+
+def _plain(phase: Phase[Any]) -> torch.optim.Optimizer:
+    plain: torch.optim.Optimizer = phase.optimizer.optimizer
+    return plain
+
+
+def read_best(path: Path, expected: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A best.ckpt, which must be like what the run would write itself.
 
     Raises:
         InputError: It is missing or damaged, or of another run.
     """
     content = _read(path)
-    optimizer, schedule = module.optimizer()
-    loops = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
-    expected = {
-        "epoch": 0,
-        "global_step": 0,
-        "pytorch-lightning_version": "",
-        "state_dict": module.state_dict(),
-        "loops": {name: getattr(trainer, name).state_dict() for name in loops},
-        "lr_schedulers": [schedule.state_dict()],
-        "optimizer_states": [dict],
-        "callbacks": {saver.state_key: dict for saver in trainer.checkpoint_callbacks},
-    }
     try:
-        _require_part(content, expected)
-        _check_progress(content["epoch"], content["loops"]["fit_loop"]["epoch_progress"], trainer)
-        _check_optimizer(content["optimizer_states"][0], optimizer)
-        for saver in trainer.checkpoint_callbacks:
-            _check_choice(content["callbacks"][saver.state_key], saver.state_dict())
+        _require_like(content, expected)
     except Unlike as error:
         raise not_of_this_run(path, error) from error
+    return content
+
+
+def read_resume(path: Path, expected: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
+    """A resume.ckpt that fits a run.
+
+    Args:
+        path: The file.
+        expected: What the run would write itself.
+        steps: Of the run; it cannot have done more.
+
+    Raises:
+        InputError: It is missing or damaged, or of another run.
+    """
+    content = _read(path)
+    try:
+        _require_like(content, expected)
+        if content["step"] > steps:
+            raise Unlike(f"step: expected {steps} at most, found {content['step']}")
+        for name, own in expected["recipe"].items():
+            if name != "statistics":
+                path_there = f"recipe.{name}.optimizer"
+                _require_optimizer(
+                    content["recipe"][name]["optimizer"], own["optimizer"], path_there
+                )
+    except Unlike as error:
+        raise not_of_this_run(path, error) from error
+    return content
 
 
 def not_of_this_run(path: Path, reason: object) -> InputError:
@@ -106,60 +152,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise not_of_this_run(path, f"expected a dict, found a {type(content).__name__}")
     return content
-
-
-def _check_progress(epoch: int, progress: dict[str, Any], trainer: lightning.Trainer) -> None:
-    """A run is saved at the end of an epoch, before that counts as completed."""
-    begun = epoch + 1
-    if trainer.max_epochs is not None and begun > trainer.max_epochs:
-        raise Unlike(f"epoch: expected {trainer.max_epochs - 1} at most, found {epoch}")
-    counts = {"ready": begun, "completed": epoch, "started": begun, "processed": begun}
-    for name in ("total", "current"):
-        _require_equal(progress[name], counts, f"loops.fit_loop.epoch_progress.{name}")
-
-
-def _check_optimizer(found: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """The same options but for the learning rate; each parameter's state of its own shape."""
-    path = "optimizer_states"
-    expected = optimizer.state_dict()
-    _require_like(found, expected | {"state": dict}, path)
-    for group, own in zip(found["param_groups"], expected["param_groups"], strict=True):
-        for name in [name for name in own if name != "lr"]:
-            _require_equal(group[name], own[name], f"{path}.param_groups.{name}")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = _kept_of_two_values(optimizer)
-    for index, state in found["state"].items():
-        if not isinstance(index, int) or not 0 <= index < len(parameters):
-            raise Unlike(
-                f"{path}.state: expected {len(parameters)} parameters, found {index!r:.80}"
-            )
-        like = {n: parameters[index] if t.shape == (2,) else t for n, t in kept.items()}
-        _require_like(state, like, f"{path}.state.{index}")
-
-
-def _kept_of_two_values(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer keeps of a parameter of shape (2): found by a step on one."""
-    probe = torch.zeros(2, requires_grad=True)
-    probe.grad = torch.zeros(2)
-    trial = type(optimizer)([probe], lr=0.0)  # type: ignore[call-arg]
-    trial.step()
-    return dict(trial.state[probe])
-
-
-def _check_choice(found: dict[str, Any], own: dict[str, Any]) -> None:
-    """What Lightning's ModelCheckpoint keeps of the files it saved, like its own at the start."""
-    path, score = "callbacks", torch.zeros(())
-    scores = ("best_model_score", "current_score") if own["monitor"] else ()
-    _require_like(found, own | dict.fromkeys(scores, score) | {"best_k_models": dict}, path)
-    for file_and_score in found["best_k_models"].items():
-        _require_like(file_and_score, (str, score), f"{path}.best_k_models")
-    if found["best_k_models"] and found["kth_best_model_path"] not in found["best_k_models"]:
-        raise Unlike(f"{path}.kth_best_model_path: expected one of the best models' paths")
-
-
-def _require_part(content: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compare the expected entries of a file, which may have others."""
-    _require_like({name: content[name] for name in expected if name in content}, expected)
 
 
 def _require_like(found: Any, expected: Any, path: str = "") -> None:
@@ -192,6 +184,20 @@ def _require_like(found: Any, expected: Any, path: str = "") -> None:
         _require(alike, found, words.get(type(expected), "None"), path)
 
 
+def _require_optimizer(found: Any, expected: Any, path: str) -> None:
+    """Hold an optimizer's options, but for the learning rate, and its numbers of steps against its
+    own; it is like the expected one."""
+    for group, own in zip(found["param_groups"], expected["param_groups"], strict=True):
+        for key in set(own) - {"lr"}:
+            _require_equal(group[key], own[key], f"{path}.param_groups.{key}")
+    for name, values in found["state"].items():
+        for key, value in values.items():
+            if not value.dim():
+                number = value.item()
+                count = 0 <= number <= _MOST and number == int(number)
+                _require(count, number, "a count", f"{path}.state.{name}.{key}")
+
+
 def _require_equal(found: Any, expected: Any, path: str) -> None:
     _require_like(found, expected, path)
     _require(found == expected, found, _shown(expected), path)
@@ -215,10 +221,17 @@ def _tensor(value: Any) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    return (_tensor(value) or f"{type(value).__name__} {value!r}")[:_SHOWN]
+    return (_tensor(value) or f"{type(value).__name__} {_text(value)}")[:_SHOWN]
+
+
+def _text(value: Any) -> str:
+    try:
+        return repr(value)
+    except RecursionError:  # lists in lists without end
+        return "of too many levels"
 
 
 def _join(path: str, name: Any) -> str:
-    text = str(name)
+    text = name if isinstance(name, str) and name.isprintable() else _text(name)
     short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return f"{path}.{short}" if path else short

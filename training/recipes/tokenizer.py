@@ -1,59 +1,90 @@
-"""Trains the image tokenizer without an adversary: L1 + LFQ entropy + commitment, Adam, EMA."""
+"""Trains the image tokenizer: L1 + LPIPS + generator loss + LFQ entropy + commitment, against a
+discriminator that is trained on the same reconstructions; Adam, EMA. Every term can be left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor, nn
 
 from m2kit.config import ModelSpec
+from m2kit.errors import InputError
 from m2kit.families.image import ImageTokenizerSpec
+from m2kit.progress import Begin, silent
+from m2kit.records import JsonObject
+from m2kit.runtime.codebook import CodebookCount
 from m2kit.runtime.images import psnr
-from m2kit.runtime.saving import write_grid
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
+from m2kit.training.datasets.crops import Crops, Cut
+from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
-from m2kit.training.evaluation.measures import codebook_usage
+from m2kit.training.losses.adversary import LeCam, generator_loss, hinge_loss
 from m2kit.training.losses.entropy import entropies
 from m2kit.training.models import lfq
+from m2kit.training.models.discriminator import discriminator
+from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.recipes.averaged_module import AveragedModule, warm_up_then_linear
-from m2kit.training.recipes.batches import check_batch, in_order, shuffled
-from m2kit.training.recipes.loop import fit
-from m2kit.training.recipes.run_folder import SAMPLES_FILE, Trained, check_run_folder, open_run
+from m2kit.training.recipes.batches import check_batch
+from m2kit.training.recipes.examples import examples
+from m2kit.training.recipes.loop import Run, Tell
+from m2kit.training.recipes.machine import Machine
+from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
+from m2kit.training.recipes.run_folder import Trained, check_run_folder, open_run
+from m2kit.training.recipes.saved_state import weights_of
 from m2kit.training.recipes.settings import Number, Positive, RunSettings, Weight
 
 CHECKPOINT_FILE = "tokenizer.pt"
-_PANELS = {  # of curves.png: everything the module logs
-    "L1": ["l1", "held_out_l1"],
-    "entropy (nats)": ["entropy_per_position", "entropy_of_mean"],
-    "commitment": ["commitment"],
-}
+TRAINING_FILE = "tokenizer.train.pt"
+LOSS = "loss."  # begins the names of what training files hold beside the tokenizer
+_COLUMNS = 10
+_COUNTED_AT_ONCE, _MOST_COUNTED = 64, 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerSettings(RunSettings):
-    """A tokenizer run. The learning rate warms up linearly over 5 % of the steps, then falls
-    linearly to 5 % of its peak.
+    """A tokenizer run.
 
     Attributes:
+        l1_weight: Of the mean absolute difference of pixels in [-1, 1].
+        perceptual_weight: Of LPIPS on VGG-16; 0 needs no such network.
+        adversary: The discriminator: PatchGAN, MaskBit's blurring one, or none.
+        adversary_width: Channels after its first convolution.
+        adversary_from: Step from which on the generator loss counts and the discriminator trains.
+        adversary_weight: Of the generator loss.
+        lecam_weight: Of LeCam regularisation, in the discriminator's loss.
         entropy_weight: Of (mean entropy per position - entropy of the mean code), in nats.
         entropy_temperature: Of the soft assignment.
+        entropy_group_bits: None for the exact entropy of the mean, over all codes; else groups of
+            so many bits are taken as independent, for codes of too many bits.
         commitment_weight: Of the mean squared distance between latent and code.
+        over_processes: Take the entropy of the mean code, and LeCam's averages, over all processes;
+            the published recipe takes each process's own.
     """
 
     base_channels: Number
     channel_multipliers: tuple[Number, ...]
     blocks_per_level: Number
     code_bits: Number
+    l1_weight: Weight = 1.0
+    perceptual_weight: Weight = 0.0
+    adversary: Literal["none", "patch", "blur"] = "none"
+    adversary_width: Number = 64
+    adversary_from: Weight = 0.0
+    adversary_weight: Weight = 0.1
+    lecam_weight: Weight = 0.05
     entropy_weight: Weight
     entropy_temperature: Positive
+    entropy_group_bits: Number | None = None
     commitment_weight: Weight
+    over_processes: bool = False
 
     @property
     def spec(self) -> ImageTokenizerSpec:
@@ -74,7 +105,7 @@ class TokenizerTraining(Trained):
 
     Attributes:
         codebook_usage: Share of the codes that the training images use.
-        held_out_psnr_db: Of the held-out images' reconstructions.
+        held_out_psnr_db: Of the held-out images' reconstructions: the mean over images.
     """
 
     settings: TokenizerSettings
@@ -82,48 +113,115 @@ class TokenizerTraining(Trained):
     held_out_psnr_db: float
 
 
-class TokenizerModule(AveragedModule[Tokenizer]):
-    """The training step of the tokenizer."""
+class TokenizerRecipe(Recipe):
+    """The generator's step and then, on the same reconstructions, the discriminator's.
 
-    def __init__(self, settings: TokenizerSettings, steps: int) -> None:
-        super().__init__(Tokenizer(settings.spec), settings.ema_decay, settings.seed)
-        self._settings, self._steps = settings, steps
+    Args:
+        settings: Of the run.
+        pictures: How many an epoch has.
+        perceptual: LPIPS, where it has a weight.
+    """
 
-    def training_step(self, batch: tuple[Tensor, ...], _: int) -> dict[str, Tensor]:
-        """The weighted sum of the losses of (B, 3, H, W) images, and these."""
-        settings = self._settings
-        (image,) = batch
-        reconstruction, latent = self.net(image)
-        l1 = (reconstruction - image).abs().mean()
-        entropy = entropies(latent, settings.entropy_temperature)
-        commitment = (latent - lfq.quantize(latent).detach()).square().mean()
-        loss = (
-            l1
-            + settings.entropy_weight * (entropy.per_position - entropy.of_mean)
-            + settings.commitment_weight * commitment
+    columns = _COLUMNS
+
+    def __init__(
+        self,
+        settings: TokenizerSettings,
+        pictures: int,
+        perceptual: PerceptualNetwork | None = None,
+    ) -> None:
+        self.settings, self.perceptual = settings, perceptual
+        self.statistics = self.lecam = LeCam()
+        self._rebuilt: deque[tuple[Tensor, Tensor]] = deque()  # images, and what became of them
+        self.generator = Phase(
+            "generator",
+            Tokenizer(settings.spec),
+            self._generator_losses,
+            self._optimizer,
+            ema_decay=settings.ema_decay,
+            clip=settings.clip,
         )
-        values = {
-            "l1": l1,
+        self.phases = [self.generator]
+        panels = {
+            "reconstruction": ["l1", "held_out_l1", *(["perceptual"] if perceptual else [])],
+            "held-out PSNR (dB)": ["held_out_psnr"],
+            "entropy (nats)": ["entropy_per_position", "entropy_of_mean"],
+            "commitment": ["commitment"],
+        }
+        norms = ["generator_gradient_norm"]
+        if settings.adversary != "none":
+            self.discriminator: Phase[nn.Module] = Phase(
+                "discriminator",
+                discriminator(settings.adversary, settings.adversary_width),
+                self._discriminator_losses,
+                self._optimizer,
+                ema_decay=settings.ema_decay,
+                clip=settings.clip,
+                begins=settings.in_steps(settings.adversary_from, pictures),
+            )
+            self.phases.append(self.discriminator)
+            panels |= {
+                "adversary": ["generator_loss", "hinge", "lecam"],
+                "logits": ["logits_real", "logits_fake"],
+            }
+            norms.append("discriminator_gradient_norm")
+        self.panels = {**panels, "gradient norm": norms, "learning rate": ["learning_rate"]}
+
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(network.parameters(), self.settings.learning_rate, (0.5, 0.9))
+
+    def _generator_losses(self, step: int, batch: Batch) -> Losses:
+        settings, (image, *_) = self.settings, batch
+        rebuilt, latent = self.generator.forward(image)
+        entropy = entropies(
+            latent,
+            settings.entropy_temperature,
+            group_bits=settings.entropy_group_bits,
+            over_processes=settings.over_processes,
+        )
+        losses = {
+            "l1": (rebuilt - image).abs().mean(),
             "entropy_per_position": entropy.per_position,
             "entropy_of_mean": entropy.of_mean,
-            "commitment": commitment,
+            "commitment": (latent - lfq.quantize(latent).detach()).square().mean(),
         }
-        self.log_dict(values, on_step=False, on_epoch=True)
-        return {**values, "loss": loss}
-
-    def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
-        """L1 of the averaged model on held-out images."""
-        (image,) = batch
-        reconstruction, _latent = self.averaged(image)
-        self.log("held_out_l1", (reconstruction - image).abs().mean(), prog_bar=True)
-
-    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Adam with the official betas, warm-up and linear decay."""
-        optimizer = torch.optim.Adam(
-            self.net.parameters(), self._settings.learning_rate, betas=(0.5, 0.9)
+        loss = (
+            settings.l1_weight * losses["l1"]
+            + settings.entropy_weight * (entropy.per_position - entropy.of_mean)
+            + settings.commitment_weight * losses["commitment"]
         )
-        schedule = warm_up_then_linear(optimizer, self._steps // 20, self._steps, 0.05)
-        return optimizer, schedule
+        if self.perceptual is not None:
+            with self.generator.autocast():
+                losses["perceptual"] = self.perceptual(image, rebuilt).mean()
+            loss = loss + settings.perceptual_weight * losses["perceptual"]
+        if settings.adversary != "none" and step >= self.discriminator.begins:
+            losses["generator_loss"] = generator_loss(self.discriminator.judge(rebuilt))
+            loss = loss + settings.adversary_weight * losses["generator_loss"]
+            self._rebuilt.append((image, rebuilt.detach()))
+        return {**losses, "loss": loss}
+
+    def _discriminator_losses(self, _step: int, _batch: Batch) -> Losses:
+        image, rebuilt = self._rebuilt.popleft()
+        real, fake = self.discriminator.forward(image), self.discriminator.forward(rebuilt)
+        self.lecam.update(real, fake, over_processes=self.settings.over_processes)
+        losses = {"hinge": hinge_loss(real, fake), "lecam": self.lecam(real, fake)}
+        loss = losses["hinge"] + self.settings.lecam_weight * losses["lecam"]
+        logits = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+        return {**losses, **logits, "loss": loss}
+
+    def measure(self, batch: Batch) -> Losses:
+        """L1 and PSNR of the averaged model's reconstructions: (B) each."""
+        image, *_ = batch
+        rebuilt, _latent = self.generator.averaged(image)
+        difference = (rebuilt.clamp(-1, 1) - image).flatten(1)
+        peak = 10 * torch.log10(4 / difference.square().mean(1).clamp_min(1e-10))
+        return {"held_out_l1": (rebuilt - image).flatten(1).abs().mean(1), "held_out_psnr": peak}
+
+    def samples(self, held_out: Batch) -> npt.NDArray[np.float32]:
+        """Images above their reconstructions."""
+        image, *_ = held_out
+        rebuilt, _latent = self.generator.averaged(image)
+        return torch.cat([image, rebuilt.clamp(-1, 1)]).float().cpu().numpy()
 
 
 def train_tokenizer(
@@ -131,17 +229,21 @@ def train_tokenizer(
     folder: Path,
     *,
     resume: bool,
-    progress: bool,
-    tell: Callable[[str], None] = lambda text: None,
+    machine: Machine = Machine(),  # noqa: B008
+    perceptual: PerceptualNetwork | None = None,
+    begin: Begin = silent,
+    tell: Tell = lambda text: None,
 ) -> TokenizerTraining:
     """Train to the end; the run folder then holds tokenizer.pt, curves.png and samples.png.
 
     Args:
         settings: What to train and how.
         folder: The run folder.
-        resume: Go on with the run in the folder; it may be given more epochs.
-        progress: Show a progress bar.
-        tell: Called with what more epochs change.
+        resume: Go on with the run in the folder; it may be given more epochs or steps.
+        machine: Where to train.
+        perceptual: LPIPS with its weights, if it has a weight.
+        begin: Shows how far it is.
+        tell: Called with a line at each measurement, and with what resuming changes.
 
     Raises:
         SpecError: The architecture is impossible.
@@ -149,68 +251,96 @@ def train_tokenizer(
             another run or is in use.
         FolderError: The folder cannot be written.
         M2KitError: Training diverged.
-        TrainingInterrupted: The user pressed Ctrl-C.
+        TrainingInterrupted: The user or the system stopped it.
     """
-    check_run_folder(folder, CHECKPOINT_FILE)
+    check_run_folder(folder, CHECKPOINT_FILE, TRAINING_FILE)
+    if (perceptual is not None) != bool(settings.perceptual_weight):
+        raise InputError("a perceptual weight needs its network, and the network a weight")
     data = dataset_named(settings.data)
-    data.latent_grid(settings.spec)
-    train, held_out = data.load()
-    check_batch(settings.batch, len(train.images))
-    with open_run(folder, settings, resume, tell) as (settings, resume_from):
+    train, held_out = examples(settings, data.load())
+    latent_grid(train.cut.size[0], settings.spec)
+    check_batch(settings.batch, len(train))
+    fabric = machine.fabric()
+    machine.division(settings.batch, fabric)
+    first = fabric.is_global_zero
+    with open_run(folder, settings, resume, tell, first=first) as (settings, resume_from):
+        fabric.launch()
         torch.manual_seed(settings.seed)
-        batches = shuffled(train.images, batch=settings.batch, seed=settings.seed)
-        module = TokenizerModule(settings, settings.epochs_of_schedule * len(batches))
-        fit(
-            module,
-            batches,
-            in_order(held_out.images),
-            epochs=settings.epochs,
-            folder=folder,
-            resume_from=resume_from,
-            panels=_PANELS,
-            choose_by=None,
-            progress=progress,
+        recipe = TokenizerRecipe(settings, len(train), perceptual)
+        run = Run(
+            recipe, settings, machine, fabric, folder, train, held_out, begin=begin, tell=tell
         )
-        tokenizer = module.averaged.eval()
-        rebuilt = _reconstruct(tokenizer, held_out.images)
+        run.fit(resume_from)
+        weights = {phase.name: weights_of(phase) for phase in recipe.phases}
+        if not first:
+            raise SystemExit(0)  # the first process writes what all have made
+        tokenizer = Tokenizer(settings.spec)
+        tokenizer.load_state_dict(weights["generator"]["average"])
+        tokenizer.eval()
         training = TokenizerTraining(
             data=data.title,
-            codebook_usage=_usage(tokenizer, train.images),
-            held_out_psnr_db=round(psnr(held_out.images.numpy(), rebuilt), 3),
+            codebook_usage=_usage(tokenizer, train),
+            held_out_psnr_db=_psnr(tokenizer, held_out),
             settings=settings,
         )
-        _write_results(folder, module, training, held_out.images.numpy(), rebuilt)
+        notes = {"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()}
+        _write_results(folder, recipe, weights, notes)
     return training
 
 
 def _write_results(
-    folder: Path,
-    module: TokenizerModule,
-    training: TokenizerTraining,
-    images: npt.NDArray[np.float32],
-    rebuilt: npt.NDArray[np.float32],
+    folder: Path, recipe: TokenizerRecipe, weights: dict[str, Any], notes: JsonObject
 ) -> None:
-    """tokenizer.pt, and samples.png with images above their reconstructions."""
-    settings: TokenizerSettings = training.settings
+    """tokenizer.pt, as models are released; with an adversary tokenizer.train.pt too, from which a
+    training can go on, with the losses' networks."""
+    decay = recipe.settings.ema_decay
+    live, ema = weights["generator"]["network"], weights["generator"]["average"]
+    write_tokenizer_checkpoint(folder / CHECKPOINT_FILE, live, ema, ema_decay=decay, notes=notes)
+    if "discriminator" not in weights:
+        return
+    theirs = {kind: _prefixed(part) for kind, part in weights["discriminator"].items()}
+    live = {**live, **theirs["network"]}
+    if recipe.perceptual is not None:
+        own = recipe.perceptual.state_dict()
+        live |= {f"{LOSS}perceptual_loss.{name}": tensor for name, tensor in own.items()}
+    parameters = {
+        f"{LOSS}discriminator.{n}" for n, _ in recipe.discriminator.network.named_parameters()
+    }
+    averaged = {name: t for name, t in theirs["average"].items() if name in parameters}
     write_tokenizer_checkpoint(
-        folder / CHECKPOINT_FILE,
-        module.net.state_dict(),
-        module.averaged.state_dict(),
-        ema_decay=settings.ema_decay,
-        notes={"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()},
+        folder / TRAINING_FILE, live, {**ema, **averaged}, ema_decay=decay, notes=notes
     )
-    rows = [part[i : i + 10] for i in (0, 10) for part in (images, rebuilt)]  # above each other
-    write_grid(folder / SAMPLES_FILE, np.concatenate(rows), columns=10, scale=2)
+
+
+def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{LOSS}discriminator.{name}": tensor for name, tensor in state.items()}
 
 
 @torch.no_grad()
-def _usage(tokenizer: Tokenizer, images: Tensor) -> float:
-    vocabularies = tokenizer.spec.vocabularies
-    tokens = tokenizer.tokens(tokenizer.codes(images), vocabularies)
-    return codebook_usage(tokens.numpy(), vocabularies)
+def _usage(tokenizer: Tokenizer, train: Crops) -> float:
+    """Share of the codes that training images use, of the first hundred thousand."""
+    count = CodebookCount(tokenizer.spec.vocabularies, tokenizer.spec.bit_order)
+    for images in _batches(train, _MOST_COUNTED):
+        tokens = tokenizer.tokens(tokenizer.codes(images), tokenizer.spec.vocabularies)
+        count.add(tokens.numpy())
+    report = count.report()
+    return report.used / report.codes
 
 
 @torch.no_grad()
-def _reconstruct(tokenizer: Tokenizer, images: Tensor) -> npt.NDArray[np.float32]:
-    images = tokenizer.decoder(tokenizer.codes(images))
-    return images.numpy()
+def _psnr(tokenizer: Tokenizer, held_out: Crops) -> float:
+    """Mean over images, in dB."""
+    values = [
+        psnr(images.numpy(), tokenizer.decoder(tokenizer.codes(images)).numpy()) * len(images)
+        for images in _batches(held_out, _MOST_COUNTED)
+    ]
+    return round(sum(values) / len(held_out), 3)
+
+
+def _batches(crops: Crops, most: int) -> Iterator[Tensor]:
+    """Images of a data set, cut at their centre, each once."""
+    whole = Crops(crops.pictures, Cut(crops.cut.size))
+    numbers = range(min(len(whole), most))
+    for start in numbers[::_COUNTED_AT_ONCE]:
+        part = numbers[start : start + _COUNTED_AT_ONCE]
+        yield torch.stack([whole[number][0] for number in part])

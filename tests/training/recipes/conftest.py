@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import DIGITS_CHECKPOINT
 
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
-from m2kit.training.datasets.dataset import LabelledImages
 from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.datasets.pictures import Collection, SomePictures
 from m2kit.training.datasets.table import DATASETS
 from m2kit.training.recipes.ar import settings_for
 
@@ -44,7 +45,9 @@ def ar_settings(tokenizer_file):
 @pytest.fixture
 def few(monkeypatch):
     """Puts the first images of digits into the table, under the name "few"."""
-    train, held_out = (LabelledImages(d.images[:128], d.labels[:128]) for d in DIGITS.load())
-    data = replace(DIGITS, name="few", loader=lambda: (train, held_out))
+    whole = DIGITS.load()
+    halves = (SomePictures(part, np.arange(128)) for part in (whole.train, whole.held_out))
+    collection = Collection(*halves, whole.classes, whole.size)
+    data = replace(DIGITS, name="few", loader=lambda: collection)
     monkeypatch.setitem(DATASETS, "few", data)
     return data

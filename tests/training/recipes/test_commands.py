@@ -1,10 +1,11 @@
 import json
+import os
 import signal
 
 from click.testing import CliRunner
 
 from m2kit.cli import cli
-from m2kit.training.recipes.tokenizer import TokenizerModule
+from m2kit.training.recipes.tokenizer import TokenizerRecipe
 
 
 def run_cli(*arguments):
@@ -49,14 +50,17 @@ def test_the_commands_of_the_example_train_and_refuse_what_cannot_be(tmp_path, f
 
 
 def test_a_training_stopped_by_ctrl_c_has_the_status_of_an_interrupt(tmp_path, few, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    losses = TokenizerRecipe._generator_losses
 
-    monkeypatch.setattr(TokenizerModule, "training_step", interrupted)
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return losses(*arguments)
+
+    monkeypatch.setattr(TokenizerRecipe, "_generator_losses", interrupted)
     run, heeded = tmp_path / "run", signal.getsignal(signal.SIGINT)
-    try:
-        code, _, err = run_cli("train", "tokenizer", "--data", "few", "--no-progress", "-o", run)
-    finally:
-        signal.signal(signal.SIGINT, heeded)  # Lightning has it ignored from then on
+    code, _, err = run_cli("train", "tokenizer", "--data", "few", "--no-progress", "-o", run)
     assert code == 130, err
-    assert f"error: interrupted; {run} holds the run: add --resume" in " ".join(err.split())
+    assert f"interrupted after step 1 of 48; {run} holds the run: resume it" in " ".join(
+        err.split()
+    )
+    assert signal.getsignal(signal.SIGINT) is heeded

@@ -16,7 +16,7 @@ GONE = object()
 
 def opened(folder, settings, resume, tell=lambda text: None):
     """The settings to go on with and the file to resume from; the folder is free again."""
-    with open_run(folder, settings, resume, tell) as run:
+    with open_run(folder, settings, resume, tell, first=True) as run:
         return run
 
 
@@ -39,7 +39,7 @@ def test_a_run_may_be_given_more_epochs_which_its_schedule_does_not_see(tmp_path
     opened(tmp_path, settings, resume=True, tell=told.append)
     assert not told
     longer = replace(settings, epochs=5)
-    recorded = replace(longer, schedule_epochs=3)
+    recorded = replace(longer, schedule_length=3)
     for asked in (longer, longer, recorded):
         assert opened(tmp_path, asked, resume=True, tell=told.append) == (recorded, None)
     assert told == [
@@ -47,12 +47,12 @@ def test_a_run_may_be_given_more_epochs_which_its_schedule_does_not_see(tmp_path
         "3, as planned, and stays there"
     ]
     values = json.loads((tmp_path / "settings.json").read_text())
-    assert (values["epochs"], values["schedule_epochs"]) == (5, 3)
+    assert (values["epochs"], values["schedule_length"]) == (5, 3)
     longest = replace(settings, epochs=9)
-    assert opened(tmp_path, longest, resume=True)[0] == replace(longest, schedule_epochs=3)
+    assert opened(tmp_path, longest, resume=True)[0] == replace(longest, schedule_length=3)
     for wrong, complaint in (
         (settings, r"other settings: epochs 9 \(now 3\); repeat them"),
-        (replace(longest, schedule_epochs=9), r"schedule_epochs 3 \(now 9\)"),
+        (replace(longest, schedule_length=9), r"schedule_length 3 \(now 9\)"),
         (replace(longest, epochs=10, seed=4), r"other settings: seed 3 \(now 4\); repeat them"),
     ):
         before = (tmp_path / "settings.json").read_bytes()
@@ -70,7 +70,7 @@ with open_run(Path(sys.argv[1]), TokenizerSettings(
     data="digits", base_channels=32, channel_multipliers=(1, 1, 2, 2), blocks_per_level=1,
     code_bits=8, epochs=12, batch=32, learning_rate=1e-3, ema_decay=0.98, entropy_weight=0.1,
     entropy_temperature=0.01, commitment_weight=0.25, seed=0,
-), False, print):
+), False, print, first=True):
     print("held", flush=True)
     time.sleep(300)
 """
@@ -109,7 +109,7 @@ def test_what_stands_in_the_place_of_a_file_is_noticed_before_the_training(
     make(tmp_path / name)
     monkeypatch.setattr("m2kit.training.recipes.ar.read_checkpoint", None)
     with pytest.raises(FolderError, match=f"{name} is (no regular file|a folder)"):
-        train_ar(ar_settings(), tokenizer_file, tmp_path, resume=False, progress=False)
+        train_ar(ar_settings(), tokenizer_file, tmp_path, resume=False)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_stands_in_the_place_of_a_file_is_noticed_before_the_training(
 )
 def test_a_model_that_memory_does_not_hold_is_one_line(tmp_path, ar_settings, text):
     def train(text):
-        with open_run(tmp_path / text[:4], ar_settings(), False, print):
+        with open_run(tmp_path / text[:4], ar_settings(), False, print, first=True):
             raise RuntimeError(text)
 
     with pytest.raises(M2KitError, match=r"out of memory; .* smaller batch"):

@@ -1,18 +1,41 @@
-import numpy as np
+"""Learning rates at the corners of the published schedules."""
+
 import pytest
-import torch
 
-from m2kit.training.recipes.averaged_module import warm_up_then_linear
+from m2kit.training.recipes.schedule import learning_rate
+from m2kit.training.recipes.settings import RunSettings
+
+IMAGENET = 1_281_167
 
 
-def test_the_learning_rate_warms_up_and_decays_to_its_floor():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warm_up_then_linear(optimizer, warm_up=4, steps=14, floor=0.1)
-    rates = []
-    for _ in range(16):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
-    assert rates[14] == pytest.approx(0.1)
-    assert rates[15] == pytest.approx(0.1)
+def settings(**changes):
+    values = {"data": "x", "epochs": 10, "batch": 10, "learning_rate": 1e-4}
+    return RunSettings(**values, ema_decay=0.0, seed=0, **changes)
+
+
+def test_a_rise_a_flat_top_and_a_line_down():
+    run = settings(warm_up=2, warm_up_from=0.005, flat=0.05, floor=0.1)  # 1 step an epoch of 10
+    rates = [learning_rate(run, step, pictures=1000) / 1e-4 for step in range(1000)]
+    assert rates[0] == pytest.approx(0.005)
+    assert rates[100] == pytest.approx(0.005 + 0.995 / 2)
+    assert rates[200] == rates[239] == pytest.approx(1)
+    assert rates[241] < 1
+    assert rates[999] == pytest.approx(0.1)
+    assert learning_rate(run, 5000, pictures=1000) == pytest.approx(1e-5)
+
+
+def test_drops_and_a_cosine_in_steps():
+    drops = settings(steps=1_500_000, decay="drops", drops=(800_000, 1_000_000))
+    corners = (0, 799_999, 800_000, 999_999, 1_000_000, 1_499_999)
+    rates = [learning_rate(drops, step, IMAGENET) for step in corners]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+    cosine = settings(steps=1_500_000, warm_up=5000, decay="cosine", floor=0.01)
+    corners = (0, 2500, 5000, 5000 + 747_499, 1_499_999)
+    rates = [learning_rate(cosine, step, IMAGENET) for step in corners]
+    assert rates == pytest.approx([0, 5e-5, 1e-4, 1e-4 * 0.505, 1e-6], rel=1e-4, abs=1e-12)
+
+
+def test_a_run_that_was_given_more_stays_at_its_lowest():
+    longer = settings(schedule_length=5, floor=0.1)
+    assert learning_rate(longer, 499, 1000) == pytest.approx(1e-5)
+    assert learning_rate(longer, 999, 1000) == pytest.approx(1e-5)

@@ -1,0 +1,25 @@
+"""What a run trains on and is measured on, of the pictures of a data set."""
+
+from __future__ import annotations
+
+from m2kit.errors import InputError
+from m2kit.training.datasets.crops import Crops, Cut
+from m2kit.training.datasets.pictures import Collection
+from m2kit.training.recipes.settings import RunSettings
+
+
+def examples(settings: RunSettings, collection: Collection) -> tuple[Crops, Crops]:
+    """Training crops as the settings have them, and held-out crops, at the centre and unchanged.
+
+    Raises:
+        InputError: The settings name no size, and the pictures have none in common.
+    """
+    size = settings.size or collection.size
+    if size is None:
+        raise InputError(
+            f"the pictures of {settings.data} are of several sizes; name the one to train on",
+            option="--size",
+        )
+    cut = Cut((size, size), settings.place, settings.flip, settings.warp, settings.seed)
+    train = Crops(collection.train, cut, one_of_group=settings.one_of_group)
+    return train, Crops(collection.held_out, Cut((size, size)))

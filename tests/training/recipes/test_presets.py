@@ -1,0 +1,79 @@
+"""The published recipes: learning rates at the corners of their schedules, as the paper's table and
+configs have them, and a real step of each, shrunk by overrides alone."""
+
+import pytest
+
+from m2kit.training.recipes.ar import train_ar
+from m2kit.training.recipes.presets import (
+    IMAGENET_PICTURES,
+    TOKENIZERS,
+    TRANSFORMERS,
+    published,
+)
+from m2kit.training.recipes.schedule import learning_rate
+from m2kit.training.recipes.tokenizer import TokenizerSettings, train_tokenizer
+
+EPOCH = IMAGENET_PICTURES / 256  # steps
+AR_EPOCH = IMAGENET_PICTURES / 768
+CORNERS = {  # (step, learning rate)
+    "tokenizer-128": [(0, 1e-4), (250 * EPOCH - 1, 1e-4), (250 * EPOCH + 1, 1e-5),
+                      (300 * EPOCH + 1, 1e-6), (350 * EPOCH - 1, 1e-6)],
+    "tokenizer-256": [(0, 1e-4), (200 * EPOCH - 1, 1e-4), (200 * EPOCH + 1, 1e-5),
+                      (250 * EPOCH + 1, 1e-6), (270 * EPOCH - 1, 1e-6)],
+    "tokenizer-pretrain-16384": [(0, 0), (2500, 5e-5), (5000, 1e-4), (1_499_999, 1e-6)],
+    "tokenizer-pretrain-262144": [(0, 1e-4), (799_999, 1e-4), (800_000, 1e-5), (1_000_000, 1e-6)],
+    "ar-b": [(0, 1.5e-6), (6 * AR_EPOCH, 3e-4), (20 * AR_EPOCH, 3e-4), (300 * AR_EPOCH, 3e-5)],
+    "ar-l": [(0, 1.5e-6), (6 * AR_EPOCH, 3e-4), (20 * AR_EPOCH, 3e-4), (300 * AR_EPOCH, 3e-5)],
+    "ar-xl": [(0, 1.2e-6), (7 * AR_EPOCH, 2.4e-4), (24 * AR_EPOCH, 2.4e-4),
+              (350 * AR_EPOCH, 2.4e-5)],
+}  # fmt: skip
+DATA = {"data": "few", "seed": 0}
+
+
+def settings_of(name, ar_settings, **changes):
+    values = published(name) | changes
+    if name in TOKENIZERS:
+        return TokenizerSettings(**DATA | values)
+    return ar_settings(**values)
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_the_schedule_is_the_published_one_at_its_corners(name, ar_settings):
+    settings = settings_of(name, ar_settings)
+    for step, rate in CORNERS[name]:
+        found = learning_rate(settings, round(step), IMAGENET_PICTURES)
+        assert found == pytest.approx(rate, rel=2e-4, abs=1e-12), step
+
+
+def test_what_distinguishes_the_published_tokenizers():
+    assert set(TOKENIZERS + TRANSFORMERS) == set(CORNERS)
+    recipes = {name: published(name) for name in TOKENIZERS}
+    assert [recipes[n]["lecam_weight"] for n in TOKENIZERS] == [0.01, 0.05, 0.05, 0.05]
+    assert [recipes[n]["adversary"] for n in TOKENIZERS] == ["patch", "patch", "blur", "patch"]
+    assert [recipes[n]["code_bits"] for n in TOKENIZERS] == [18, 18, 14, 18]
+    assert published("ar-l")["bits"] == (6, 12)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_published_tokenizer_recipe_takes_a_step_when_it_is_shrunk(
+    name, ar_settings, few, tmp_path
+):
+    small = {"base_channels": 32, "blocks_per_level": 1, "size": 32, "batch": 2, "steps": 1}
+    settings = settings_of(
+        name, ar_settings, **small, perceptual_weight=0.0, code_bits=6, adversary_width=32
+    )
+    training = train_tokenizer(settings, tmp_path / "run", resume=False)
+    assert 0 < training.codebook_usage <= 1
+    assert (tmp_path / "run" / "tokenizer.train.pt").is_file()
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_published_transformer_recipe_takes_a_step_when_it_is_shrunk(
+    name, ar_settings, few, tokenizer_file, tmp_path
+):
+    small = {"width": 32, "heads": 2, "inter_layers": 1, "intra_layers": 1, "ffn_width": 32}
+    settings = settings_of(
+        name, ar_settings, **small, data="few", bits=(3, 5), size=32, batch=2, steps=1
+    )
+    training = train_ar(settings, tokenizer_file, tmp_path / "run", resume=False)
+    assert training.chosen_step == 1

@@ -58,6 +58,33 @@ def _datasets() -> list[str]:
     return list(DATASETS)
 
 
+def _preset(kind: str) -> Decorator:
+    """An option whose value sets the defaults of the others."""
+
+    def take(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+        from m2kit.training.recipes.presets import published
+
+        if name is not None:
+            values = published(name)
+            if values.get("perceptual_weight"):
+                values["perceptual"] = "lpips"
+            context.default_map = {
+                key: ",".join(map(str, value)) if isinstance(value, tuple) else value
+                for key, value in values.items()
+            }
+
+    from m2kit.training.recipes import presets
+
+    return click.option(
+        "--preset",
+        type=click.Choice(getattr(presets, kind)),
+        is_eager=True,
+        expose_value=False,
+        callback=take,
+        help="Take the defaults of a published recipe.  [default: those of the digits example]",
+    )
+
+
 _run_options = together(  # what both trainers take
     click.option(
         "--size", type=COUNT, help="Height and width of the images.  [default: the pictures' own]"
@@ -173,6 +200,7 @@ def _machine(options: dict[str, Any]) -> Machine:
 
 
 @train.command()
+@_preset("TOKENIZERS")
 @_run_options
 @_whole("--base-channels", 32, "Channels after the first convolution.")
 @click.option(
@@ -253,6 +281,7 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
 
 
 @train.command()
+@_preset("TRANSFORMERS")
 @_run_options
 @click.option(
     "--tokenizer",

@@ -1,8 +1,13 @@
 """The published recipes: learning rates at the corners of their schedules, as the paper's table and
 configs have them, and a real step of each, shrunk by overrides alone."""
 
-import pytest
+import json
 
+import pytest
+from click.testing import CliRunner
+
+from m2kit.cli import cli
+from m2kit.errors import InputError
 from m2kit.training.recipes.ar import train_ar
 from m2kit.training.recipes.presets import (
     IMAGENET_PICTURES,
@@ -77,3 +82,37 @@ def test_a_published_transformer_recipe_takes_a_step_when_it_is_shrunk(
     )
     training = train_ar(settings, tokenizer_file, tmp_path / "run", resume=False)
     assert training.chosen_step == 1
+
+
+def test_a_preset_sets_the_defaults_and_options_override_it(tmp_path, few):
+    run = tmp_path / "run"
+    arguments = (
+        "train tokenizer --data few --preset tokenizer-128 --perceptual none --base-channels 32 "
+        "--blocks-per-level 1 --code-bits 4 --size 32 --steps 1 --batch 2 --drops 3,4 "
+        "--adversary-width 32 --no-progress -o"
+    )
+    done = CliRunner().invoke(cli, [*arguments.split(), str(run)])
+    assert done.exit_code == 0, done.output
+    settings = json.loads((run / "settings.json").read_text())
+    wanted = published("tokenizer-128") | {
+        "perceptual_weight": 0, "base_channels": 32, "blocks_per_level": 1, "code_bits": 4,
+        "size": 32, "steps": 1, "batch": 2, "drops": [3, 4], "adversary_width": 32,
+        "channel_multipliers": [1, 2, 2, 4],
+    }  # fmt: skip
+    assert {name: settings[name] for name in wanted} == wanted
+    assert "--preset" in CliRunner().invoke(cli, ["train", "ar", "--preset", "ar-q"]).output
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_preset_of_a_transformer_is_read_whole(name, tmp_path, monkeypatch):
+    taken = {}
+    (tmp_path / "tokenizer.pt").write_bytes(b"")
+
+    def settings_for(path, **values):
+        taken.update(values)
+        raise InputError("far enough")
+
+    monkeypatch.setattr("m2kit.training.recipes.ar.settings_for", settings_for)
+    arguments = ["train", "ar", "--preset", name, "--tokenizer", str(tmp_path / "tokenizer.pt")]
+    assert CliRunner().invoke(cli, arguments).exit_code == 1
+    assert {key: taken[key] for key in published(name)} == published(name)

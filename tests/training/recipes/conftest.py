@@ -1,5 +1,6 @@
 """What the tests of the recipes share."""
 
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -51,3 +52,11 @@ def few(monkeypatch):
     data = replace(DIGITS, name="few", loader=lambda: collection)
     monkeypatch.setitem(DATASETS, "few", data)
     return data
+
+
+@pytest.fixture(autouse=True)
+def heeds_interrupts():
+    """A process in the background of a shell ignores SIGINT, and so would the runs in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,5 +1,8 @@
 """Where a run computes: devices, how they share the work, and in which precision. None of it is
 part of what is trained: a run may go on elsewhere.
+
+So far one process on a CPU is all that was run: several, sharded weights, a GPU, fp16 and
+torch.compile are written and were never tried.
 """
 
 from __future__ import annotations

@@ -15,8 +15,13 @@ from m2kit.config import PRESETS
 from m2kit.families.image import ImageTokenizerSpec
 
 IMAGENET_PICTURES, IMAGENET_CLASSES = 1_281_167, 1000
-_TOKENIZER: dict[str, Any] = {
-    "size": 256,
+_TOKENIZER: dict[str, Any] = {  # neither warm-up nor clipping nor warping: said, as the command
+    "size": 256,  # line has other defaults
+    "warm_up": 0.0,
+    "warm_up_from": 0.0,
+    "floor": 0.1,
+    "clip": 0.0,
+    "warp": 0.0,
     "epochs": 1,
     "batch": 256,
     "learning_rate": 1e-4,
@@ -40,6 +45,7 @@ _AR: dict[str, Any] = {
     "flat": 0.05,
     "floor": 0.1,
     "clip": 1.0,
+    "warp": 0.0,
     "ema_decay": 0.0,
     "weight_decay": 0.05,
     "dropout": 0.1,

@@ -57,7 +57,8 @@ class TokenizerSettings(RunSettings):
         perceptual_weight: Of LPIPS on VGG-16; 0 needs no such network.
         adversary: The discriminator: PatchGAN, MaskBit's blurring one, or none.
         adversary_width: Channels after its first convolution.
-        adversary_from: Step from which on the generator loss counts and the discriminator trains.
+        adversary_from: Epoch or step from which on the generator loss counts and the discriminator
+            trains.
         adversary_weight: Of the generator loss.
         lecam_weight: Of LeCam regularisation, in the discriminator's loss.
         entropy_weight: Of (mean entropy per position - entropy of the mean code), in nats.

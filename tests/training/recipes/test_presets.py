@@ -104,7 +104,7 @@ def test_a_preset_sets_the_defaults_and_options_override_it(tmp_path, few):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_a_preset_of_a_transformer_is_read_whole(name, tmp_path, monkeypatch):
+def test_a_preset_of_a_transformer_is_read_whole(name, tmp_path, monkeypatch, ar_settings):
     taken = {}
     (tmp_path / "tokenizer.pt").write_bytes(b"")
 
@@ -116,3 +116,18 @@ def test_a_preset_of_a_transformer_is_read_whole(name, tmp_path, monkeypatch):
     arguments = ["train", "ar", "--preset", name, "--tokenizer", str(tmp_path / "tokenizer.pt")]
     assert CliRunner().invoke(cli, arguments).exit_code == 1
     assert {key: taken[key] for key in published(name)} == published(name)
+    assert ar_settings(**taken) == ar_settings(data="digits", seed=0, **published(name))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_preset_of_a_tokenizer_leaves_nothing_of_the_examples_defaults(name, monkeypatch):
+    taken = []
+
+    def train(settings, *_, **__):
+        taken.append(settings)
+        raise InputError("far enough")
+
+    monkeypatch.setattr("m2kit.training.recipes.tokenizer.train_tokenizer", train)
+    monkeypatch.setattr("m2kit.training.models.perceptual.perceptual_network", lambda *_: None)
+    assert CliRunner().invoke(cli, ["train", "tokenizer", "--preset", name]).exit_code == 1
+    assert taken == [TokenizerSettings(data="digits", seed=0, **published(name))]

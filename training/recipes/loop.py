@@ -260,7 +260,7 @@ class Run:
         value = row.get(self.choose_by or "")
         if value is not None and not (self._best["step"] and value >= self._best["value"]):
             self._best = {"step": done, "value": value}
-            weights = {phase.name: weights_of(phase) for phase in self.recipe.phases}
+            weights = weights_of(self.recipe)
             if log is not None:
                 save_whole({"best": self._best, "weights": weights}, self.folder / BEST_FILE)
         if log is not None:
@@ -325,8 +325,7 @@ class Run:
 
     def best_like(self) -> dict[str, Any]:
         """What a best.ckpt is like."""
-        weights = {phase.name: weights_of(phase) for phase in self.recipe.phases}
-        return {"best": {"step": 0, "value": 0.0}, "weights": weights}
+        return {"best": {"step": 0, "value": 0.0}, "weights": weights_of(self.recipe)}
 
     def _tell_unread(self) -> None:
         """Name the pictures that could not be read."""

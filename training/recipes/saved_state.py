@@ -35,11 +35,15 @@ class Unlike(Exception):
     """A value that is not like the expected one; the message says where."""
 
 
-def weights_of(phase: Phase[Any]) -> dict[str, Any]:
-    """A phase's network and average, whole, whatever processes hold: {"network", "average"}.
+def weights_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Phase -> its network and average, whole, whatever processes hold: {"network", "average"}.
 
     Every process must call it; where weights are sharded, only the first one gets them.
     """
+    return {phase.name: _weights(phase) for phase in recipe.phases}
+
+
+def _weights(phase: Phase[Any]) -> dict[str, Any]:
     return {
         "network": get_model_state_dict(phase.network, options=_WHOLE),
         "average": get_model_state_dict(phase.averaged, options=_WHOLE),
@@ -51,7 +55,7 @@ def state_of(recipe: Recipe) -> dict[str, Any]:
     state: dict[str, Any] = {"statistics": recipe.statistics.state_dict()}
     for phase in recipe.phases:
         state[phase.name] = {
-            **weights_of(phase),
+            **_weights(phase),
             "optimizer": _optimizer_state(phase),
         }
     return state

@@ -272,7 +272,7 @@ def train_tokenizer(
             recipe, settings, machine, fabric, folder, train, held_out, begin=begin, tell=tell
         )
         run.fit(resume_from)
-        weights = {phase.name: weights_of(phase) for phase in recipe.phases}
+        weights = weights_of(recipe)
         if not first:
             raise SystemExit(0)  # the first process writes what all have made
         tokenizer = Tokenizer(settings.spec)

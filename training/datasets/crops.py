@@ -1,16 +1,10 @@
-"""What a run sees of labelled pictures: crops of one size, the same for the same seed and epoch,
-whoever reads them and in which order.
-
-Published preprocessing: the short side to the size by Pillow's bilinear filter, a random crop for
-training (the centre for the pre-trained tokenizers, and always for validation), x / 127.5 - 1; no
-flip.
+"""What a run sees of labelled pictures: crops of one size, x / 127.5 - 1, the same for the same
+seed and epoch, whoever reads them and in which order. How they are cut is cut.py's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,32 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from m2kit.errors import InputError
+from m2kit.training.datasets.cut import Cut, Readable, cut_pixels, members_of_groups
 from m2kit.training.datasets.pictures import Pictures
 
 Item = tuple[Tensor, Tensor, Tensor]
 READ = -1  # in place of the index of a picture that was replaced
 _TURN, _SCALE, _SHIFT = 0.14, 0.08, 0.12  # radians; of the side; of half the side
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How a crop is cut.
-
-    Attributes:
-        size: Height and width in pixels.
-        place: Where a crop of a picture that is not square is taken.
-        flip: Mirror every second one, at random.
-        warp: 1 turns each by up to 8 degrees, scales it by up to 8 % and moves it by up to 6 % of
-            its side, at random, with the colours of the border around it; 0.5 half as much.
-        seed: Of place, flip and warp, with the epoch and the picture.
-    """
-
-    size: tuple[int, int]
-    place: Literal["random", "centre"] = "centre"
-    flip: bool = False
-    warp: float = 0.0
-    seed: int = 0
 
 
 class Crops(Dataset[Item]):
@@ -63,13 +37,8 @@ class Crops(Dataset[Item]):
 
     def __init__(self, pictures: Pictures, cut: Cut, *, one_of_group: bool = False) -> None:
         self.pictures, self.cut = pictures, cut
-        self._unreadable: dict[int, str] = {}  # of this process
-        self._groups: list[list[int]] | None = None
-        if one_of_group:
-            members: dict[str, list[int]] = {}
-            for index, group in enumerate(pictures.groups):
-                members.setdefault(group, []).append(index)
-            self._groups = list(members.values())
+        self._readable = Readable(pictures)
+        self._groups = members_of_groups(pictures.groups) if one_of_group else None
 
     def __len__(self) -> int:
         """How many an epoch has."""
@@ -83,44 +52,18 @@ class Crops(Dataset[Item]):
         """
         epoch, index = divmod(number, len(self))
         if self._groups is not None:
-            random = np.random.default_rng([self.cut.seed, epoch, index])
+            random = self.cut.random(epoch, index)
             index = int(random.choice(self._groups[index]))
-        for chosen in (*range(index, len(self.pictures.labels)), *range(index)):
-            if chosen in self._unreadable:
-                continue
-            try:
-                picture = self.pictures.read(chosen)
-            except InputError as error:
-                self._unreadable[chosen] = str(error)
-                continue
-            random = np.random.default_rng([self.cut.seed, epoch, chosen])
-            label = int(self.pictures.labels[chosen])
-            replaced = READ if chosen == index else index
-            return cut_out(picture, self.cut, random), torch.tensor(label), torch.tensor(replaced)
-        raise InputError(
-            f"none of the {len(self.pictures.labels)} pictures can be read; of the first: "
-            f"{self._unreadable[0]}"
-        )
+        picture, chosen = self._readable.read(index)
+        image = cut_out(picture, self.cut, self.cut.random(epoch, chosen))
+        label = int(self.pictures.labels[chosen])
+        replaced = READ if chosen == index else index
+        return image, torch.tensor(label), torch.tensor(replaced)
 
 
 def cut_out(picture: Image.Image, cut: Cut, random: np.random.Generator) -> Tensor:
     """A crop of a picture in mode RGB: (3, H, W) float32 in [-1, 1]."""
-    height, width = cut.size
-    if picture.width * height > picture.height * width:  # the height is what must fit
-        whole = picture.width * height // picture.height, height
-    else:
-        whole = width, picture.height * width // picture.width
-    if whole != picture.size:
-        picture = picture.resize(whole, Image.Resampling.BILINEAR)
-    spare = whole[0] - width, whole[1] - height
-    if cut.place == "random":
-        left, top = (int(random.integers(n + 1)) for n in spare)
-    else:
-        left, top = (round(n / 2) for n in spare)
-    picture = picture.crop((left, top, left + width, top + height))
-    if cut.flip and random.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    pixels = torch.from_numpy(cut_pixels(picture, cut, random)).permute(2, 0, 1)
     image = pixels.to(torch.float32) / 127.5 - 1
     return _warped(image, cut.warp, random) if cut.warp else image
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from m2kit.errors import InputError
-from m2kit.training.datasets.crops import Crops, Cut
+from m2kit.training.datasets.crops import Crops
+from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.pictures import Collection
 from m2kit.training.recipes.settings import RunSettings
 

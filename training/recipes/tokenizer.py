@@ -23,7 +23,8 @@ from m2kit.records import JsonObject
 from m2kit.runtime.codebook import CodebookCount
 from m2kit.runtime.images import psnr
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
-from m2kit.training.datasets.crops import Crops, Cut
+from m2kit.training.datasets.crops import Crops
+from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.losses.adversary import LeCam, generator_loss, hinge_loss

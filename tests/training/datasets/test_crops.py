@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from m2kit.errors import InputError
-from m2kit.training.datasets.crops import READ, Crops, Cut, cut_out
+from m2kit.training.datasets.crops import READ, Crops, cut_out
+from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.pictures import ArrayPictures, FilePictures
 
 RANDOM = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 import numpy as np
 
-from m2kit.training.datasets.crops import Cut, cut_out, images_of
+from m2kit.training.datasets.crops import cut_out, images_of
+from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.digits import DIGITS, features
 
 

@@ -78,19 +78,39 @@ def _require_training() -> None:
 @real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.", lowest=0)
 @real("--entropy-temperature", 0.01, "Temperature of its soft assignment.")
 @real("--commitment-weight", 0.25, "Weight of the commitment loss.", lowest=0)
+@click.option(
+    "--init",
+    type=CHECKPOINT,
+    help="Tokenizer file, or the address of a published one, whose weights to start from; of a "
+    "training file the discriminator too.",
+)
+@click.option(
+    "--freeze-encoder",
+    is_flag=True,
+    help="Train the decoder alone, so that tokens stay what --init makes them.",
+)
 @output_option("runs/tokenizer", "Run folder.")
 @json_option
-def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **options: Any) -> None:
+def tokenizer(
+    output: Path,
+    init: Path | HubFile | None,
+    resume: bool,
+    progress: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train the image tokenizer; leaves tokenizer.pt, curves.png and samples.png."""
     _require_training()
     from m2kit.training.models.perceptual import perceptual_network
+    from m2kit.training.recipes.initial import digest
     from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, TokenizerSettings, train_tokenizer
 
     machine, network = machine_of(options), None
     vgg, heads = options.pop("perceptual_vgg"), options.pop("perceptual_heads")
     if options.pop("perceptual") == "none":
         options["perceptual_weight"] = 0.0
-    settings = TokenizerSettings(**options)
+    start = local_file(init) if init is not None else None
+    settings = TokenizerSettings(**options, init_sha256=digest(start) if start else None)
     if settings.perceptual_weight:
         network = perceptual_network(vgg, heads)
     with stages("steps") as begin:
@@ -100,6 +120,7 @@ def tokenizer(output: Path, resume: bool, progress: bool, as_json: bool, **optio
             resume=resume,
             machine=machine,
             perceptual=network,
+            init=start,
             begin=begin if progress else silent,
             tell=note,
         )

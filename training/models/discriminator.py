@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from m2kit.families.image import GROUPS
+
 Kind = Literal["patch", "blur"]
 _INITIAL_DEVIATION = 0.02
 _BLUR = (1.0, 3.0, 3.0, 1.0)
@@ -66,7 +68,7 @@ class BlurDiscriminator(nn.Module):
             nn.Sequential(
                 _convolution(widths[index], widths[index + 1], 3),
                 _Blur(),
-                nn.GroupNorm(32, widths[index + 1]),
+                nn.GroupNorm(GROUPS, widths[index + 1]),
                 nn.LeakyReLU(0.1),
             )
             for index in range(stages)

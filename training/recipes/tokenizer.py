@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
-from m2kit.families.image import ImageTokenizerSpec
+from m2kit.families.image import GROUPS, ImageTokenizerSpec
 from m2kit.progress import Begin, silent
-from m2kit.records import JsonObject
+from m2kit.records import JsonObject, Text
 from m2kit.runtime.codebook import CodebookCount
 from m2kit.runtime.images import psnr
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
@@ -35,6 +35,7 @@ from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.batches import check_batch
 from m2kit.training.recipes.examples import examples
+from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator, load_tokenizer
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
@@ -44,7 +45,6 @@ from m2kit.training.recipes.settings import Number, Positive, RunSettings, Weigh
 
 CHECKPOINT_FILE = "tokenizer.pt"
 TRAINING_FILE = "tokenizer.train.pt"
-LOSS = "loss."  # begins the names of what training files hold beside the tokenizer
 _COLUMNS = 10
 _COUNTED_AT_ONCE, _MOST_COUNTED = 64, 100_000
 
@@ -69,6 +69,9 @@ class TokenizerSettings(RunSettings):
         commitment_weight: Of the mean squared distance between latent and code.
         over_processes: Take the entropy of the mean code, and LeCam's averages, over all processes;
             the published recipe takes each process's own.
+        freeze_encoder: Train the decoder alone, so that tokens stay what they are; the entropy and
+            the commitment then change nothing.
+        init_sha256: Of the checkpoint file whose weights the run starts from, if any.
     """
 
     base_channels: Number
@@ -87,6 +90,23 @@ class TokenizerSettings(RunSettings):
     entropy_group_bits: Number | None = None
     commitment_weight: Weight
     over_processes: bool = False
+    freeze_encoder: bool = False
+    init_sha256: Text | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a field out of its range, and an encoder that could never learn."""
+        RunSettings.__post_init__(self)  # super() knows no class that has slots
+        if self.adversary == "blur" and self.adversary_width % GROUPS:
+            raise InputError(
+                f"the blurring discriminator's width must be a multiple of {GROUPS}, found "
+                f"{self.adversary_width}",
+                option="--adversary-width",
+            )
+        if self.freeze_encoder and self.init_sha256 is None:
+            raise InputError(
+                "a frozen encoder needs a checkpoint to start from, whose encoder it is",
+                option="--freeze-encoder, --init",
+            )
 
     @property
     def spec(self) -> ImageTokenizerSpec:
@@ -122,6 +142,7 @@ class TokenizerRecipe(Recipe):
         settings: Of the run.
         pictures: How many an epoch has.
         perceptual: LPIPS, where it has a weight.
+        init: The checkpoint file to start from, if any.
     """
 
     columns = _COLUMNS
@@ -131,13 +152,18 @@ class TokenizerRecipe(Recipe):
         settings: TokenizerSettings,
         pictures: int,
         perceptual: PerceptualNetwork | None = None,
+        init: Path | None = None,
     ) -> None:
         self.settings, self.perceptual = settings, perceptual
         self.statistics = self.lecam = LeCam()
         self._rebuilt: deque[tuple[Tensor, Tensor]] = deque()  # images, and what became of them
+        tokenizer = Tokenizer(settings.spec)
+        if init is not None:
+            load_tokenizer(init, tokenizer, settings.spec)
+        tokenizer.encoder.requires_grad_(not settings.freeze_encoder)
         self.generator = Phase(
             "generator",
-            Tokenizer(settings.spec),
+            tokenizer,
             self._generator_losses,
             self._optimizer,
             ema_decay=settings.ema_decay,
@@ -152,9 +178,12 @@ class TokenizerRecipe(Recipe):
         }
         norms = ["generator_gradient_norm"]
         if settings.adversary != "none":
+            judge = discriminator(settings.adversary, settings.adversary_width)
+            if init is not None:
+                load_discriminator(init, judge)
             self.discriminator: Phase[nn.Module] = Phase(
                 "discriminator",
-                discriminator(settings.adversary, settings.adversary_width),
+                judge,
                 self._discriminator_losses,
                 self._optimizer,
                 ema_decay=settings.ema_decay,
@@ -170,7 +199,8 @@ class TokenizerRecipe(Recipe):
         self.panels = {**panels, "gradient norm": norms, "learning rate": ["learning_rate"]}
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(network.parameters(), self.settings.learning_rate, (0.5, 0.9))
+        trained = [p for p in network.parameters() if p.requires_grad]
+        return torch.optim.Adam(trained, self.settings.learning_rate, (0.5, 0.9))
 
     def _generator_losses(self, step: int, batch: Batch) -> Losses:
         settings, (image, *_) = self.settings, batch
@@ -233,6 +263,7 @@ def train_tokenizer(
     resume: bool,
     machine: Machine = Machine(),  # noqa: B008
     perceptual: PerceptualNetwork | None = None,
+    init: Path | None = None,
     begin: Begin = silent,
     tell: Tell = lambda text: None,
 ) -> TokenizerTraining:
@@ -244,11 +275,13 @@ def train_tokenizer(
         resume: Go on with the run in the folder; it may be given more epochs or steps.
         machine: Where to train.
         perceptual: LPIPS with its weights, if it has a weight.
+        init: The checkpoint file to start from, whose digest the settings have.
         begin: Shows how far it is.
         tell: Called with a line at each measurement, and with what resuming changes.
 
     Raises:
         SpecError: The architecture is impossible.
+        CheckpointError: The file to start from cannot be used.
         InputError: It does not fit the images, there is no such data set, or the folder holds
             another run or is in use.
         FolderError: The folder cannot be written.
@@ -268,7 +301,7 @@ def train_tokenizer(
     with open_run(folder, settings, resume, tell, first=first) as (settings, resume_from):
         fabric.launch()
         torch.manual_seed(settings.seed)
-        recipe = TokenizerRecipe(settings, len(train), perceptual)
+        recipe = TokenizerRecipe(settings, len(train), perceptual, init)
         run = Run(
             recipe, settings, machine, fabric, folder, train, held_out, begin=begin, tell=tell
         )
@@ -304,10 +337,8 @@ def _write_results(
     live = {**live, **theirs["network"]}
     if recipe.perceptual is not None:
         own = recipe.perceptual.state_dict()
-        live |= {f"{LOSS}perceptual_loss.{name}": tensor for name, tensor in own.items()}
-    parameters = {
-        f"{LOSS}discriminator.{n}" for n, _ in recipe.discriminator.network.named_parameters()
-    }
+        live |= {f"loss.perceptual_loss.{name}": tensor for name, tensor in own.items()}
+    parameters = {DISCRIMINATOR + n for n, _ in recipe.discriminator.network.named_parameters()}
     averaged = {name: t for name, t in theirs["average"].items() if name in parameters}
     write_tokenizer_checkpoint(
         folder / TRAINING_FILE, live, {**ema, **averaged}, ema_decay=decay, notes=notes
@@ -315,7 +346,7 @@ def _write_results(
 
 
 def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{LOSS}discriminator.{name}": tensor for name, tensor in state.items()}
+    return {DISCRIMINATOR + name: tensor for name, tensor in state.items()}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.datasets.digits import DIGITS
 from m2kit.training.datasets.pictures import Collection, SomePictures
 from m2kit.training.datasets.table import DATASETS
+from m2kit.training.recipes import loop
 from m2kit.training.recipes.ar import settings_for
 
 
@@ -43,15 +44,22 @@ def ar_settings(tokenizer_file):
     return make
 
 
-@pytest.fixture
-def few(monkeypatch):
+@pytest.fixture(scope="module")
+def few():
     """Puts the first images of digits into the table, under the name "few"."""
     whole = DIGITS.load()
     halves = (SomePictures(part, np.arange(128)) for part in (whole.train, whole.held_out))
     collection = Collection(*halves, whole.classes, whole.size)
     data = replace(DIGITS, name="few", loader=lambda: collection)
-    monkeypatch.setitem(DATASETS, "few", data)
-    return data
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(DATASETS, "few", data)
+        yield data
+
+
+@pytest.fixture
+def uncurved(monkeypatch):
+    """Runs draw no curves, which takes longer than their steps."""
+    monkeypatch.setattr(loop, "plot_curves", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

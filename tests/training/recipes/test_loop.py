@@ -16,9 +16,7 @@ from m2kit.training.recipes import loop
 NAN = float("nan")
 
 
-@pytest.fixture(autouse=True)
-def _uncurved(monkeypatch):
-    monkeypatch.setattr(loop, "plot_curves", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("uncurved")
 
 
 def content(path):

@@ -1,0 +1,93 @@
+"""The weights that a tokenizer's training starts from: those of a checkpoint file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from m2kit.errors import CheckpointError, InputError
+from m2kit.families.image import ImageTokenizerSpec
+from m2kit.hashes import sha256_of_file
+from m2kit.records import to_json
+from m2kit.training.checkpoints.file import read_file
+from m2kit.training.checkpoints.reading import read_checkpoint
+from m2kit.training.models.model import TRANSFORMER
+
+DISCRIMINATOR = "loss.discriminator."  # begins the names of its tensors in training files
+
+
+def digest(path: Path) -> str:
+    """sha256 of the file to start from.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file to start from", option="--init")
+    return sha256_of_file(path)
+
+
+def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ImageTokenizerSpec) -> None:
+    """Take over the weights that the file's model is used with, the averaged ones where it has any.
+
+    Args:
+        path: A tokenizer file, or an AR file with a tokenizer.
+        tokenizer: Takes them.
+        spec: Its architecture.
+
+    Raises:
+        CheckpointError: The file cannot be used.
+        InputError: It holds another architecture.
+    """
+    checkpoint = read_checkpoint(path)
+    found, wanted = to_json(checkpoint.spec.tokenizer), to_json(spec)
+    others = [name for name in wanted if found.get(name) != wanted[name]]
+    if others:
+        shown = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in others)
+        raise InputError(
+            f"{path} holds another architecture: {shown}; ask for that of the file", option="--init"
+        )
+    tensors = checkpoint.tensors()
+    tokenizer.load_state_dict(
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(TRANSFORMER)}
+    )
+
+
+def load_discriminator(path: Path, discriminator: nn.Module) -> bool:
+    """Take over the discriminator of a training file.
+
+    Args:
+        path: The file.
+        discriminator: Takes its weights.
+
+    Returns:
+        Whether there is one in the file.
+
+    Raises:
+        CheckpointError: It is another one, or not finite.
+    """
+    tensors = read_file(path, check=False).tensors
+    found = {
+        name.removeprefix(DISCRIMINATOR): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(DISCRIMINATOR)
+    }
+    if not found:
+        return False
+    wanted = discriminator.state_dict()
+    if _shapes(found) != _shapes(wanted):
+        raise CheckpointError(
+            f"{path} holds another discriminator than the one asked for; ask for that of the file, "
+            "or start from its tokenizer.pt, which holds none",
+            option="--adversary, --adversary-width, --init",
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
+        raise CheckpointError(f"{path} holds a discriminator with NaN or Inf", option="--init")
+    discriminator.load_state_dict(found)
+    return True
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

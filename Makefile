@@ -29,7 +29,7 @@ demo-train: install  ## train the shipped checkpoint again, from nothing
 	$(M2KIT) train ar --seed 0 --tokenizer build/train/tokenizer/tokenizer.pt -o build/train/ar
 
 demo-evaluate: demo  ## are the digits digits, and not copies?
-	$(BIN)/python $(DIGITS)/evaluate.py build/demo/digits.engine
+	$(BIN)/python examples/evaluate.py build/demo/digits.engine
 
 test: install  ## the whole suite
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ from pathlib import Path
 from m2kit.errors import InputError
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.datasets.digits import DIGITS
+from m2kit.training.datasets.judge import judge
 from m2kit.training.datasets.sources import collection_at
 
 DATASETS: dict[str, DataSet] = {}  # the first one is the default of `m2kit train`
@@ -38,7 +39,7 @@ def dataset_named(name: str) -> DataSet:
             "folder of pictures by class, of .tar shards, or of an .npz",
             option="--data",
         )
-    return DataSet(name=name, title=path.resolve().name, loader=partial(collection_at, path))
+    return DataSet(name, path.resolve().name, partial(collection_at, path), judge)
 
 
 register(DIGITS)

@@ -10,10 +10,13 @@ import numpy.typing as npt
 from m2kit.errors import InputError
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
+from m2kit.runtime.images import uint8_from_images
 from m2kit.sampling import Sampling
 from m2kit.training.datasets.crops import images_of
 from m2kit.training.datasets.dataset import DataSet
-from m2kit.training.evaluation.measures import codebook_usage, share_of_copies
+from m2kit.training.evaluation.measures import codebook_usage, near_copies, share_of_copies
+
+_NEAR = 12.0  # grey levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +25,12 @@ class Report:
 
     Attributes:
         images: Number of generated images.
-        recognised: Share of generated images that the judge takes for their class.
-        real_recognised: The same judge's accuracy on held-out real images.
+        recognised: Share of generated images that the judge takes for their class: mean over
+            classes.
+        real_recognised: The same of held-out real images.
+        near_copies: Share of generated images within a root mean square of 12 grey levels of a
+            training image or its mirror image.
+        real_near_copies: The same of held-out real images.
         copies: Share of generated images whose ids equal those of a training image.
         codebook_usage: Share of the 2^Z codes that the training images use.
     """
@@ -31,6 +38,8 @@ class Report:
     images: int
     recognised: float | None
     real_recognised: float | None
+    near_copies: float
+    real_near_copies: float
     copies: float
     codebook_usage: float
 
@@ -75,10 +84,13 @@ def evaluate(
         recognise = data.judge(train, train_labels)
         recognised = _share(recognise(images), classes)
         real_recognised = _share(recognise(held_out), held_out_labels)
+    of_bytes = [uint8_from_images(part) for part in (images, held_out, train)]
     report = Report(
         images=len(classes),
         recognised=recognised,
         real_recognised=real_recognised,
+        near_copies=near_copies(of_bytes[0], of_bytes[2], within=_NEAR),
+        real_near_copies=near_copies(of_bytes[1], of_bytes[2], within=_NEAR),
         copies=share_of_copies(tokens, training_tokens),
         codebook_usage=codebook_usage(training_tokens, engine.spec.vocabularies),
     )
@@ -86,4 +98,6 @@ def evaluate(
 
 
 def _share(found: npt.NDArray[np.int64], expected: npt.NDArray[np.int64]) -> float:
-    return float((found == expected).mean())
+    """Mean over the classes that are expected."""
+    right = found == expected
+    return float(np.mean([right[expected == label].mean() for label in np.unique(expected)]))

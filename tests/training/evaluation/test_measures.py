@@ -1,6 +1,6 @@
 import numpy as np
 
-from m2kit.training.evaluation.measures import codebook_usage, share_of_copies
+from m2kit.training.evaluation.measures import codebook_usage, near_copies, share_of_copies
 
 
 def test_copies_and_codebook_usage_are_counted():
@@ -9,3 +9,11 @@ def test_copies_and_codebook_usage_are_counted():
     tokens = np.stack([training[1], training[1] + 1])
     assert share_of_copies(tokens, training) == 0.5
     assert codebook_usage(training, (2, 2)) == 0.5  # codes 0 and 3 of four
+
+
+def test_what_is_nearly_a_training_image_or_its_mirror_image_is_counted():
+    training = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    shifted = np.where(training < 128, training + 12, training - 12).astype(np.uint8)
+    images = np.concatenate([shifted, shifted[:1, :, ::-1], shifted[:1, ::-1]])
+    assert near_copies(images, training, within=12.001) == 0.8  # upside down is another
+    assert near_copies(images, training, within=11.9) == 0

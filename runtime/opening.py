@@ -1,15 +1,18 @@
 """Opening an engine folder: intact, of the bundle beside it, on the backend it was built for. One
-that was never run on the device at hand is compared with PyTorch's reference first.
+that was never run on the device at hand is compared with PyTorch's reference first. And opening a
+bundle as it is, which was compared when it was exported.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from m2kit.errors import FolderError
 from m2kit.folder_check import check_folder
 from m2kit.host import check_threads
-from m2kit.manifest import ENGINE, Manifest
+from m2kit.manifest import BUNDLE, ENGINE, Manifest
 from m2kit.manifest_file import read_manifest
+from m2kit.precision import Precision
 from m2kit.progress import Begin, silent
 from m2kit.runtime.arguments import check_flag, check_function
 from m2kit.runtime.backend import Opening
@@ -65,6 +68,24 @@ def open_engine(
             backend.close()
             raise
     return engine
+
+
+def open_bundle(folder: Path) -> Engine:
+    """Open a float32 bundle with ONNX Runtime, on the CPU.
+
+    Raises:
+        FolderError: Not an intact bundle, or one in half precision.
+        BackendError: onnxruntime is not installed.
+    """
+    manifest = read_manifest(folder, BUNDLE)
+    if manifest.precision is not Precision.FLOAT32:
+        raise FolderError(
+            f"{folder} is in half precision, which only engines run; build one with "
+            "`m2kit build-engine`"
+        )
+    check_folder(folder, manifest, trust_seen_weights=True)
+    backend = backend_of(folder, manifest).open(folder, manifest, Opening())
+    return Engine(manifest.spec, backend, defaults=manifest.sampling, info=manifest)
 
 
 def _first_run(engine: Engine, manifest: Manifest, folder: Path, begin: Begin) -> Manifest:

@@ -1,32 +1,30 @@
-"""verify, inspect and describe."""
+"""verify and inspect."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, read_named
-from m2kit.cli.options import PATH, Real, json_option, provider_option
+from m2kit.cli.options import PATH, json_option, provider_option
 from m2kit.cli.output import label, print_result, size_text, stages
-from m2kit.config import PRESETS, ModelSpec
 from m2kit.contract import TensorSpec, is_past
-from m2kit.errors import FolderError, InputError, require
+from m2kit.errors import FolderError
 from m2kit.folder_check import check_folder
-from m2kit.manifest import ENGINE, Manifest, Source
+from m2kit.manifest import ENGINE, Manifest
 from m2kit.manifest_file import kind_of_folder, read_manifest
 from m2kit.precision import Precision
 from m2kit.records import JsonObject, to_json
-from m2kit.sampling import SamplingDefaults
-
-if TYPE_CHECKING:
-    from m2kit.training.checkpoints.hub import HubFile
-    from m2kit.training.checkpoints.reading import Checkpoint
 
 
-def _open(path: Path) -> Manifest:
+def manifest_of(path: Path) -> Manifest:
+    """What a bundle or engine folder says of itself.
+
+    Raises:
+        FolderError: It is neither, or its manifest is damaged.
+    """
     kind = kind_of_folder(path)
     if kind is None:
         raise FolderError(f"{path}: expected a bundle or engine folder, found neither")
@@ -46,7 +44,7 @@ def verify(path: Path, provider: str | None, as_json: bool) -> None:
     """
     from m2kit.runtime.parity import prove, remember
 
-    manifest = _open(path)
+    manifest = manifest_of(path)
     report, active = manifest.parity, JsonObject()
     with stages() as begin:
         begin("hashing every file")
@@ -75,7 +73,7 @@ def _shown(value: Any) -> str:
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a bundle or engine folder holds: graphs, files, versions."""
-    manifest = _open(path)
+    manifest = manifest_of(path)
     rows = {manifest.kind: f"{path} ({manifest.name})"}
     for lowering, graph, entry in manifest.entries():
         rows[f"{graph} [{lowering}]"] = f"{_tensors(entry.inputs)} -> {_tensors(entry.outputs)}"
@@ -92,113 +90,6 @@ def inspect(path: Path, as_json: bool) -> None:
         told = to_json(manifest.build)
         rows["build"] = _pairs({n: v for n, v in told.items() if n != "plans"})
     print_result(rows, as_json, manifest.to_json())
-
-
-@click.command()
-@click.argument("target", metavar="PATH|hf://...|PRESET", type=CHECKPOINT)
-@checkpoint_options
-@click.option(
-    "--bandwidth",
-    type=Real(min=0, min_open=True),
-    default=100.0,
-    metavar="GB/S",
-    help="Memory bandwidth of a device, for the least time an image can take on it.",
-)
-@json_option
-def describe(target: Path | HubFile, bandwidth: float, as_json: bool, **reading: Any) -> None:
-    """Describe a checkpoint, bundle, engine or preset: architecture, parameters, training."""
-    if not isinstance(target, Path) or target.is_file():
-        rows = _of_checkpoint(target, reading, bandwidth)
-    else:
-        given = [f"--{n}".replace("overrides", "spec") for n, value in reading.items() if value]
-        if given:
-            raise InputError(f"{' and '.join(given)} say how to read a checkpoint file")
-        model = _open(target) if target.is_dir() else None
-        rows = _of_model(model, bandwidth) if model else _of_preset(str(target), bandwidth)
-    shown = {label(n): None if value is None else _text(value) for n, value in rows.items()}
-    print_result(shown, as_json, rows)
-
-
-def _of_checkpoint(file: Path | HubFile, reading: JsonObject, bandwidth: float) -> JsonObject:
-    require("torch", extra="export", what="describing a checkpoint")
-    return _of_model(read_named(file, **reading), bandwidth)
-
-
-def _of_model(model: Manifest | Checkpoint, bandwidth: float) -> JsonObject:
-    return (
-        _origin(model.source)
-        | _model(model.spec, bandwidth)
-        | _prefixed("default", to_json(model.sampling) if model.sampling else {})
-        | _prefixed("training", model.training)
-    )
-
-
-def _of_preset(name: str, bandwidth: float) -> JsonObject:
-    if name not in PRESETS:
-        raise InputError(
-            f"{name}: expected a checkpoint file, a bundle or engine folder, or one of the "
-            f"presets {', '.join(PRESETS)}"
-        )
-    preset = PRESETS[name]
-    rows = _model(preset.spec, bandwidth) | {"published_split": list(preset.split)}
-    if preset.spec.transformer is not None:
-        own = SamplingDefaults.of(preset.sampling, preset.spec.sub_tokens)
-        rows |= _prefixed("default", to_json(own))
-    return rows
-
-
-def _origin(source: Source) -> JsonObject:
-    value = to_json(source)
-    names = ("preset", "same_as", "checkpoint_bytes", "dtypes")
-    rows = {name: value[name] for name in names if value.get(name)}
-    return rows | source.weights_taken | _prefixed("assumed", value["assumed"])
-
-
-def _prefixed(prefix: str, values: JsonObject) -> JsonObject:
-    return {f"{prefix}_{name}": value for name, value in values.items()}
-
-
-def _model(spec: ModelSpec, bandwidth: float) -> JsonObject:
-    """Architecture, parameters and bytes, and the least time that reading the weights takes."""
-    fields, counts = spec.to_json(), spec.parameter_counts()
-    rows = _prefixed("tokenizer", fields["tokenizer"])
-    rows |= {
-        "codebook": _codebook(spec.tokenizer.vocabularies[0]),
-        "downsampling": _sides(spec.tokenizer.strides),
-    }
-    rows |= _prefixed("transformer", fields["transformer"] or {})
-    if spec.image_size:
-        rows["image_size"] = list(spec.image_size)
-    rows |= {f"{part.replace(' ', '_')}_parameters": count for part, count in counts.items()}
-    total = sum(counts.values())
-    rows |= {"parameters": total, "float32_bytes": 4 * total}
-    if spec.transformer is None:
-        return rows
-    weights, positions = spec.transformer.weights_per_position, spec.transformer.positions
-    rows["bandwidth_gb_s"] = bandwidth
-    for precision, size in (("float32", 4), ("float16", 2)):
-        rows[f"{precision}_weight_bytes_per_position"] = size * weights
-        floor = positions * size * weights / (1e9 * bandwidth)
-        rows[f"{precision}_bandwidth_floor_s_per_image"] = float(f"{floor:.4g}")
-    return rows
-
-
-def _codebook(size: int) -> str:
-    """A power of two as such."""
-    return str(size) if size & (size - 1) else f"2^{size.bit_length() - 1}"
-
-
-def _sides(strides: tuple[int, ...]) -> int | list[int]:
-    """One factor where all sides have the same."""
-    return strides[0] if len(set(strides)) == 1 else list(strides)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return " ".join(str(item) for item in value)
-    if isinstance(value, int) and value >= 10_000:
-        return f"{value:,}"
-    return str(value)
 
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> str:

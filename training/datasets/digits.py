@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from m2kit.errors import require
 from m2kit.training.datasets.dataset import DataSet, Images, Labels, Recogniser
 from m2kit.training.datasets.pictures import ArrayPictures, Collection, SomePictures
 
@@ -17,7 +18,13 @@ _SPLIT_SEED = 0
 
 
 def digits() -> Collection:
-    """Training pictures and held-out pictures (20 %, stratified by class)."""
+    """Training pictures and held-out pictures (20 %, stratified by class).
+
+    Raises:
+        BackendError: torch or scikit-learn is not installed.
+    """
+    for module in ("torch", "sklearn"):
+        require(module, extra="train", what=f"the data set {DIGITS.name}")
     import torch
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

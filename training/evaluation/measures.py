@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -33,10 +31,3 @@ def near_copies(
         distances = squares[:, None] + known_squares - 2 * asked @ known.T
         nearest = np.minimum(nearest, distances.min(1))
     return float((nearest / known.shape[1] <= within**2).mean())
-
-
-def codebook_usage(tokens: npt.NDArray[np.int64], vocabularies: tuple[int, ...]) -> float:
-    """Share of the codes that occur in tokens (n, *grid, K)."""
-    factors = np.concatenate(([1], np.cumprod(vocabularies)[:-1]))
-    flat = (tokens * factors).sum(axis=-1)
-    return len(np.unique(flat)) / math.prod(vocabularies)

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit.errors import InputError
+from m2kit.runtime.codebook import report_of_tokens
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import uint8_from_images
 from m2kit.sampling import Sampling
 from m2kit.training.datasets.crops import images_of
 from m2kit.training.datasets.dataset import DataSet
-from m2kit.training.evaluation.measures import codebook_usage, near_copies, share_of_copies
+from m2kit.training.evaluation.measures import near_copies, share_of_copies
 
 _NEAR = 12.0  # grey levels
 
@@ -79,6 +80,8 @@ def evaluate(
         for name in ("class_ids", "tokens", "images")
     )
     training_tokens = engine.encode(train)
+    order = engine.spec.tokenizer.bit_order
+    codebook = report_of_tokens(training_tokens, engine.spec.vocabularies, order)
     recognised = real_recognised = None
     if data.judge is not None:
         recognise = data.judge(train, train_labels)
@@ -92,7 +95,7 @@ def evaluate(
         near_copies=near_copies(of_bytes[0], of_bytes[2], within=_NEAR),
         real_near_copies=near_copies(of_bytes[1], of_bytes[2], within=_NEAR),
         copies=share_of_copies(tokens, training_tokens),
-        codebook_usage=codebook_usage(training_tokens, engine.spec.vocabularies),
+        codebook_usage=codebook.usage,
     )
     return report, images
 

@@ -21,6 +21,7 @@ from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
 from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject, Range, Text
+from m2kit.runtime.codebook import report_of_tokens
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.saving import write_grid
@@ -31,7 +32,6 @@ from m2kit.training.datasets.crops import Crops
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.datasets.tokens import TokenExamples, encoded, tokens_of
-from m2kit.training.evaluation.measures import codebook_usage
 from m2kit.training.losses.tokens import token_nats
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.tokenizer import Tokenizer
@@ -311,12 +311,14 @@ def train_ar(
         transformer.eval()
         own = own.cpu()
         plain = encoded(own, spec.vocabularies, Crops(train.pictures, held_out.cut), 1, begin)
+        order = spec.tokenizer.bit_order
+        codebook = report_of_tokens(plain.tokens.numpy(), spec.vocabularies, order)
         training = ARTraining(
             data=data.title,
             chosen_step=best["best"]["step"],
             held_out_bits_per_token=_bits(transformer, held_out_tokens),
             training_bits_per_token=_bits(transformer, plain),
-            codebook_usage=codebook_usage(plain.tokens.numpy(), spec.vocabularies),
+            codebook_usage=codebook.usage,
             settings=settings,
         )
         model = TorchModel(spec, own, transformer)

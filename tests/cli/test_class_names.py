@@ -1,6 +1,6 @@
 import pytest
 
-from m2kit.cli.class_names import class_ids
+from m2kit.cli.class_names import _imagenet, class_ids, names_in_notes
 from m2kit.errors import InputError
 
 
@@ -41,7 +41,29 @@ def test_a_name_of_no_class_or_several_is_one_error(name, words):
         class_ids([name], 1000)
 
 
-def test_names_belong_to_imagenet_alone():
+def test_a_models_own_names_are_its_classes():
+    own = ("Food & Drink", "Sun, Moon", "flags", "Flags")
+    assert class_ids(["food & drink,0-1", "sun, moon"], 4, own) == [0, 0, 1, 1]
+    with pytest.raises(InputError, match=r"several classes: give one of 2 \(flags\); 3 \(Flags\)"):
+        class_ids(["FLAGS"], 4, own)
+    with pytest.raises(InputError, match="no class is named 'foods & drink', did you mean food"):
+        class_ids(["foods & drink"], 4, own)
+
+
+def test_folders_named_by_wordnet_ids_are_classes_of_imagenet_and_others_are_not():
+    folders = tuple(wordnet_id for wordnet_id, *_ in _imagenet())
+    assert class_ids(["tench", "n02099601"], 1000, folders) == [0, 207]
+    with pytest.raises(InputError, match="no class is named 'tench'"):
+        class_ids(["tench"], 1000, folders[::-1])
+
+
+def test_names_in_notes_are_taken_where_they_fit():
+    assert names_in_notes({"classes": ["a", "b"]}, 2) == ("a", "b")
+    for odd in ({}, {"classes": "ab"}, {"classes": ["a"]}, {"classes": ["a", 1]}):
+        assert names_in_notes(odd, 2) == ()
+
+
+def test_a_model_without_names_takes_numbers():
     with pytest.raises(InputError, match=r"this model has 10\), found 'tench'"):
         class_ids(["tench"], 10)
 

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 import m2kit
-from m2kit.cli.class_names import class_ids
+from m2kit.cli.class_names import class_ids, names_in_notes
 from m2kit.cli.options import (
     COUNT,
     PATH,
@@ -41,8 +41,8 @@ _AGAIN = "Give the same command again to draw all; without --tokens it goes on."
     "classes",
     multiple=True,
     metavar="CLASS[,CLASS...]",
-    help="Class to draw: a number, a range such as 0-9, an ImageNet name, or all; may be "
-    "repeated.  "
+    help="Class to draw: a number, a range such as 0-9, a name that the model's training noted, "
+    "an ImageNet name, or all; may be repeated.  "
     "[default: the first ten, a row each]",
 )
 @click.option("-n", "count", type=COUNT, default=8, help="Images per class.")
@@ -83,7 +83,8 @@ def generate(
         check_output(tokens, ".npz")
     with open_engine() as engine, stages("tokens") as begin:
         known = engine.transformer.classes
-        chosen = class_ids(classes, known) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
+        names = names_in_notes(engine.info.training, known) if engine.info else ()
+        chosen = class_ids(classes, known, names) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
         sampling = m2kit.Sampling(**options)
         notes = notes_of_drawing(engine, sampling)
         finished = set()

@@ -116,6 +116,7 @@ class ARTraining(Trained):
         chosen_step: The step that left the model, counted from 1.
         held_out_bits_per_token: Of the held-out images' tokens.
         training_bits_per_token: Of the training images', as they are.
+        classes: Their names, by which `generate --class` knows them.
         codebook_usage: Share of the codes that the training images use.
     """
 
@@ -124,6 +125,7 @@ class ARTraining(Trained):
     held_out_bits_per_token: float
     training_bits_per_token: float
     codebook_usage: float
+    classes: tuple[str, ...]
 
 
 class ARRecipe(Recipe):
@@ -319,6 +321,7 @@ def train_ar(
             held_out_bits_per_token=_bits(transformer, held_out_tokens),
             training_bits_per_token=_bits(transformer, plain),
             codebook_usage=codebook.usage,
+            classes=collection.classes,
             settings=settings,
         )
         model = TorchModel(spec, own, transformer)

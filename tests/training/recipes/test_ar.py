@@ -31,6 +31,7 @@ def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(
     assert set(checkpoint.tensors()) == set(expected_shapes(checkpoint.spec))
     assert checkpoint.spec.transformer.grid == (4, 4)
     assert checkpoint.sampling.guidance == (2.0, 2.0)
+    assert checkpoint.training["classes"] == [str(digit) for digit in range(10)]
     original = read_checkpoint(tokenizer_file).tensors()
     for name in original:
         assert torch.equal(checkpoint.tensors()[name], original[name]), name

@@ -23,7 +23,7 @@ class DamagedArchive(Exception):
 
 
 def read_npz(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an opened .npz file, never unpickled.
+    """The arrays of an opened .npz file, never unpickled; what else it holds is left out.
 
     Raises:
         DamagedArchive: Not an intact .npz of plain arrays.
@@ -38,6 +38,7 @@ def read_npz(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
                 raise DamagedArchive(file.name)
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+            found = dict(arrays)
+            return {name: a for name, a in found.items() if isinstance(a, np.ndarray)}
     except _ARCHIVE_ERRORS as error:
         raise DamagedArchive(file.name) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 from torch import nn
@@ -20,11 +20,12 @@ PANELS = {
 
 
 class Numbers(torch.utils.data.Dataset):
-    """So many examples, (2) each; the unread ones are told as a picture that was replaced is."""
+    """So many examples, (2) each; the unread ones, index -> name, are told as a picture that was
+    replaced is."""
 
-    def __init__(self, count, unread=()):
-        self.count, self.unread = count, unread
-        self.pictures = SimpleNamespace(groups=[f"{number}.png" for number in range(count)])
+    def __init__(self, count, unread=MappingProxyType({})):
+        self.count, self.unread = count, dict(unread)
+        self.pictures = SimpleNamespace(name=self.unread.get)
 
     def __len__(self):
         return self.count
@@ -121,4 +122,5 @@ def fit(folder, recipe=None, *, train=None, save_every=None, **changes):
         train or Numbers(12), Numbers(7), choose_by="held_out_square", tell=told.append,
     )  # fmt: skip
     run.fit(resume if resume.exists() else None)
+    run.unread.tell(told.append)
     return told

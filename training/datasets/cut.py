@@ -19,6 +19,8 @@ from PIL import Image
 from m2kit.errors import InputError
 from m2kit.training.datasets.pictures import Pictures
 
+_MOST_TIMES = 1000  # that a side of a picture may be longer than the other
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -45,7 +47,7 @@ class Cut:
 
 
 class Readable:
-    """Pictures, of which one that cannot be read is replaced by the next one that can."""
+    """Pictures, of which one that cannot be read, or cut, is replaced by the next one that can."""
 
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
@@ -62,11 +64,23 @@ class Readable:
             if chosen in self._unreadable:
                 continue
             try:
-                return self._pictures.read(chosen), chosen
+                picture = self._pictures.read(chosen)
+                _check_length(picture, self._pictures.name(chosen))
+                return picture, chosen
             except InputError as error:
                 self._unreadable[chosen] = str(error)
         raise InputError(
             f"none of the {count} pictures can be read; of the first: {self._unreadable[0]}"
+        )
+
+
+def _check_length(picture: Image.Image, name: str) -> None:
+    """A line of pixels would become an area when its short side is resized."""
+    short, long = sorted(picture.size)
+    if long > _MOST_TIMES * short:
+        raise InputError(
+            f"{name}: expected a picture at most {_MOST_TIMES:,} times as long as its short side, "
+            f"found {picture.width} x {picture.height}"
         )
 
 

@@ -53,7 +53,8 @@ class DataSet:
             if not len(part.labels):
                 raise InputError(
                     f"the data set {self.name} has {len(collection.train.labels)} pictures to "
-                    f"train on and {len(collection.held_out.labels)} held out; it needs both"
+                    f"train on and {len(collection.held_out.labels)} held out; it needs both: give "
+                    "it a class of two pictures or more, or divide it into train and val"
                 )
             least, most = int(part.labels.min()), int(part.labels.max())
             if least < 0 or most >= len(collection.classes):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from m2kit.inputs import open_input
 from m2kit.runtime.pictures import read_picture
 
 Labels = npt.NDArray[np.int64]
@@ -37,6 +38,9 @@ class Pictures(Protocol):
             InputError: It cannot be read.
         """
 
+    def name(self, index: int) -> str:
+        """What a picture is called, where it is told that it cannot be read."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArrayPictures:
@@ -50,6 +54,10 @@ class ArrayPictures:
         """A picture, in mode RGB."""
         return Image.fromarray(self.images[index])
 
+    def name(self, index: int) -> str:
+        """Its group."""
+        return self.groups[index]
+
 
 @dataclass(frozen=True, slots=True)
 class FilePictures:
@@ -61,6 +69,10 @@ class FilePictures:
     def read(self, index: int) -> Image.Image:
         """A picture, in mode RGB."""
         return read_picture(Path(self.groups[index]))
+
+    def name(self, index: int) -> str:
+        """Its path."""
+        return self.groups[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +90,13 @@ class ShardPictures:
     def read(self, index: int) -> Image.Image:
         """A picture, in mode RGB."""
         path, start, size = self.places[index]
-        with path.open("rb") as file:
+        with open_input(path, "shard") as file:
             file.seek(start)
             return read_picture(io.BytesIO(file.read(size)), name=self.groups[index])
+
+    def name(self, index: int) -> str:
+        """The shard's path and the key."""
+        return self.groups[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +119,10 @@ class SomePictures:
     def read(self, index: int) -> Image.Image:
         """A picture, in mode RGB."""
         return self.whole.read(int(self.chosen[index]))
+
+    def name(self, index: int) -> str:
+        """What it is called in the whole."""
+        return self.whole.name(int(self.chosen[index]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +160,14 @@ def split_by_group(pictures: Pictures, share: float, seed: int = 0) -> tuple[Pic
         members.setdefault(owner, {}).setdefault(group, []).append(index)
     held_out: list[int] = []
     for groups in members.values():
-        ranked = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        ranked = sorted(groups, key=lambda name: _rank(f"{seed}/{name}"))
         count = max(round(share * len(ranked)), 1 if len(ranked) > 1 else 0)
         held_out += [index for name in ranked[:count] for index in groups[name]]
     chosen = np.zeros(len(pictures.labels), dtype=bool)
     chosen[held_out] = True
     train, rest = (np.flatnonzero(mask).astype(np.int64) for mask in (~chosen, chosen))
     return SomePictures(pictures, train), SomePictures(pictures, rest)
+
+
+def _rank(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="backslashreplace")).digest()  # paths may be no text

@@ -27,6 +27,8 @@ from m2kit.training.datasets.pictures import (
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 _TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")  # names of the halves, if it has them
 _HELD_OUT_SHARE = 0.1  # where it has none
+_MOST_CLASSES = 100_000  # that class numbers in shards may be of
+_NO_PICTURE = 0, 0  # first byte and number of bytes of one that cannot be read
 
 
 def collection_at(path: Path) -> Collection:
@@ -58,7 +60,10 @@ def _array(path: Path) -> Collection:
         with open_input(path, "data set") as file:
             arrays = read_npz(file)
     except DamagedArchive as error:
-        raise InputError(f"{path}: expected an intact .npz of plain arrays") from error
+        raise InputError(
+            f"{path}: expected an intact .npz of plain arrays, none of objects; write it again "
+            "with numpy.savez"
+        ) from error
     missing = {"images", "labels", "categories"} - set(arrays)
     if missing:
         raise InputError(f"{path}: expected an array {min(missing)}, found {sorted(arrays)}")
@@ -68,7 +73,7 @@ def _array(path: Path) -> Collection:
     expected = {
         "images": (images, images.dtype == np.uint8, (count, *images.shape[1:3], 3)),
         "labels": (labels, np.issubdtype(labels.dtype, np.integer), (count,)),
-        "categories": (categories, categories.dtype.kind == "U", categories.shape[:1]),
+        "categories": (categories, categories.dtype.kind == "U", (categories.size,)),
         "names": (names, names.dtype.kind == "U", (count,)),
     }
     for name, (array, right_type, shape) in expected.items():
@@ -110,7 +115,7 @@ def _folders(root: Path) -> Collection:
         return Collection(*split_by_group(pictures, _HELD_OUT_SHARE), classes)
     classes = _class_names(train)
     if _class_names(held_out) != classes:
-        odd = sorted(set(classes) ^ set(_class_names(held_out)))
+        odd = sorted(filter(None, set(classes) ^ set(_class_names(held_out))))
         raise InputError(
             f"{root}: expected the same classes in {train.name} and {held_out.name}; only one of "
             f"them has {', '.join(odd[:5])}"
@@ -119,7 +124,7 @@ def _folders(root: Path) -> Collection:
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    """The folders of a half, by name; "" where its pictures are of no class."""
+    """The folders of a half that are not hidden, by name; "" where its pictures are of no class."""
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     return tuple(names) or ("",)
 
@@ -128,15 +133,25 @@ def _files(root: Path, classes: tuple[str, ...]) -> FilePictures:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-        if not found:
+        found = sorted(str(p) for p in (root / name).rglob("*") if _is_picture(p.name))
+        if not found and name:
             raise InputError(
                 f"{root / name}: expected pictures of a class, found none; fill the folder, or "
                 "remove it, which moves the numbers of the classes after it"
             )
+        if not found:
+            raise InputError(
+                f"{root}: expected pictures ({', '.join(sorted(_SUFFIXES))}), in a folder per "
+                "class or of no class, or .tar shards of them; found none"
+            )
         paths += found
         labels += [label] * len(found)
     return FilePictures(paths, np.array(labels, dtype=np.int64))
+
+
+def _is_picture(name: str) -> bool:
+    """By its suffix; hidden files are none, such as the ._x.jpg of a Mac's archives."""
+    return Path(name).suffix.lower() in _SUFFIXES and not name.startswith(".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,37 +203,69 @@ def _pictures(samples: list[_Sample]) -> Pictures:
 
 def _samples(path: Path) -> Iterator[_Sample]:
     """The pictures of a shard. Members of one key, the name before its first dot, belong together:
-    a picture, and its class number as text in KEY.cls."""
+    a picture, and its class number as text in KEY.cls. Hidden members are left out. A link, a
+    device or a sparse file is a picture that cannot be read, and so is one of which there is only
+    the class number."""
     found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     end = 0
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_input(path, "shard") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.isfile():
-                    folder, _, name = member.name.rpartition("/")
-                    suffix = f".{name.rpartition('.')[2].lower()}"
-                    key = f"{folder}/{name.partition('.')[0]}".strip("/")
-                    found[key][suffix] = member.offset_data, member.size
+                if tar.offset <= end:
+                    raise tarfile.ReadError("negative size")
+                end = tar.offset
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if member.isdir() or not stem:
+                    continue
+                members, ending = found[f"{folder}/{stem}".strip("/")], ending.lower()
+                if ending in members:
+                    raise InputError(
+                        f"{path}: expected each name once, found {member.name!r} twice; write the "
+                        "shard again with keys of their own"
+                    )
+                plain = member.isfile() and not member.issparse()
+                place = member.offset_data, member.size
+                members[ending] = place if plain else _NO_PICTURE
             file.seek(end)
             whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # how a tar ends
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{path}: expected an uncompressed .tar ({error}); unpack it") from error
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: expected a whole, uncompressed .tar ({error}); unpack it, or fetch it again"
+        ) from error
     if not whole:
         raise InputError(f"{path}: breaks off after {len(found)} pictures; fetch it again")
     for key, members in found.items():
-        picture = next((place for suffix, place in members.items() if suffix in _SUFFIXES), None)
-        if picture is not None:
-            label = _label(path, key, members.get(".cls"))
-            yield _Sample(f"{path}:{key}", (path, *picture), label)
+        picture = _only(path, key, members, _SUFFIXES)
+        label = _only(path, key, members, {".cls"})
+        if picture or label:
+            start, size = picture or _NO_PICTURE
+            yield _Sample(f"{path}:{key}", (path, start, size), _label(path, key, label))
+
+
+def _only(
+    path: Path, key: str, members: dict[str, tuple[int, int]], suffixes: set[str]
+) -> tuple[int, int] | None:
+    """The member with one of these suffixes: KEY.png, or else KEY.anything.png if it is alone."""
+    whole = [ending for ending in members if f".{ending}" in suffixes]
+    fitting = whole or [e for e in members if f".{e.rpartition('.')[2]}" in suffixes]
+    if len(fitting) > 1:
+        raise InputError(
+            f"{path}: expected one picture and one class number of the key {key!r}, found "
+            f"{', '.join(map(repr, fitting[:3]))}; the key is what stands before the first dot"
+        )
+    return members[fitting[0]] if fitting else None
 
 
 def _label(path: Path, key: str, place: tuple[int, int] | None) -> int | None:
     if place is None:
         return None
-    with path.open("rb") as file:
+    with open_input(path, "shard") as file:
         file.seek(place[0])
         text = file.read(min(place[1], 20)).decode("ascii", "replace").strip()
-    if not text.isascii() or not text.isdigit():
-        raise InputError(f"{path}: expected a class number in {key}.cls, found {text!r}")
+    if not text.isascii() or not text.isdigit() or int(text) >= _MOST_CLASSES:
+        raise InputError(
+            f"{path}: expected a class number below {_MOST_CLASSES:,} in {f'{key}.cls'!r}, found "
+            f"{text!r}"
+        )
     return int(text)

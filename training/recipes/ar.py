@@ -326,6 +326,8 @@ def train_ar(
         )
         model = TorchModel(spec, own, transformer)
         _write_results(folder, model, training.to_json())
+        run.unread.note(train.pictures, plain.replaced)
+        run.unread.tell(tell)
     return training
 
 

@@ -13,7 +13,8 @@ def examples(settings: RunSettings, collection: Collection) -> tuple[Crops, Crop
     """Training crops as the settings have them, and held-out crops, at the centre and unchanged.
 
     Raises:
-        InputError: The settings name no size, and the pictures have none in common.
+        InputError: The settings name no size, and the pictures have none in common; or none of
+            those to train on, or of those held out, can be read.
     """
     size = settings.size or collection.size
     if size is None:
@@ -23,4 +24,7 @@ def examples(settings: RunSettings, collection: Collection) -> tuple[Crops, Crop
         )
     cut = Cut((size, size), settings.place, settings.flip, settings.warp, settings.seed)
     train = Crops(collection.train, cut, one_of_group=settings.one_of_group)
-    return train, Crops(collection.held_out, Cut((size, size)))
+    held_out = Crops(collection.held_out, Cut((size, size)))
+    for crops in (train, held_out):
+        crops[0]  # before a run that could not be measured begins
+    return train, held_out

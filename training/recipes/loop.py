@@ -11,6 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from m2kit.errors import M2KitError, TrainingInterrupted
 from m2kit.progress import Begin, silent
 from m2kit.runtime.images import uint8_from_images
 from m2kit.runtime.saving import write_grid
 from m2kit.training.checkpoints.writing import save_whole
-from m2kit.training.datasets.crops import READ
 from m2kit.training.recipes.batches import HeldOutBatches, TrainingBatches
+from m2kit.training.recipes.loading import loaded
 from m2kit.training.recipes.machine import Machine, place
 from m2kit.training.recipes.metrics import MetricsLog, measures, plot_curves
 from m2kit.training.recipes.phase import Batch, Phase, Recipe
@@ -47,9 +48,9 @@ from m2kit.training.recipes.saved_state import (
 )
 from m2kit.training.recipes.schedule import learning_rate
 from m2kit.training.recipes.settings import RunSettings
+from m2kit.training.recipes.unread import Unread
 
 Tell = Callable[[str], None]
-_NAMED = 10  # pictures that could not be read, of those that are told at the end
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ class Run:
         choose_by: The measure whose smallest value chooses best.ckpt, or None.
         begin: Shows how far it is.
         tell: Called with a line at each measurement.
+        unread: The pictures that could not be read.
     """
 
     recipe: Recipe
@@ -100,8 +102,8 @@ class Run:
     choose_by: str | None = None
     begin: Begin = silent
     tell: Tell = lambda text: None
+    unread: Unread = field(default_factory=Unread)
     _best: dict[str, Any] = field(default_factory=lambda: {"step": 0, "value": 0.0})
-    _unread: set[str] = field(default_factory=set)
 
     @property
     def steps(self) -> int:
@@ -129,27 +131,34 @@ class Run:
         done = self._restore(resume_from, counts) if resume_from else 0
         first = self.fabric.is_global_zero
         log = MetricsLog(self.folder / METRICS_FILE, panels, done) if first else None
+        division = self.machine.division(self.settings.batch, self.fabric)
+        steps = range(done, self.steps)
+        batches = TrainingBatches(len(self.train), division, steps, self.settings.seed)
         try:
-            with _heeding_signals() as stop:
-                self._steps_from(done, counts, log, stop)
+            with _heeding_signals() as stop, self._loaded(self.train, batches) as loader:
+                self._steps_from(done, counts, log, loader, stop)
         finally:
             if log is not None:
                 log.close()
         if first:
             plot_curves(self.folder / METRICS_FILE, self.folder / CURVES_FILE, panels)
-        self._tell_unread()
+        self.unread.share(self.fabric)
 
     def _held_out_names(self) -> set[str]:
         return {name for name in measures(self.recipe.panels) if name.startswith("held_out_")}
 
+    def _loaded(self, data: Any, batches: Any) -> AbstractContextManager[Iterator[Any]]:
+        return loaded(data, batches, self.machine.workers)
+
     def _steps_from(
-        self, done: int, counts: _Counts, log: MetricsLog | None, stop: dict[str, str]
+        self,
+        done: int,
+        counts: _Counts,
+        log: MetricsLog | None,
+        loader: Iterator[Any],
+        stop: dict[str, str],
     ) -> None:
         division = self.machine.division(self.settings.batch, self.fabric)
-        batches = TrainingBatches(
-            len(self.train), division, range(done, self.steps), self.settings.seed
-        )
-        loader = iter(self._loader(self.train, batches))
         validate_every = self.settings.validate_every or max(
             1, round(len(self.train) / self.settings.batch)
         )
@@ -246,10 +255,11 @@ class Run:
         sums = torch.zeros(len(names), dtype=torch.float64)
         for phase in self.recipe.phases:
             phase.averaged.eval()
-        for index, batch in enumerate(self._loader(self.held_out, batches)):
-            counted = batches.counted(index)
-            found = self.recipe.measure(self._here(batch, self.held_out))
-            sums += torch.stack([found[n][:counted].double().sum().cpu() for n in names])
+        with self._loaded(self.held_out, batches) as loader:
+            for index, batch in enumerate(loader):
+                counted = batches.counted(index)
+                found = self.recipe.measure(self._here(batch, self.held_out))
+                sums += torch.stack([found[n][:counted].double().sum().cpu() for n in names])
         sums = over_processes(self.fabric, sums)
         return dict(zip(names, (sums / len(self.held_out)).tolist(), strict=True))
 
@@ -283,15 +293,11 @@ class Run:
     def _here(self, batch: Any, data: Any) -> Batch:
         """A batch on this process's device; notes the pictures that could not be read."""
         *tensors, replaced = batch
-        for index in replaced[replaced != READ].tolist():
-            self._unread.add(data.pictures.groups[index])
+        self.unread.note(data.pictures, replaced)
         kind = next(self.recipe.phases[0].network.parameters()).dtype
         return [
             t.to(self.fabric.device, dtype=kind if t.is_floating_point() else None) for t in tensors
         ]
-
-    def _loader(self, data: Any, batches: Any) -> DataLoader[Any]:
-        return DataLoader(data, batch_sampler=batches, num_workers=self.machine.workers)
 
     def _any(self, here: bool) -> bool:
         """Whether it is so in any process."""
@@ -304,9 +310,11 @@ class Run:
             "best": dict(self._best),
             "sums": counts.sums,
             "summed": counts.steps,
+            "unread": self.unread.text,
         }
 
     def _save(self, done: int, counts: _Counts) -> None:
+        self.unread.share(self.fabric)
         state = self._state(done, counts)
         if self.fabric.is_global_zero:
             save_whole(state, self.folder / RESUME_FILE)
@@ -319,6 +327,7 @@ class Run:
         restore(self.recipe, found["recipe"], found["step"])
         counts.sums, counts.steps = found["sums"].clone(), found["summed"]
         self._best = found["best"]
+        self.unread.restore(found["unread"])
         if self.choose_by and self._best["step"]:
             read_best(self.folder / BEST_FILE, self.best_like())
         return int(found["step"])
@@ -326,21 +335,6 @@ class Run:
     def best_like(self) -> dict[str, Any]:
         """What a best.ckpt is like."""
         return {"best": {"step": 0, "value": 0.0}, "weights": weights_of(self.recipe)}
-
-    def _tell_unread(self) -> None:
-        """Name the pictures that could not be read."""
-        gathered: list[Any] = [self._unread]
-        if self.fabric.world_size > 1:
-            gathered *= self.fabric.world_size
-            torch.distributed.all_gather_object(gathered, self._unread)
-        unread = sorted(set().union(*gathered))
-        if unread:
-            more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
-            self.tell(
-                f"{len(unread)} pictures could not be read, and the next ones stood in for them: "
-                + ", ".join(unread[:_NAMED])
-                + more
-            )
 
 
 def over_processes(fabric: Fabric, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
@@ -42,6 +43,7 @@ from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
 from m2kit.training.recipes.run_folder import Trained, check_run_folder, open_run
 from m2kit.training.recipes.saved_state import weights_of
 from m2kit.training.recipes.settings import Number, Positive, RunSettings, Weight
+from m2kit.training.recipes.unread import Unread
 
 CHECKPOINT_FILE = "tokenizer.pt"
 TRAINING_FILE = "tokenizer.train.pt"
@@ -314,12 +316,13 @@ def train_tokenizer(
         tokenizer.eval()
         training = TokenizerTraining(
             data=data.title,
-            codebook_usage=_usage(tokenizer, train),
-            held_out_psnr_db=_psnr(tokenizer, held_out),
+            codebook_usage=_usage(tokenizer, train, run.unread),
+            held_out_psnr_db=_psnr(tokenizer, held_out, run.unread),
             settings=settings,
         )
         notes = {"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()}
         _write_results(folder, recipe, weights, notes)
+        run.unread.tell(tell)
     return training
 
 
@@ -350,10 +353,10 @@ def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _usage(tokenizer: Tokenizer, train: Crops) -> float:
+def _usage(tokenizer: Tokenizer, train: Crops, unread: Unread) -> float:
     """Share of the codes that training images use, of the first hundred thousand."""
     count = CodebookCount(tokenizer.spec.vocabularies, tokenizer.spec.bit_order)
-    for images in _batches(train, _MOST_COUNTED):
+    for images in _batches(train, unread):
         tokens = tokenizer.tokens(tokenizer.codes(images), tokenizer.spec.vocabularies)
         count.add(tokens.numpy())
     report = count.report()
@@ -361,19 +364,21 @@ def _usage(tokenizer: Tokenizer, train: Crops) -> float:
 
 
 @torch.no_grad()
-def _psnr(tokenizer: Tokenizer, held_out: Crops) -> float:
+def _psnr(tokenizer: Tokenizer, held_out: Crops, unread: Unread) -> float:
     """Mean over images, in dB."""
     values = [
         psnr(images.numpy(), tokenizer.decoder(tokenizer.codes(images)).numpy()) * len(images)
-        for images in _batches(held_out, _MOST_COUNTED)
+        for images in _batches(held_out, unread)
     ]
     return round(sum(values) / len(held_out), 3)
 
 
-def _batches(crops: Crops, most: int) -> Iterator[Tensor]:
-    """Images of a data set, cut at their centre, each once."""
+def _batches(crops: Crops, unread: Unread) -> Iterator[Tensor]:
+    """The first images of a data set, cut at their centre, each once."""
     whole = Crops(crops.pictures, Cut(crops.cut.size))
-    numbers = range(min(len(whole), most))
+    numbers = range(min(len(whole), _MOST_COUNTED))
     for start in numbers[::_COUNTED_AT_ONCE]:
         part = numbers[start : start + _COUNTED_AT_ONCE]
-        yield torch.stack([whole[number][0] for number in part])
+        images, _, replaced = default_collate([whole[number] for number in part])
+        unread.note(whole.pictures, replaced)
+        yield images

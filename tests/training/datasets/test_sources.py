@@ -164,7 +164,7 @@ def mixed_names(root):
         (cut_off, "breaks off"),
         (cut_off_between, "breaks off after 1 pictures"),
         (compressed, "uncompressed"),
-        (no_number, "expected a class number in a.cls, found 'cat'"),
+        (no_number, r"expected a class number .* in 'a\.cls', found 'cat'"),
         (one_without_label, "0.tar:b has none"),
         (no_picture, "hold no picture"),
         (mixed_names, "found 1, 0 and 1 others"),

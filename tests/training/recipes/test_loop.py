@@ -234,13 +234,22 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_files(tmp_path, monkeyp
 
 
 def test_pictures_that_could_not_be_read_are_counted_once_and_named(tmp_path):
-    (*_, last) = fit(tmp_path, train=Numbers(12, unread=(2, 7)))
+    (*_, last) = fit(tmp_path, train=Numbers(12, {2: "2.png", 7: "7.png"}))
     told = "2 pictures could not be read, and the next ones stood in for them: 2.png, 7.png"
     assert last == told
 
 
+def test_pictures_that_could_not_be_read_are_named_however_often_a_run_is_stopped(tmp_path):
+    odd = "line\nbreak \udcff.png"
+    with pytest.raises(TrainingInterrupted):
+        fit(tmp_path, signalled(4), train=Numbers(12, {2: "2.png", 7: odd}))
+    (*_, last) = fit(tmp_path, train=Numbers(12, {5: "5.png"}))
+    told = "3 pictures could not be read, and the next ones stood in for them: "
+    assert last == f"{told}2.png, 5.png, 'line\\nbreak \\udcff.png'"
+
+
 def test_of_many_pictures_that_could_not_be_read_ten_are_named(tmp_path):
-    (*_, last) = fit(tmp_path, train=Numbers(12, unread=range(12)))
+    (*_, last) = fit(tmp_path, train=Numbers(12, {n: f"{n}.png" for n in range(12)}))
     assert last.startswith("12 pictures could not be read")
     assert last.endswith(" and 2 more")
     assert last.count(".png") == 10

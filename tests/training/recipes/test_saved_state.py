@@ -131,6 +131,8 @@ def test_tensors_that_share_their_numbers_are_taken_apart(run, monkeypatch):
         (("best", "value"), None, "best.value: expected a finite number, found NoneType"),
         (("sums",), torch.zeros(3), r"sums: expected a tensor \[5\] of float64"),
         (("summed",), -1, "summed: expected a count"),
+        (("unread",), ["a.png"], "unread: expected text"),
+        (("unread",), GONE, "unread is missing"),
     ],
 )  # fmt: skip
 def test_a_forged_resume_file_is_one_line_that_names_the_field(run, path, new, complaint):

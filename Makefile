@@ -4,7 +4,7 @@ BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
-.PHONY: help install demo demo-train demo-evaluate test test-hostile test-gpu check mypy docs bench \
+.PHONY: help install demo demo-train demo-evaluate test test-hostile test-oracles test-gpu check mypy docs bench \
   bench-export bench-plans clean
 
 help:  ## show this list
@@ -36,6 +36,14 @@ test: install  ## the whole suite
 
 test-hostile: install  ## every forged folder and hostile command, of which make test runs a choice
 	$(BIN)/python -m pytest tests/hostile --all-cases
+
+test-oracles: install build/oracles  ## numbers against other packages', in a folder of their own
+	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/lpips_oracle.py
+
+build/oracles:
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part lpips==0.1.4 torchvision
+	mv $@.part $@
 
 test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)
 	$(BIN)/python -m pytest -m gpu -rs

@@ -1,7 +1,10 @@
 import itertools
+import json
 
 import pytest
 import torch
+from conftest import GOLDEN
+from doubles.random_lpips import random_lpips
 from torch.nn import functional
 
 from m2kit.errors import CheckpointError
@@ -11,28 +14,20 @@ from m2kit.training.models.perceptual import HEADS, VGG, PerceptualNetwork, perc
 _LAYERS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
 
+@pytest.fixture(scope="module")
+def weights():
+    """Random weights under the published names, and two batches of pictures."""
+    return random_lpips(0)
+
+
 @pytest.fixture
-def files(tmp_path, monkeypatch):
-    """Random weights under the published names, in the cache of torch.hub."""
+def files(tmp_path, monkeypatch, weights):
+    """The weights in the cache of torch.hub."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    generator = torch.Generator().manual_seed(0)
-    features, index, previous = {}, 0, 3
-    for width in _LAYERS:
-        if width == "M":
-            index += 1
-            continue
-        deviation = (2 / (9 * previous)) ** 0.5
-        kernel = torch.randn(width, previous, 3, 3, generator=generator) * deviation
-        features[f"features.{index}.weight"] = kernel
-        features[f"features.{index}.bias"] = torch.randn(width, generator=generator) / 10
-        index, previous = index + 2, width
-    features["classifier.0.bias"] = torch.zeros(3)
-    heads = {
-        f"lin{k}.model.1.weight": torch.rand(1, width, 1, 1, generator=generator)
-        for k, width in enumerate((64, 128, 256, 512, 512))
-    }
-    torch.save(features, tmp_path / "checkpoints" / VGG.name)
+    features, heads = ({name: t.float() for name, t in part.items()} for part in weights[:2])
+    others = {"classifier.0.bias": torch.zeros(3)}
+    torch.save({**features, **others}, tmp_path / "checkpoints" / VGG.name)
     torch.save(heads, tmp_path / "checkpoints" / HEADS.name)
     return features, heads
 
@@ -67,6 +62,17 @@ def test_the_distance_is_that_of_lpips(files):
     expected = [distance_by_hand(*files, images[i], images[i + 2]) for i in range(2)]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
     assert network(images.double(), images.double()).abs().max() == 0
+
+
+def test_distances_and_gradients_are_those_that_the_lpips_package_gave(files, weights):
+    expected = json.loads((GOLDEN / "lpips.json").read_text())
+    *_, images, others = weights
+    assert (expected["seed"], expected["shape"]) == (0, list(images.shape))
+    others = others.clone().requires_grad_()
+    found = perceptual_network().double()(images, others)
+    found.sum().backward()
+    assert found.tolist() == pytest.approx(expected["distances"], rel=1e-6)
+    assert others.grad.norm().item() == pytest.approx(expected["gradient_norm"], rel=1e-6)
 
 
 def test_its_weights_never_train_and_it_never_drops_out(files):

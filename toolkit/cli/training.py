@@ -12,6 +12,7 @@ from m2kit.cli.checkpoints import CHECKPOINT, local_file
 from m2kit.cli.commands import InOrder
 from m2kit.cli.options import INTEGERS, PATH, Numbers, Real, json_option, output_option
 from m2kit.cli.output import note, print_result, stages
+from m2kit.cli.planning import show_ar_plan, show_tokenizer_plan
 from m2kit.cli.training_options import machine_of, preset, real, run_options, share, whole
 from m2kit.errors import require
 from m2kit.progress import silent
@@ -95,6 +96,7 @@ def tokenizer(
     output: Path,
     init: Path | HubFile | None,
     resume: bool,
+    dry_run: bool,
     progress: bool,
     as_json: bool,
     **options: Any,
@@ -109,6 +111,8 @@ def tokenizer(
     vgg, heads = options.pop("perceptual_vgg"), options.pop("perceptual_heads")
     if options.pop("perceptual") == "none":
         options["perceptual_weight"] = 0.0
+    if dry_run:
+        return show_tokenizer_plan(options, machine, init, (vgg, heads), as_json)
     start = local_file(init) if init is not None else None
     settings = TokenizerSettings(**options, init_sha256=digest(start) if start else None)
     if settings.perceptual_weight:
@@ -183,6 +187,7 @@ def ar(
     output: Path,
     tokenizer_file: Path | HubFile,
     resume: bool,
+    dry_run: bool,
     progress: bool,
     as_json: bool,
     **options: Any,
@@ -193,8 +198,10 @@ def ar(
 
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
-    path = local_file(tokenizer_file)
     machine = machine_of(options)
+    if dry_run:
+        return show_ar_plan(options, machine, tokenizer_file, as_json)
+    path = local_file(tokenizer_file)
     settings = settings_for(path, **options)
     with stages("steps") as begin:
         training = train_ar(

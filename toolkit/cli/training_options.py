@@ -12,6 +12,8 @@ from m2kit.cli.options import COUNT, Decorator, Numbers, Real, together
 if TYPE_CHECKING:
     from m2kit.training.recipes.machine import Machine
 
+PRESET = "m2kit.preset"  # of a click context
+
 
 class DataSetName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """A name in the table of data sets, which is read when it is asked for: it may have grown; or
@@ -48,6 +50,7 @@ def preset(kind: str) -> Decorator:
         from m2kit.training.recipes.presets import published
 
         if name is not None:
+            context.meta[PRESET] = name
             values = published(name)
             if values.get("perceptual_weight"):
                 values["perceptual"] = "lpips"
@@ -148,6 +151,13 @@ run_options = together(  # what both trainers take
         "--resume",
         is_flag=True,
         help="Go on with the run in the folder, with the same options; --epochs may be more.",
+    ),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print what would run: data, devices, batch, steps, learning rates, parameters, and "
+        "memory of a device; train and write nothing. With --preset, what the published run "
+        "took is assumed where --data or --tokenizer is not given.",
     ),
 )
 

@@ -149,14 +149,31 @@ def perceptual_network(vgg: Path | None = None, heads: Path | None = None) -> Pe
     return network
 
 
+def missing_files(vgg: Path | None = None, heads: Path | None = None) -> list[str]:
+    """What `perceptual_network` would miss, a line each."""
+    return [
+        _missing(path, wanted)
+        for path, wanted in ((_path(vgg, VGG), VGG), (_path(heads, HEADS), HEADS))
+        if not path.is_file()
+    ]
+
+
+def _path(named: Path | None, wanted: WeightsFile) -> Path:
+    return named or Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
+
+
+def _missing(path: Path, wanted: WeightsFile) -> str:
+    return f"{path} is missing: it is {wanted.source}"
+
+
 def _load(
-    network: PerceptualNetwork, path: Path | None, wanted: WeightsFile, names: dict[str, str]
+    network: PerceptualNetwork, named: Path | None, wanted: WeightsFile, names: dict[str, str]
 ) -> None:
     """Take tensors from a file: own name -> the file's."""
-    path = path or Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
+    path = _path(named, wanted)
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing: it is {wanted.source}; put it there, name it, or train without it",
+            f"{_missing(path, wanted)}; put it there, name it, or train without it",
             option=f"{wanted.option} or --perceptual none",
         )
     tensors = read_file(path, check=True).tensors

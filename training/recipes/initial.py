@@ -12,7 +12,7 @@ from m2kit.families.image import ImageTokenizerSpec
 from m2kit.hashes import sha256_of_file
 from m2kit.records import to_json
 from m2kit.training.checkpoints.file import read_file
-from m2kit.training.checkpoints.reading import read_checkpoint
+from m2kit.training.checkpoints.reading import Checkpoint, read_checkpoint
 from m2kit.training.models.model import TRANSFORMER
 
 DISCRIMINATOR = "loss.discriminator."  # begins the names of its tensors in training files
@@ -41,6 +41,14 @@ def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ImageTokenizerSpec) -
         CheckpointError: The file cannot be used.
         InputError: It holds another architecture.
     """
+    tensors = read_initial(path, spec).tensors()
+    tokenizer.load_state_dict(
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(TRANSFORMER)}
+    )
+
+
+def read_initial(path: Path, spec: ImageTokenizerSpec) -> Checkpoint:
+    """A file to start from, of such an architecture, as `load_tokenizer` would take it."""
     checkpoint = read_checkpoint(path)
     found, wanted = to_json(checkpoint.spec.tokenizer), to_json(spec)
     others = [name for name in wanted if found.get(name) != wanted[name]]
@@ -49,10 +57,7 @@ def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ImageTokenizerSpec) -
         raise InputError(
             f"{path} holds another architecture: {shown}; ask for that of the file", option="--init"
         )
-    tensors = checkpoint.tensors()
-    tokenizer.load_state_dict(
-        {name: tensor for name, tensor in tensors.items() if not name.startswith(TRANSFORMER)}
-    )
+    return checkpoint
 
 
 def load_discriminator(path: Path, discriminator: nn.Module) -> bool:

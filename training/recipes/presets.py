@@ -9,12 +9,33 @@ of 100 million in all; of the others ImageNet's 1,281,167, in 1,000 classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from m2kit.config import PRESETS
 from m2kit.families.image import ImageTokenizerSpec
 
-IMAGENET_PICTURES, IMAGENET_CLASSES = 1_281_167, 1000
+
+@dataclass(frozen=True, slots=True)
+class PublishedData:
+    """What a released model was trained on.
+
+    Attributes:
+        title: Its name.
+        pictures: To train on.
+        held_out: Pictures that were measured on; None is not told.
+        classes: How many there are; 1 is none.
+    """
+
+    title: str
+    pictures: int
+    held_out: int | None
+    classes: int
+
+
+IMAGENET = PublishedData("ImageNet", 1_281_167, 50_000, 1000)
+_SEVERAL = PublishedData("several sets of pictures with text", 100_000_000, None, 1)
+_ON_SEVERAL = ("tokenizer-pretrain-16384", "tokenizer-pretrain-262144")
 _TOKENIZER: dict[str, Any] = {  # neither warm-up nor clipping nor warping: said, as the command
     "size": 256,  # line has other defaults
     "warm_up": 0.0,
@@ -97,6 +118,11 @@ def published(name: str) -> dict[str, Any]:
     sizes = ("width", "heads", "inter_layers", "intra_layers", "ffn_width")
     architecture = {name: getattr(transformer, name) for name in sizes}
     return values | architecture | {"bits": preset.split, "guidance": preset.guidance}
+
+
+def published_data(name: str) -> PublishedData:
+    """What the published run of that name was trained on."""
+    return _SEVERAL if name in _ON_SEVERAL else IMAGENET
 
 
 TOKENIZERS = tuple(name for name in _TRAINING if PRESETS[name].spec.transformer is None)

@@ -10,7 +10,7 @@ from m2kit.cli import cli
 from m2kit.errors import InputError
 from m2kit.training.recipes.ar import train_ar
 from m2kit.training.recipes.presets import (
-    IMAGENET_PICTURES,
+    IMAGENET,
     TOKENIZERS,
     TRANSFORMERS,
     published,
@@ -18,8 +18,8 @@ from m2kit.training.recipes.presets import (
 from m2kit.training.recipes.schedule import learning_rate
 from m2kit.training.recipes.tokenizer import TokenizerSettings, train_tokenizer
 
-EPOCH = IMAGENET_PICTURES / 256  # steps
-AR_EPOCH = IMAGENET_PICTURES / 768
+EPOCH = IMAGENET.pictures / 256  # steps
+AR_EPOCH = IMAGENET.pictures / 768
 CORNERS = {  # (step, learning rate)
     "tokenizer-128": [(0, 1e-4), (250 * EPOCH - 1, 1e-4), (250 * EPOCH + 1, 1e-5),
                       (300 * EPOCH + 1, 1e-6), (350 * EPOCH - 1, 1e-6)],
@@ -46,7 +46,7 @@ def settings_of(name, ar_settings, **changes):
 def test_the_schedule_is_the_published_one_at_its_corners(name, ar_settings):
     settings = settings_of(name, ar_settings)
     for step, rate in CORNERS[name]:
-        found = learning_rate(settings, round(step), IMAGENET_PICTURES)
+        found = learning_rate(settings, round(step), IMAGENET.pictures)
         assert found == pytest.approx(rate, rel=2e-4, abs=1e-12), step
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from m2kit.training.recipes.schedule import learning_rate
+from m2kit.training.recipes.schedule import corners, learning_rate
 from m2kit.training.recipes.settings import RunSettings
 
 IMAGENET = 1_281_167
@@ -26,12 +26,12 @@ def test_a_rise_a_flat_top_and_a_line_down():
 
 def test_drops_and_a_cosine_in_steps():
     drops = settings(steps=1_500_000, decay="drops", drops=(800_000, 1_000_000))
-    corners = (0, 799_999, 800_000, 999_999, 1_000_000, 1_499_999)
-    rates = [learning_rate(drops, step, IMAGENET) for step in corners]
+    turns = (0, 799_999, 800_000, 999_999, 1_000_000, 1_499_999)
+    rates = [learning_rate(drops, step, IMAGENET) for step in turns]
     assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
     cosine = settings(steps=1_500_000, warm_up=5000, decay="cosine", floor=0.01)
-    corners = (0, 2500, 5000, 5000 + 747_499, 1_499_999)
-    rates = [learning_rate(cosine, step, IMAGENET) for step in corners]
+    turns = (0, 2500, 5000, 5000 + 747_499, 1_499_999)
+    rates = [learning_rate(cosine, step, IMAGENET) for step in turns]
     assert rates == pytest.approx([0, 5e-5, 1e-4, 1e-4 * 0.505, 1e-6], rel=1e-4, abs=1e-12)
 
 
@@ -39,3 +39,19 @@ def test_a_run_that_was_given_more_stays_at_its_lowest():
     longer = settings(schedule_length=5, floor=0.1)
     assert learning_rate(longer, 499, 1000) == pytest.approx(1e-5)
     assert learning_rate(longer, 999, 1000) == pytest.approx(1e-5)
+
+
+def test_the_corners_are_the_steps_where_the_rate_turns():
+    def found(run):
+        return [(c.what, c.step, c.learning_rate) for c in corners(run, pictures=1000)]
+
+    rise = settings(warm_up=2, warm_up_from=0.005, flat=0.05)
+    expected = [("start", 0, 5e-7), ("peak", 200, 1e-4), ("end of flat", 239, 1e-4)]
+    assert found(rise)[:3] == [(a, b, pytest.approx(c)) for a, b, c in expected]
+    assert found(rise)[3:] == [("end", 999, pytest.approx(1e-5))]
+    longer = found(settings(schedule_length=5))
+    assert [corner[:2] for corner in longer] == [("start", 0), ("lowest", 499), ("end", 999)]
+    drops = found(settings(decay="drops", drops=(5, 20)))  # the second one after the end
+    assert [corner[:2] for corner in drops] == [("start", 0), ("drop", 500), ("end", 999)]
+    short = found(settings(steps=10, warm_up=20))  # over before the peak
+    assert [corner[:2] for corner in short] == [("start", 0), ("end", 9)]

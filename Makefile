@@ -5,7 +5,7 @@ M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
 
 .PHONY: help install demo demo-train demo-evaluate test test-hostile test-oracles test-gpu check mypy docs bench \
-  bench-export bench-plans clean
+  bench-entropy bench-export bench-plans clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ docs: install  ## write docs/cli.md from the commands' own help
 
 bench: install  ## the table of docs/performance.md: PRESET=ar-b, random weights, kept in build/sizes
 	$(BIN)/python examples/sizes/bench.py $(or $(PRESET),ar-b) build/sizes
+
+bench-entropy: install  ## time and memory of each form of the entropy term of 2^18 codes
+	$(BIN)/python -m m2kit.training.bench.entropy
 
 bench-export: install  ## time, memory and disk of exporting a published size: PRESET=ar-l
 	$(BIN)/python examples/sizes/measure.py $(or $(PRESET),ar-b) build/sizes

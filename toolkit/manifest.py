@@ -98,6 +98,13 @@ class Source:
         taken = {"weights": self.weights, "tokenizer_weights": self.tokenizer_weights}
         return {name: which for name, which in taken.items() if which is not None}
 
+    @property
+    def tokenizer_file(self) -> tuple[str, str]:
+        """Sha256 of the file that the tokenizer is from, and which of its weights were taken."""
+        if self.tokenizer_sha256 is None:
+            return self.checkpoint_sha256, self.weights
+        return self.tokenizer_sha256, self.tokenizer_weights or self.weights
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

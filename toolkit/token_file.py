@@ -9,8 +9,10 @@ Files of earlier versions have bits in place of vocabularies, or no architecture
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,9 +84,25 @@ def read_tokens(path: Path) -> TokenFile:
     Raises:
         InputError: Not a token file, or its ids do not fit its sub-vocabularies.
     """
-    try:
-        with open_input(path, "token file") as file:
+    with open_input(path, "token file") as file:
+        try:
             arrays = read_npz(file)
+        except DamagedArchive as error:
+            raise InputError(f"{path}: expected {_FILE}") from error
+    return tokens_from_arrays(path, arrays)
+
+
+def tokens_from_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> TokenFile:
+    """The content of a token file whose arrays were read.
+
+    Args:
+        path: Of the file, for errors.
+        arrays: By name; there may be others.
+
+    Raises:
+        InputError: As `read_tokens` does.
+    """
+    try:
         old = "bits" in arrays
         sizes = _integers(arrays["bits" if old else "vocabularies"])
         vocabularies = _vocabularies(sizes, str(path)) if old else sizes
@@ -96,7 +114,9 @@ def read_tokens(path: Path) -> TokenFile:
             spec_sha256=str(arrays["spec_sha256"]),
             image_size=_integers(arrays["image_size"]),
         )
-    except (DamagedArchive, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise InputError(f"{path}: expected {_FILE}; it has no {error.args[0]}") from error
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path}: expected {_FILE}") from error
     orders = ("", *BIT_ORDERS)
     sound = vocabularies and min(vocabularies) >= 1 and tokens.bit_order in orders
@@ -114,7 +134,10 @@ def read_tokens(path: Path) -> TokenFile:
     if tokens.bit_order:
         _bits(vocabularies, str(path))
     axes = tuple(f"n{index}" for index in range(len(tokens.image_size)))
-    return replace(tokens, ids=check_tokens(tokens.ids, vocabularies, axes))
+    try:
+        return replace(tokens, ids=check_tokens(tokens.ids, vocabularies, axes))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
@@ -124,8 +147,7 @@ def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
         InputError: Not a token file, or one of another model.
     """
     tokens = read_tokens(path)
-    if tokens.spec_sha256 != sha256_of_text(_architecture(spec)):
-        raise InputError(f"{path} was made by a model with another tokenizer architecture")
+    check_architecture(path, tokens, spec)
     order = spec.tokenizer.bit_order
     if (tokens.vocabularies, tokens.bit_order) != (spec.vocabularies, order):
         found = _layout(tokens.vocabularies, tokens.bit_order)
@@ -145,6 +167,16 @@ def read_tokens_of(path: Path, spec: ModelSpec) -> TokenFile:
             f"{list(covered)}; encode the images again"
         )
     return tokens
+
+
+def check_architecture(path: Path, tokens: TokenFile, spec: ModelSpec) -> None:
+    """Refuse tokens of a model with another tokenizer architecture.
+
+    Raises:
+        InputError: They are.
+    """
+    if tokens.spec_sha256 != sha256_of_text(_architecture(spec)):
+        raise InputError(f"{path} was made by a model with another tokenizer architecture")
 
 
 def converted_tokens(tokens: TokenFile, bits: tuple[int, ...], bit_order: str) -> TokenFile:

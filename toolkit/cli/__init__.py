@@ -12,9 +12,10 @@ from m2kit.cli.benching import bench
 from m2kit.cli.building import build_engine, export, init_checkpoint
 from m2kit.cli.commands import Commands
 from m2kit.cli.describing import describe
+from m2kit.cli.encoding import encode
 from m2kit.cli.generating import generate
 from m2kit.cli.health import doctor
-from m2kit.cli.imaging import convert_tokens, decode, encode, reconstruct
+from m2kit.cli.imaging import convert_tokens, decode, reconstruct
 from m2kit.cli.reporting import inspect, verify
 from m2kit.cli.training import train
 

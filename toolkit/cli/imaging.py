@@ -1,4 +1,4 @@
-"""encode, decode, reconstruct and convert-tokens."""
+"""decode, reconstruct and convert-tokens, and what encode shares with them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ from m2kit.token_file import (
     converted_tokens,
     read_tokens,
     read_tokens_of,
-    token_file_from_ids,
     write_tokens,
 )
 
@@ -46,7 +45,7 @@ _AGAIN = "Give the same command again with another folder (-o) to make them all.
 _columns_option = click.option(
     "--columns", type=COUNT, default=8, help="Images in a row of a grid."
 )
-_images_options = together(
+images_options = together(
     click.argument("images", nargs=-1, required=True, type=PATH),
     engine_options,
     click.option(
@@ -68,36 +67,6 @@ _images_options = together(
     ),
     batch_option,
 )
-
-
-@click.command()
-@_images_options
-@output_option("tokens.npz", "Token file.")
-@json_option
-def encode(
-    open_engine: OpenEngine,
-    images: tuple[Path, ...],
-    pad: bool,
-    background: tuple[int, int, int],
-    resize: int | None,
-    batch: int | None,
-    output: Path,
-    as_json: bool,
-) -> None:
-    """Turn IMAGES into a token file: pictures of one size, and folders of them.
-
-    A folder's pictures are taken in the order of their names. They are read batch by batch.
-    """
-    check_output(output, ".npz")
-    pictures = PictureSet(images, background, resize)
-    with open_engine() as engine, stages("images") as begin:
-        begun, ids = _one_stage(begin, "encoding", len(pictures)), []
-        for _, whole in _batches(pictures, engine, pad, batch):
-            ids.append(engine.encode(whole, batch=batch, begin=begun))
-        tokens = token_file_from_ids(np.concatenate(ids), engine.spec, pictures.size)
-        write_tokens(output, tokens)
-    grid = list(tokens.ids.shape[1:-1])
-    print_result({"images": len(pictures), "grid": grid, "output": str(output)}, as_json)
 
 
 @click.command()
@@ -136,7 +105,7 @@ def decode(
 
 
 @click.command()
-@_images_options
+@images_options
 @_columns_option
 @output_option(
     "reconstruction.png", f"Grid, each image with its reconstruction below, {GRID_OR_FOLDER}"
@@ -159,15 +128,15 @@ def reconstruct(
     """
     made = PictureOutput(output)
     pictures = PictureSet(images, background, resize)
-    _refuse_own_input(output, [*images, *pictures.paths])
+    refuse_own_input(output, [*images, *pictures.paths])
     names = [f"{index:06d}_{path.stem}.png" for index, path in enumerate(pictures.paths)]
     if made.is_folder:
         check_names_free(output, names)
     with open_engine() as engine, stages("images") as begin:
-        begun, quality = _one_stage(begin, "reconstructing", len(pictures)), 0.0
+        begun, quality = one_stage(begin, "reconstructing", len(pictures)), 0.0
         next_name = iter(names)
         with made.begun(len(pictures), pictures.size, columns=columns, stacked=2, go_on=_AGAIN):
-            for part, whole in _batches(pictures, engine, pad, batch):
+            for part, whole in batches(pictures, engine, pad, batch):
                 ids = engine.encode(whole, batch=batch, begin=begun)
                 rebuilt = cropped(engine.decode(ids, batch=batch), pictures.size)
                 quality += psnr(part, rebuilt) * len(part)
@@ -199,7 +168,7 @@ def convert_tokens(
 ) -> None:
     """Write a token file in another split and bit order; the codes stay what they are."""
     check_output(output, ".npz")
-    _refuse_own_input(output, [tokens])
+    refuse_own_input(output, [tokens])
     content = read_tokens(tokens)
     write_tokens(output, converted_tokens(content, bits, bit_order))
     result = {
@@ -211,13 +180,13 @@ def convert_tokens(
     print_result(result, as_json)
 
 
-def _refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
+def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that would replace, or come to lie among, what it is made of."""
     if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
         raise FolderError(f"{output} is what is read; choose another output", option="-o")
 
 
-def _batches(
+def batches(
     pictures: PictureSet, engine: Engine, pad: bool, batch: int | None
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Batches of images, and the same as the engine takes them: framed, if `pad`."""
@@ -227,7 +196,7 @@ def _batches(
         yield part, padded(part, strides) if pad else part
 
 
-def _one_stage(begin: Begin, name: str, images: int) -> Begin:
+def one_stage(begin: Begin, name: str, images: int) -> Begin:
     """For calls that are parts of one stage: it begins with the first of them."""
     begun: list[Advance] = []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import m2kit
 from m2kit.cli.output import note, stages
@@ -138,6 +139,21 @@ def together(*options: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+def given(*names: str) -> list[str]:
+    """Those of some options, as "--seed", that stand in the command line of the command that runs.
+
+    Args:
+        names: As its function calls them.
+    """
+    context = click.get_current_context()
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
 
 
 # the options of m2kit.Sampling; numbers are one value, or one per sub-token

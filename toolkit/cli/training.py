@@ -10,7 +10,7 @@ import click
 import m2kit
 from m2kit.cli.checkpoints import CHECKPOINT, local_file
 from m2kit.cli.commands import InOrder
-from m2kit.cli.options import INTEGERS, PATH, Numbers, Real, json_option, output_option
+from m2kit.cli.options import INTEGERS, PATH, Numbers, Real, given, json_option, output_option
 from m2kit.cli.output import note, print_result, stages
 from m2kit.cli.planning import show_ar_plan, show_tokenizer_plan
 from m2kit.cli.training_options import machine_of, preset, real, run_options, share, whole
@@ -192,13 +192,27 @@ def ar(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train the autoregressive model; leaves ar.pt, curves.png and samples.png."""
+    """Train the autoregressive model; leaves ar.pt, curves.png and samples.png.
+
+    --data takes a token cache of `m2kit encode --crops`, too: then no picture is read, and each
+    step draws one of the crops that it has of each.
+    """
     _require_training()
     from m2kit.training.recipes.ar import CHECKPOINT_FILE, settings_for, train_ar
+    from m2kit.training.recipes.token_source import OF_CROPS, cache_path, settings_of_cache
 
     guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
     options["guidance"] = guidance.guidance
     machine = machine_of(options)
+    cache = cache_path(options["data"])
+    if cache is not None:
+        told = given(*OF_CROPS)
+        if told:
+            raise click.UsageError(
+                f"leave out {', '.join(told)}: {cache} is a token cache, whose crops are cut and "
+                "encoded already."
+            )
+        options |= settings_of_cache(cache)
     if dry_run:
         return show_ar_plan(options, machine, tokenizer_file, as_json)
     path = local_file(tokenizer_file)

@@ -37,12 +37,12 @@ class Crops(Dataset[Item]):
 
     def __init__(self, pictures: Pictures, cut: Cut, *, one_of_group: bool = False) -> None:
         self.pictures, self.cut = pictures, cut
-        self._readable = Readable(pictures)
+        self._labels, self._readable = pictures.labels, Readable(pictures)
         self._groups = members_of_groups(pictures.groups) if one_of_group else None
 
     def __len__(self) -> int:
         """How many an epoch has."""
-        return len(self.pictures.labels) if self._groups is None else len(self._groups)
+        return len(self._labels) if self._groups is None else len(self._groups)
 
     def __getitem__(self, number: int) -> Item:
         """The crop of an item.
@@ -56,7 +56,7 @@ class Crops(Dataset[Item]):
             index = int(random.choice(self._groups[index]))
         picture, chosen = self._readable.read(index)
         image = cut_out(picture, self.cut, self.cut.random(epoch, chosen))
-        label = int(self.pictures.labels[chosen])
+        label = int(self._labels[chosen])
         replaced = READ if chosen == index else index
         return image, torch.tensor(label), torch.tensor(replaced)
 

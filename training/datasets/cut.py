@@ -50,7 +50,7 @@ class Readable:
     """Pictures, of which one that cannot be read, or cut, is replaced by the next one that can."""
 
     def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+        self._pictures, self._count = pictures, len(pictures.labels)
         self._unreadable: dict[int, str] = {}  # of this process
 
     def read(self, index: int) -> tuple[Image.Image, int]:
@@ -59,8 +59,7 @@ class Readable:
         Raises:
             InputError: None can be read.
         """
-        count = len(self._pictures.labels)
-        for chosen in chain(range(index, count), range(index)):
+        for chosen in chain(range(index, self._count), range(index)):
             if chosen in self._unreadable:
                 continue
             try:
@@ -70,7 +69,7 @@ class Readable:
             except InputError as error:
                 self._unreadable[chosen] = str(error)
         raise InputError(
-            f"none of the {count} pictures can be read; of the first: {self._unreadable[0]}"
+            f"none of the {self._count} pictures can be read; of the first: {self._unreadable[0]}"
         )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from m2kit.errors import InputError
+from m2kit.token_cache import is_token_cache
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.datasets.digits import DIGITS
 from m2kit.training.datasets.judge import judge
@@ -37,6 +38,12 @@ def dataset_named(name: str) -> DataSet:
         raise InputError(
             f"there is no data set {name!r}; expected {', '.join(DATASETS)}, or the path of a "
             "folder of pictures by class, of .tar shards, or of an .npz",
+            option="--data",
+        )
+    if is_token_cache(path):
+        raise InputError(
+            f"{path} holds tokens, of which an AR model alone is trained; name a data set of "
+            "pictures",
             option="--data",
         )
     return DataSet(name, path.resolve().name, partial(collection_at, path), judge)

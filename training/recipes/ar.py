@@ -21,23 +21,19 @@ from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
 from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject, Range, Text
-from m2kit.runtime.codebook import report_of_tokens
+from m2kit.runtime.codebook import CodebookCount
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.saving import write_grid
 from m2kit.sampling import Sampling
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoints.writing import write_ar_checkpoint
-from m2kit.training.datasets.crops import Crops
-from m2kit.training.datasets.dataset import latent_grid
-from m2kit.training.datasets.table import dataset_named
-from m2kit.training.datasets.tokens import TokenExamples, encoded, tokens_of
+from m2kit.training.datasets.tokens import TokenExamples, tokens_of
 from m2kit.training.losses.tokens import token_nats
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.recipes.batches import check_batch
-from m2kit.training.recipes.examples import examples
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
@@ -50,6 +46,12 @@ from m2kit.training.recipes.run_folder import (
 )
 from m2kit.training.recipes.saved_state import read_best
 from m2kit.training.recipes.settings import Number, RunSettings, Share
+from m2kit.training.recipes.token_source import (
+    Tokens,
+    cache_path,
+    settings_of_cache,
+    token_source,
+)
 from m2kit.training.torch_backend import TorchBackend
 
 CHECKPOINT_FILE = "ar.pt"
@@ -70,7 +72,8 @@ class ARSettings(RunSettings):
         dropout: On the input embedding and both residual branches.
         class_dropout: Share of images trained under the unconditional class.
         versions: Training images are encoded so many times before training begins, with other crops
-            each time, of which every step draws one; 0 encodes the images of each step anew.
+            each time, of which every step draws one; 0 encodes the images of each step anew. Of a
+            token cache it is the number of its crops.
         guidance: Default guidance scale per sub-token, kept in the checkpoint.
         tokenizer_sha256: Of the tokenizer file.
     """
@@ -272,24 +275,19 @@ def train_ar(
         TrainingInterrupted: The user or the system stopped it.
     """
     check_run_folder(folder, CHECKPOINT_FILE)
-    tokenizer = model_from_checkpoint(read_checkpoint(tokenizer_file))
-    data = dataset_named(settings.data)
-    collection = data.load()
-    train, held_out = examples(settings, collection)
-    grid = latent_grid(train.cut.size[0], tokenizer.spec.tokenizer)
-    transformer_spec = settings.spec(grid, len(collection.classes))
+    checkpoint = read_checkpoint(tokenizer_file)
+    tokenizer = model_from_checkpoint(checkpoint)
+    source = token_source(settings, settings.versions, checkpoint)
+    transformer_spec = settings.spec(source.grid, len(source.classes))
     spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
-    check_batch(settings.batch, len(train))
+    check_batch(settings.batch, len(source))
     fabric = machine.fabric()
     machine.division(settings.batch, fabric)
     first = fabric.is_global_zero
     with open_run(folder, settings, resume, tell, first=first) as (settings, resume_from):
         fabric.launch()
         own = tokenizer.tokenizer.to(fabric.device)
-        held_out_tokens = encoded(own, spec.vocabularies, held_out, 1, begin)
-        train_examples: Crops | TokenExamples = train
-        if settings.versions:
-            train_examples = encoded(own, spec.vocabularies, train, settings.versions, begin)
+        train_examples, held_out_tokens = source.examples(own, spec, begin)
         torch.manual_seed(settings.seed)
         recipe = ARRecipe(settings, spec, own, sharded=machine.strategy == "sharded")
         run = Run(
@@ -312,21 +310,23 @@ def train_ar(
         transformer.load_state_dict(best["weights"]["transformer"]["average"])
         transformer.eval()
         own = own.cpu()
-        plain = encoded(own, spec.vocabularies, Crops(train.pictures, held_out.cut), 1, begin)
-        order = spec.tokenizer.bit_order
-        codebook = report_of_tokens(plain.tokens.numpy(), spec.vocabularies, order)
+        plain = source.plain(own, spec, begin)
+        codebook = CodebookCount(spec.vocabularies, spec.tokenizer.bit_order)
+        for tokens, _ in plain.in_order(_AT_ONCE):
+            codebook.add(tokens.numpy())
         training = ARTraining(
-            data=data.title,
+            data=source.title,
             chosen_step=best["best"]["step"],
             held_out_bits_per_token=_bits(transformer, held_out_tokens),
             training_bits_per_token=_bits(transformer, plain),
-            codebook_usage=codebook.usage,
-            classes=collection.classes,
+            codebook_usage=codebook.report().usage,
+            classes=source.classes,
             settings=settings,
         )
         model = TorchModel(spec, own, transformer)
         _write_results(folder, model, training.to_json())
-        run.unread.note(train.pictures, plain.replaced)
+        if isinstance(plain, TokenExamples):  # a cache has no pictures
+            run.unread.note(plain.pictures, plain.replaced)
         run.unread.tell(tell)
     return training
 
@@ -341,18 +341,23 @@ def _write_results(folder: Path, model: TorchModel, training: JsonObject) -> Non
 
 
 def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
-    """Settings of a run on a tokenizer file."""
+    """Settings of a run on a tokenizer file; a token cache decides about its crops where they are
+    not given."""
     if not tokenizer_file.is_file():
         raise InputError(
             f"{tokenizer_file}: no such tokenizer file; train one with `m2kit train tokenizer`"
         )
+    cache = cache_path(values["data"])
+    if cache is not None:
+        values = settings_of_cache(cache) | values
     return ARSettings(tokenizer_sha256=sha256_of_file(tokenizer_file), **values)
 
 
 @torch.no_grad()
-def _bits(transformer: Transformer, examples: TokenExamples) -> float:
+def _bits(transformer: Transformer, examples: Tokens) -> float:
     """Mean over images and positions."""
-    total = 0.0
+    total, images = 0.0, 0
     for tokens, labels in examples.in_order(_AT_ONCE):
         total += float(torch.stack(bits_of_images(transformer, labels, tokens)).sum())
-    return round(total / len(examples), 4)
+        images += len(tokens)
+    return round(total / images, 4)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from m2kit.config import ModelSpec
 from m2kit.families.image import ImageTokenizerSpec
 from m2kit.records import JsonObject, to_json
+from m2kit.token_cache import open_cache
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.models.perceptual import PerceptualNetwork
@@ -28,6 +29,7 @@ from m2kit.training.recipes.phase import Recipe
 from m2kit.training.recipes.presets import PublishedData
 from m2kit.training.recipes.schedule import Corner, corners
 from m2kit.training.recipes.settings import RunSettings
+from m2kit.training.recipes.token_source import FromCache, cache_path
 from m2kit.training.recipes.tokenizer import TokenizerRecipe, TokenizerSettings
 
 
@@ -151,6 +153,11 @@ def found_data(settings: RunSettings) -> Data:
     Raises:
         InputError: There is none, or it is not as a data set should be.
     """
+    path = cache_path(settings.data)
+    if path is not None and isinstance(settings, ARSettings):
+        source = FromCache(open_cache(path), settings.seed, settings.one_of_group)
+        count, size = len(source.cache.held_out.labels), source.cache.tokens.image_size[0]
+        return Data(source.title, False, len(source), count, len(source.classes), size)
     data = dataset_named(settings.data)
     collection = data.load()
     train, held_out = examples(settings, collection)

@@ -1,0 +1,1 @@
+../../toolkit/cache_file.py

@@ -1,0 +1,1 @@
+../../toolkit/token_cache.py

@@ -6,7 +6,7 @@ import torch
 from conftest import GOLDEN
 
 from m2kit.training.models.perceptual import PerceptualNetwork
-from m2kit.training.recipes.presets import IMAGENET_PICTURES, TOKENIZERS, published
+from m2kit.training.recipes.presets import TOKENIZERS, published
 from m2kit.training.recipes.tokenizer import TokenizerRecipe, TokenizerSettings, _write_results
 
 # Tensors of a file: live and averaged tokenizer, 33 of LPIPS, the live discriminator (22, or 21 of
@@ -46,7 +46,7 @@ def written(tmp_path):
     def write(name):
         with torch.device("meta"):
             settings = TokenizerSettings(data="x", seed=0, **published(name))
-            recipe = TokenizerRecipe(settings, IMAGENET_PICTURES, PerceptualNetwork())
+            recipe = TokenizerRecipe(settings, 1_281_167, PerceptualNetwork())
             weights = {
                 phase.name: {
                     "network": phase.network.state_dict(), "average": phase.averaged.state_dict()

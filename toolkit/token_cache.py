@@ -22,6 +22,7 @@ from m2kit.cache_file import (
     read_cache_file,
 )
 from m2kit.errors import InputError
+from m2kit.progress import Begin, silent
 from m2kit.records import to_json
 from m2kit.token_file import TokenFile
 
@@ -102,11 +103,12 @@ def cache_files(path: Path) -> list[Path]:
     return sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
 
 
-def open_cache(path: Path) -> TokenCache:
+def open_cache(path: Path, begin: Begin = silent) -> TokenCache:
     """A cache, with every file of it checked; one file at a time is in memory.
 
     Args:
         path: A token file, or a folder of them.
+        begin: Shows how far it is.
 
     Raises:
         InputError: A file is damaged, missing, or of another encoding.
@@ -118,6 +120,7 @@ def open_cache(path: Path) -> TokenCache:
     stored: list[tuple[np.dtype[Any], int]] = []
     rows: tuple[list[_Rows], list[_Rows]] = [], []
     parts: dict[int, Path] = {}
+    advance = begin("checking tokens", len(paths))
     for number, name in enumerate(paths):
         content = read_cache_file(name)
         first = first or content
@@ -130,6 +133,7 @@ def open_cache(path: Path) -> TokenCache:
             chosen = np.flatnonzero((content.held_out == held_out) & (content.crops == 0))
             groups = content.groups[chosen].tolist()
             half.append(_Rows(number, chosen, content.labels[chosen], groups))
+        advance(1)
     assert first is not None
     missing = set(range(first.making.parts)) - set(parts)
     if missing:

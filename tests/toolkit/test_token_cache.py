@@ -43,7 +43,14 @@ def cache(tmp_path):
 
 
 def test_a_cache_reads_every_crop_from_where_it_stands(cache):
-    opened = open_cache(cache)
+    told = []
+
+    def begin(stage, total):
+        told.append((stage, total))
+        return told.append
+
+    opened = open_cache(cache, begin)
+    assert told == [("checking tokens", 2), 1, 1]
     assert opened.classes == ("a", "b", "ç", "d")
     assert (opened.making.crops, opened.tokens.image_size) == (2, (4, 6))
     assert opened.train.groups == ["0/0", "0/1", "0/2", "1/0", "1/1", "1/2"]

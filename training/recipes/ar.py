@@ -277,7 +277,7 @@ def train_ar(
     check_run_folder(folder, CHECKPOINT_FILE)
     checkpoint = read_checkpoint(tokenizer_file)
     tokenizer = model_from_checkpoint(checkpoint)
-    source = token_source(settings, settings.versions, checkpoint)
+    source = token_source(settings, settings.versions, checkpoint, begin)
     transformer_spec = settings.spec(source.grid, len(source.classes))
     spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
     check_batch(settings.batch, len(source))

@@ -9,7 +9,7 @@ from typing import Any
 from m2kit.cache_file import ENCODE_AGAIN, read_cache_file
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
-from m2kit.progress import Begin
+from m2kit.progress import Begin, silent
 from m2kit.token_cache import TokenCache, cache_files, is_token_cache, open_cache
 from m2kit.token_file import check_architecture
 from m2kit.training.checkpoints.reading import Checkpoint
@@ -112,7 +112,7 @@ class FromCache:
 
 
 def token_source(
-    settings: RunSettings, versions: int, checkpoint: Checkpoint
+    settings: RunSettings, versions: int, checkpoint: Checkpoint, begin: Begin = silent
 ) -> FromPictures | FromCache:
     """Where the run of some settings has its tokens from.
 
@@ -120,6 +120,7 @@ def token_source(
         settings: Of the run.
         versions: How many of each picture it is to have.
         checkpoint: The tokenizer's.
+        begin: Shows how far the checks of a cache are.
 
     Raises:
         InputError: There is no such data set, or the tokenizer does not fit it.
@@ -131,7 +132,7 @@ def token_source(
         train, held_out = examples(settings, collection)
         grid = latent_grid(train.cut.size[0], checkpoint.spec.tokenizer)
         return FromPictures(data.title, collection.classes, grid, train, held_out, versions)
-    cache = open_cache(path)
+    cache = open_cache(path, begin)
     own = checkpoint.source.tokenizer_file
     made = cache.making.tokenizer_sha256, cache.making.tokenizer_weights
     if made != own:

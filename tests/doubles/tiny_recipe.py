@@ -96,7 +96,7 @@ class TwoPhases(Recipe):
         odd = self.second.forward(self.passed.pop(0)).mean() + self.at(step, "second")
         return {"odd": odd, "loss": odd.square()}
 
-    def measure(self, batch):
+    def measure(self, batch, counted):
         crop, label = batch
         value = (self.first.averaged(crop) - label[:, None]).square().mean(1)
         if self.step + 1 in self.measured:

@@ -131,6 +131,8 @@ def tokenizer(
     about = {"checkpoint": str(output / CHECKPOINT_FILE)}
     shown = {
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
+        "codebook perplexity": f"{training.codebook_perplexity:,}",
+        "dead bits": ", ".join(map(str, training.dead_bits)) or "none",
         "held-out PSNR": f"{training.held_out_psnr_db} dB",
     }
     print_result(about | shown, as_json, about | training.to_json())

@@ -200,7 +200,7 @@ class ARRecipe(Recipe):
         loss = token_nats(self.transformer.forward(classes, tokens), tokens)
         return {_TRAIN_BITS: loss.detach() / math.log(2), "loss": loss}
 
-    def measure(self, batch: Batch) -> Losses:
+    def measure(self, batch: Batch, _counted: int) -> Losses:
         """Bits per token of the averaged model, by sub-token too: (B) each."""
         inputs, classes = batch
         tokens = self._tokens(inputs)

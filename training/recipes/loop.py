@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from m2kit.training.recipes.loading import loaded
 from m2kit.training.recipes.machine import Machine, place
 from m2kit.training.recipes.metrics import MetricsLog, measures, plot_curves
 from m2kit.training.recipes.phase import Batch, Phase, Recipe
+from m2kit.training.recipes.processes import gathered, over_processes
 from m2kit.training.recipes.run_folder import (
     BEST_FILE,
     CURVES_FILE,
@@ -248,20 +250,21 @@ class Run:
 
     @torch.no_grad()
     def _measure(self) -> dict[str, float]:
-        """Means over all held-out examples."""
+        """Means over all held-out examples, and what the recipe sums up of them."""
         division = self.machine.division(self.settings.batch, self.fabric)
         batches = HeldOutBatches(len(self.held_out), division)
-        names = sorted(self._held_out_names())
-        sums = torch.zeros(len(names), dtype=torch.float64)
+        sums: dict[str, Tensor] = {}
         for phase in self.recipe.phases:
             phase.averaged.eval()
         with self._loaded(self.held_out, batches) as loader:
             for index, batch in enumerate(loader):
                 counted = batches.counted(index)
-                found = self.recipe.measure(self._here(batch, self.held_out))
-                sums += torch.stack([found[n][:counted].double().sum().cpu() for n in names])
-        sums = over_processes(self.fabric, sums)
-        return dict(zip(names, (sums / len(self.held_out)).tolist(), strict=True))
+                found = self.recipe.measure(self._here(batch, self.held_out), counted)
+                for name, values in found.items():
+                    sums[name] = sums.get(name, 0) + values[:counted].double().sum().cpu()
+        means = over_processes(self.fabric, torch.stack([*sums.values()])) / len(self.held_out)
+        summary = self.recipe.summary(partial(gathered, self.fabric))
+        return dict(zip(sums, means.tolist(), strict=True)) | summary
 
     def _log(
         self, log: MetricsLog | None, done: int, row: dict[str, float], *, validates: bool
@@ -277,7 +280,9 @@ class Run:
             log.add(done, epoch, row)
         if validates:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-            self.tell(f"step {done} of {self.steps}, epoch {epoch:.1f}: {shown}")
+            self.tell(
+                f"step {done} of {self.steps}, epoch {epoch:.1f}: {shown}{self.recipe.remark}"
+            )
             self._draw(log, done)
 
     @torch.no_grad()
@@ -335,15 +340,6 @@ class Run:
     def best_like(self) -> dict[str, Any]:
         """What a best.ckpt is like."""
         return {"best": {"step": 0, "value": 0.0}, "weights": weights_of(self.recipe)}
-
-
-def over_processes(fabric: Fabric, value: Tensor) -> Tensor:
-    """The sum of a value over all processes of a run."""
-    if fabric.world_size == 1:
-        return value
-    summed = fabric.all_reduce(value.to(fabric.device), reduce_op="sum")
-    assert isinstance(summed, Tensor)
-    return summed.cpu()
 
 
 @contextlib.contextmanager

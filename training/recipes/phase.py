@@ -19,6 +19,7 @@ Net = TypeVar("Net", bound=nn.Module)
 Batch = Sequence[Tensor]
 Losses = dict[str, Tensor]  # "loss", and what it is the sum of; scalars
 Step = Callable[[int, Batch], Losses]  # of a step, counted from 0, and a part of its batch
+Gathered = Callable[[Any], list[Any]]  # of a process's value: those of all processes
 Panels = Mapping[str, Sequence[str]]  # title of a y axis -> the measures drawn in that panel
 
 
@@ -79,16 +80,24 @@ class Recipe(ABC):
         statistics: What is kept from step to step and not trained; saved with the run.
         panels: All that it logs, as curves.png draws it.
         columns: Of samples.png.
+        remark: What is to be told of the last measurement, beside its numbers.
     """
 
     phases: Sequence[Phase[Any]]
     statistics: nn.Module
     panels: Panels
     columns: int
+    remark: str = ""
 
     @abstractmethod
-    def measure(self, batch: Batch) -> Losses:
-        """Held-out measures of the averaged networks, named held_out_*: (B) each."""
+    def measure(self, batch: Batch, counted: int) -> Losses:
+        """Held-out measures of the averaged networks, named held_out_*: (B) each, of which the
+        first `counted` count; the others repeat what another batch has."""
+
+    def summary(self, gathered: Gathered) -> dict[str, float]:
+        """Held-out measures that are no means over images, of the batches measured since the last
+        call, in all processes."""
+        return {}
 
     @abstractmethod
     def samples(self, held_out: Batch) -> npt.NDArray[np.float32] | None:

@@ -5,7 +5,6 @@ discriminator that is trained on the same reconstructions; Adam, EMA. Every term
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
@@ -22,12 +20,10 @@ from m2kit.families.image import GROUPS, ImageTokenizerSpec
 from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject, Text
 from m2kit.runtime.codebook import CodebookCount
-from m2kit.runtime.images import psnr
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
-from m2kit.training.datasets.crops import Crops
-from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
+from m2kit.training.evaluation.tokenizer import codebook_of_crops, psnr_of_crops
 from m2kit.training.losses.adversary import LeCam, generator_loss, hinge_loss
 from m2kit.training.losses.entropy import entropies
 from m2kit.training.models import lfq
@@ -39,16 +35,14 @@ from m2kit.training.recipes.examples import examples
 from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator, load_tokenizer
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
-from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
+from m2kit.training.recipes.phase import Batch, Gathered, Losses, Phase, Recipe
 from m2kit.training.recipes.run_folder import Trained, check_run_folder, open_run
 from m2kit.training.recipes.saved_state import weights_of
 from m2kit.training.recipes.settings import Number, Positive, RunSettings, Weight
-from m2kit.training.recipes.unread import Unread
 
 CHECKPOINT_FILE = "tokenizer.pt"
 TRAINING_FILE = "tokenizer.train.pt"
 _COLUMNS = 10
-_COUNTED_AT_ONCE, _MOST_COUNTED = 64, 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +123,15 @@ class TokenizerTraining(Trained):
 
     Attributes:
         codebook_usage: Share of the codes that the training images use.
+        codebook_perplexity: As many equally likely codes would have the entropy of theirs.
+        dead_bits: Bits that have one sign in all of them.
         held_out_psnr_db: Of the held-out images' reconstructions: the mean over images.
     """
 
     settings: TokenizerSettings
     codebook_usage: float
+    codebook_perplexity: float
+    dead_bits: tuple[int, ...]
     held_out_psnr_db: float
 
 
@@ -159,6 +157,7 @@ class TokenizerRecipe(Recipe):
         self.settings, self.perceptual = settings, perceptual
         self.statistics = self.lecam = LeCam()
         self._rebuilt: deque[tuple[Tensor, Tensor]] = deque()  # images, and what became of them
+        self._count = self._no_codes()  # of held-out images, since the last measurement
         tokenizer = Tokenizer(settings.spec)
         if init is not None:
             load_tokenizer(init, tokenizer, settings.spec)
@@ -175,6 +174,8 @@ class TokenizerRecipe(Recipe):
         panels = {
             "reconstruction": ["l1", "held_out_l1", *(["perceptual"] if perceptual else [])],
             "held-out PSNR (dB)": ["held_out_psnr"],
+            "share of codes used": ["held_out_codebook_usage"],
+            "perplexity of codes": ["held_out_perplexity"],
             "entropy (nats)": ["entropy_per_position", "entropy_of_mean"],
             "commitment": ["commitment"],
         }
@@ -243,13 +244,34 @@ class TokenizerRecipe(Recipe):
         logits = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         return {**losses, **logits, "loss": loss}
 
-    def measure(self, batch: Batch) -> Losses:
-        """L1 and PSNR of the averaged model's reconstructions: (B) each."""
+    def _no_codes(self) -> CodebookCount:
+        spec = self.settings.spec
+        return CodebookCount(spec.vocabularies, spec.bit_order)
+
+    def measure(self, batch: Batch, counted: int) -> Losses:
+        """L1 and PSNR of the averaged model's reconstructions: (B) each; counts codes, too."""
         image, *_ = batch
-        rebuilt, _latent = self.generator.averaged(image)
+        tokenizer = self.generator.averaged
+        rebuilt, latent = tokenizer(image)
+        tokens = tokenizer.tokens(tokenizer.quantize(latent), tokenizer.spec.vocabularies)
+        self._count.add(tokens[:counted].cpu().numpy())
         difference = (rebuilt.clamp(-1, 1) - image).flatten(1)
         peak = 10 * torch.log10(4 / difference.square().mean(1).clamp_min(1e-10))
         return {"held_out_l1": (rebuilt - image).flatten(1).abs().mean(1), "held_out_psnr": peak}
+
+    def summary(self, gathered: Gathered) -> dict[str, float]:
+        """How held-out images use the codebook; dead bits are the remark."""
+        counts = gathered(self._count)
+        self._count = self._no_codes()
+        for count in counts[1:]:
+            counts[0].join(count)
+        report = counts[0].report()
+        dead = report.dead_bits_text()
+        self.remark = f"; dead bits on held-out pictures: {dead}" if dead else ""
+        return {
+            "held_out_codebook_usage": report.usage,
+            "held_out_perplexity": report.perplexity,
+        }
 
     def samples(self, held_out: Batch) -> npt.NDArray[np.float32]:
         """Images above their reconstructions."""
@@ -313,11 +335,14 @@ def train_tokenizer(
             raise SystemExit(0)  # the first process writes what all have made
         tokenizer = Tokenizer(settings.spec)
         tokenizer.load_state_dict(weights["generator"]["average"])
-        tokenizer.eval()
+        tokenizer.to(fabric.device).eval()
+        codebook = codebook_of_crops(tokenizer, train, run.unread.note)
         training = TokenizerTraining(
             data=data.title,
-            codebook_usage=_usage(tokenizer, train, run.unread),
-            held_out_psnr_db=_psnr(tokenizer, held_out, run.unread),
+            codebook_usage=codebook.usage,
+            codebook_perplexity=round(codebook.perplexity, 2),
+            dead_bits=codebook.dead_bits,
+            held_out_psnr_db=psnr_of_crops(tokenizer, held_out, run.unread.note),
             settings=settings,
         )
         notes = {"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()}
@@ -350,35 +375,3 @@ def _write_results(
 
 def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {DISCRIMINATOR + name: tensor for name, tensor in state.items()}
-
-
-@torch.no_grad()
-def _usage(tokenizer: Tokenizer, train: Crops, unread: Unread) -> float:
-    """Share of the codes that training images use, of the first hundred thousand."""
-    count = CodebookCount(tokenizer.spec.vocabularies, tokenizer.spec.bit_order)
-    for images in _batches(train, unread):
-        tokens = tokenizer.tokens(tokenizer.codes(images), tokenizer.spec.vocabularies)
-        count.add(tokens.numpy())
-    report = count.report()
-    return report.used / report.codes
-
-
-@torch.no_grad()
-def _psnr(tokenizer: Tokenizer, held_out: Crops, unread: Unread) -> float:
-    """Mean over images, in dB."""
-    values = [
-        psnr(images.numpy(), tokenizer.decoder(tokenizer.codes(images)).numpy()) * len(images)
-        for images in _batches(held_out, unread)
-    ]
-    return round(sum(values) / len(held_out), 3)
-
-
-def _batches(crops: Crops, unread: Unread) -> Iterator[Tensor]:
-    """The first images of a data set, cut at their centre, each once."""
-    whole = Crops(crops.pictures, Cut(crops.cut.size))
-    numbers = range(min(len(whole), _MOST_COUNTED))
-    for start in numbers[::_COUNTED_AT_ONCE]:
-        part = numbers[start : start + _COUNTED_AT_ONCE]
-        images, _, replaced = default_collate([whole[number] for number in part])
-        unread.note(whole.pictures, replaced)
-        yield images

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
 from m2kit.training.datasets.crops import READ
 from m2kit.training.datasets.pictures import Pictures
+from m2kit.training.recipes.processes import gathered
 
 _NAMED = 10  # of those that are told
 _LETTERS = 200  # of a name
@@ -34,10 +34,7 @@ class Unread:
 
     def share(self, fabric: Fabric) -> None:
         """Take over what the other processes of the run have noted."""
-        if fabric.world_size > 1:
-            gathered: list[set[str]] = [set()] * fabric.world_size
-            torch.distributed.all_gather_object(gathered, self._names)
-            self._names = set().union(*gathered)
+        self._names = set().union(*gathered(fabric, self._names))
 
     @property
     def text(self) -> str:

@@ -1,0 +1,88 @@
+"""How a trained tokenizer treats a data set: its use of the codebook, and its reconstructions.
+
+Pictures are cut at their centre, each once, and computed where the tokenizer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from m2kit.runtime.codebook import CodebookCount, CodebookReport
+from m2kit.runtime.images import psnr
+from m2kit.training.datasets.crops import Crops
+from m2kit.training.datasets.cut import Cut
+from m2kit.training.datasets.pictures import Pictures
+from m2kit.training.models.tokenizer import Tokenizer
+
+_AT_ONCE, _MOST = 64, 100_000
+Note = Callable[[Pictures, Tensor], None]  # of a batch: its pictures, and READ or an unread index
+
+
+def _ignore(_pictures: Pictures, _replaced: Tensor) -> None:
+    """What was not read is not asked for."""
+
+
+@torch.no_grad()
+def codebook_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) -> CodebookReport:
+    """How the tokens of the first hundred thousand pictures use the codebook."""
+    vocabularies = tokenizer.spec.vocabularies
+    count = CodebookCount(vocabularies, tokenizer.spec.bit_order)
+    for images in _batches(crops, _MOST, note):
+        codes = tokenizer.codes(images.to(_device(tokenizer)))
+        count.add(tokenizer.tokens(codes, vocabularies).cpu().numpy())
+    return count.report()
+
+
+def psnr_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) -> float:
+    """Of reconstructions, the mean over the first hundred thousand pictures, in dB."""
+    values = [
+        psnr(images.numpy(), _reconstructed(tokenizer, images)) * len(images)
+        for images in _batches(crops, _MOST, note)
+    ]
+    return round(sum(values) / min(len(crops.pictures.labels), _MOST), 3)
+
+
+def pictures_above_reconstructions(
+    tokenizer: Tokenizer, crops: Crops, *, rows: int, columns: int
+) -> npt.NDArray[np.float32]:
+    """The first pictures in at most so many rows, with a row of reconstructions below each.
+
+    Returns:
+        (n, 3, H, W) float32 in [-1, 1], n a multiple of 2 * columns: a row that pictures do not
+        fill is left out, but for the first one, which repeats them.
+    """
+    count = max(1, min(rows, len(crops.pictures.labels) // columns)) * columns
+    shown = []
+    for images in _batches(crops, count, at_once=columns):
+        images = images[torch.arange(columns) % len(images)]
+        shown += [images.numpy(), _reconstructed(tokenizer, images)]
+    return np.concatenate(shown)
+
+
+@torch.no_grad()
+def _reconstructed(tokenizer: Tokenizer, images: Tensor) -> npt.NDArray[np.float32]:
+    rebuilt: Tensor = tokenizer.decoder(tokenizer.codes(images.to(_device(tokenizer))))
+    return rebuilt.clamp(-1, 1).cpu().numpy()
+
+
+def _device(tokenizer: Tokenizer) -> torch.device:
+    return next(tokenizer.parameters()).device
+
+
+def _batches(
+    crops: Crops, most: int, note: Note = _ignore, *, at_once: int = _AT_ONCE
+) -> Iterator[Tensor]:
+    """The first images, (B, 3, H, W)."""
+    whole = Crops(crops.pictures, Cut(crops.cut.size))
+    numbers = range(min(len(whole), most))
+    for start in numbers[::at_once]:
+        items = [whole[number] for number in numbers[start : start + at_once]]
+        images, _, replaced = default_collate(items)
+        note(whole.pictures, replaced)
+        yield images

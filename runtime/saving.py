@@ -120,6 +120,11 @@ class Sheet:
         height, width, _ = pixels.shape
         self._canvas[top : top + height, left : left + width] = pixels
 
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8, of what was put so far."""
+        return self._canvas
+
     def write(self, notes: JsonObject | None = None) -> None:
         """Write it as a picture file; errors as for `write_picture`."""
         write_picture(self._path, self._canvas, notes)

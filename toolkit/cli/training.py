@@ -101,7 +101,7 @@ def tokenizer(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train the image tokenizer; leaves tokenizer.pt, curves.png and samples.png."""
+    """Train the image tokenizer; leaves tokenizer.pt, report.html, curves.png and samples.png."""
     _require_training()
     from m2kit.training.models.perceptual import perceptual_network
     from m2kit.training.recipes.initial import digest
@@ -194,7 +194,7 @@ def ar(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train the autoregressive model; leaves ar.pt, curves.png and samples.png.
+    """Train the autoregressive model; leaves ar.pt, report.html, curves.png and samples.png.
 
     --data takes a token cache of `m2kit encode --crops`, too: then no picture is read, and each
     step draws one of the crops that it has of each.

@@ -21,7 +21,6 @@ from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
 from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject, Range, Text
-from m2kit.runtime.codebook import CodebookCount
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.saving import write_grid
@@ -34,8 +33,10 @@ from m2kit.training.models.model import TorchModel
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
 from m2kit.training.recipes.batches import check_batch
+from m2kit.training.recipes.environment import environment_of
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
+from m2kit.training.recipes.page import figure_of_reconstructions, figure_of_samples, write_page
 from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
 from m2kit.training.recipes.run_folder import (
     BEST_FILE,
@@ -47,8 +48,10 @@ from m2kit.training.recipes.run_folder import (
 from m2kit.training.recipes.saved_state import read_best
 from m2kit.training.recipes.settings import Number, RunSettings, Share
 from m2kit.training.recipes.token_source import (
+    FromPictures,
     Tokens,
     cache_path,
+    codebook_of_tokens,
     settings_of_cache,
     token_source,
 )
@@ -254,7 +257,7 @@ def train_ar(
     begin: Begin = silent,
     tell: Tell = lambda text: None,
 ) -> ARTraining:
-    """Train to the end; the run folder then holds ar.pt, curves.png and samples.png.
+    """Train to the end; the run folder then holds ar.pt, report.html and its pictures.
 
     Args:
         settings: What to train and how.
@@ -311,33 +314,49 @@ def train_ar(
         transformer.eval()
         own = own.cpu()
         plain = source.plain(own, spec, begin)
-        codebook = CodebookCount(spec.vocabularies, spec.tokenizer.bit_order)
-        for tokens, _ in plain.in_order(_AT_ONCE):
-            codebook.add(tokens.numpy())
+        codebook = codebook_of_tokens(plain, spec)
         training = ARTraining(
             data=source.title,
             chosen_step=best["best"]["step"],
             held_out_bits_per_token=_bits(transformer, held_out_tokens),
             training_bits_per_token=_bits(transformer, plain),
-            codebook_usage=codebook.report().usage,
+            codebook_usage=codebook.usage,
             classes=source.classes,
             settings=settings,
         )
         model = TorchModel(spec, own, transformer)
-        _write_results(folder, model, training.to_json())
+        samples = _write_results(folder, model, training.to_json())
         if isinstance(plain, TokenExamples):  # a cache has no pictures
             run.unread.note(plain.pictures, plain.replaced)
         run.unread.tell(tell)
+        figures = [figure_of_samples(samples, source.classes, columns=_SAMPLES_PER_CLASS)]
+        if isinstance(source, FromPictures):
+            figures.append(figure_of_reconstructions(own, source.held_out))
+        write_page(
+            folder,
+            "Autoregressive model",
+            training,
+            panels=recipe.panels,
+            figures=figures,
+            codebooks={
+                "training pictures": codebook,
+                "held-out pictures": codebook_of_tokens(held_out_tokens, spec),
+            },
+            environment=environment_of(machine, fabric),
+        )
     return training
 
 
-def _write_results(folder: Path, model: TorchModel, training: JsonObject) -> None:
-    """ar.pt, and samples.png with a row per class."""
+def _write_results(
+    folder: Path, model: TorchModel, training: JsonObject
+) -> npt.NDArray[np.float32]:
+    """ar.pt, and samples.png with a row per class, which it gives."""
     sampling = {"guidance": training["guidance"]}
     notes = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
     write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
     images = drawn(model, training["guidance"], _ROWS_AT_THE_END)
     write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS)
+    return images
 
 
 def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:

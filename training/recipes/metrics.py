@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,9 +171,25 @@ def curve(rows: Iterable[Row], measure: str) -> tuple[list[float], list[float]]:
 
 def plot_curves(metrics: Path, path: Path, panels: Panels) -> None:
     """Plot the measures of a metrics.csv over the epochs, and write the PNG `path`."""
+    with new_file(path) as temporary:
+        _curves(read_metrics(metrics, panels), panels).savefig(temporary, dpi=100)
+
+
+def curves_png(metrics: Path, panels: Panels, *, dark: bool) -> bytes:
+    """The same as the bytes of a PNG without a background, for a light or a dark page."""
+    from matplotlib import style
+
+    file = io.BytesIO()
+    with style.context("dark_background" if dark else "default"):
+        figure = _curves(read_metrics(metrics, panels), panels)
+        figure.savefig(file, dpi=100, transparent=True)
+    return file.getvalue()
+
+
+def _curves(rows: list[Row], panels: Panels) -> Any:
+    """A figure with a panel for each."""
     from matplotlib.figure import Figure
 
-    rows = read_metrics(metrics, panels)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5 * columns, 3.5 * lines), layout="constrained")
@@ -184,5 +201,4 @@ def plot_curves(metrics: Path, path: Path, panels: Panels) -> None:
         axes.set_ylabel(title)
         axes.legend()
         axes.grid(alpha=0.3)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    return figure

@@ -1,6 +1,6 @@
 """The folder of a run: settings.json, metrics.csv, tensorboard/, resume.ckpt, best.ckpt where a
 model is chosen by a held-out measure, samples.png; and at the end the checkpoint in the official
-layout and curves.png.
+layout, curves.png and report.html.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ RESUME_FILE = "resume.ckpt"
 BEST_FILE = "best.ckpt"
 CURVES_FILE = "curves.png"
 SAMPLES_FILE = "samples.png"
+REPORT_FILE = "report.html"
 _OUT_OF_MEMORY = ("allocate memory", "out of memory")  # in torch's errors, of a CPU and of a GPU
 
 
@@ -58,7 +59,8 @@ def check_run_folder(folder: Path, *checkpoint_files: str) -> None:
         FolderError: It is no folder, or what stands in the place of one of its files is no file.
     """
     check_output_folder(folder)
-    for name in (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, SAMPLES_FILE, *checkpoint_files):
+    own = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, SAMPLES_FILE, REPORT_FILE)
+    for name in (*own, *checkpoint_files):
         check_output_file(folder / name)
 
 

@@ -10,6 +10,7 @@ from m2kit.cache_file import ENCODE_AGAIN, read_cache_file
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
 from m2kit.progress import Begin, silent
+from m2kit.runtime.codebook import CodebookCount, CodebookReport
 from m2kit.token_cache import TokenCache, cache_files, is_token_cache, open_cache
 from m2kit.token_file import check_architecture
 from m2kit.training.checkpoints.reading import Checkpoint
@@ -24,6 +25,7 @@ from m2kit.training.recipes.settings import RunSettings
 
 OF_CROPS = ("size", "place", "flip", "warp", "versions")  # settings that a cache decides
 Tokens = TokenExamples | CachedTokens
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +171,11 @@ def settings_of_cache(path: Path) -> dict[str, Any]:
     content = read_cache_file(cache_files(path)[0])
     size, made = content.tokens.image_size[0], content.making
     return dict(zip(OF_CROPS, (size, made.place, made.flip, 0.0, made.crops), strict=True))
+
+
+def codebook_of_tokens(examples: Tokens, spec: ModelSpec) -> CodebookReport:
+    """How the tokens of each picture's first version use the codebook."""
+    count = CodebookCount(spec.vocabularies, spec.tokenizer.bit_order)
+    for tokens, _ in examples.in_order(_AT_ONCE):
+        count.add(tokens.numpy())
+    return count.report()

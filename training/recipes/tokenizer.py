@@ -31,10 +31,12 @@ from m2kit.training.models.discriminator import discriminator
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.batches import check_batch
+from m2kit.training.recipes.environment import environment_of
 from m2kit.training.recipes.examples import examples
 from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator, load_tokenizer
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
+from m2kit.training.recipes.page import figure_of_reconstructions, write_page
 from m2kit.training.recipes.phase import Batch, Gathered, Losses, Phase, Recipe
 from m2kit.training.recipes.run_folder import Trained, check_run_folder, open_run
 from m2kit.training.recipes.saved_state import weights_of
@@ -291,7 +293,7 @@ def train_tokenizer(
     begin: Begin = silent,
     tell: Tell = lambda text: None,
 ) -> TokenizerTraining:
-    """Train to the end; the run folder then holds tokenizer.pt, curves.png and samples.png.
+    """Train to the end; the run folder then holds tokenizer.pt, report.html and its pictures.
 
     Args:
         settings: What to train and how.
@@ -348,6 +350,18 @@ def train_tokenizer(
         notes = {"spec": ModelSpec(settings.spec, None).to_json(), "training": training.to_json()}
         _write_results(folder, recipe, weights, notes)
         run.unread.tell(tell)
+        write_page(
+            folder,
+            "Tokenizer",
+            training,
+            panels=recipe.panels,
+            figures=[figure_of_reconstructions(tokenizer, held_out)],
+            codebooks={
+                "training pictures": codebook,
+                "held-out pictures": codebook_of_crops(tokenizer, held_out),
+            },
+            environment=environment_of(machine, fabric),
+        )
     return training
 
 

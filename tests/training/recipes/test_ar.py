@@ -93,6 +93,13 @@ def test_a_run_that_was_given_more_epochs_is_the_run_that_was_planned_so(
         files = [(tmp_path / run / name).read_bytes() for run in ("extended", "planned")]
         assert files[0] == files[1], name
     assert (tmp_path / "extended" / "metrics.csv").read_text().startswith(short)
+    page = (tmp_path / "extended" / "report.html").read_text()
+    for part in (
+        "a row for each of 0, 1, 2",
+        "reconstructions",
+        str(extended.held_out_bits_per_token),
+    ):
+        assert part in page
     notes = read_checkpoint(tmp_path / "extended" / "ar.pt").training
     assert (notes["epochs"], notes["schedule_length"]) == (4, 2)
     train("plain", False, epochs=4)

@@ -102,7 +102,7 @@ def test_a_folder_in_use_takes_no_second_run_and_is_free_once_the_first_is_kille
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-@pytest.mark.parametrize("name", ["settings.json", "metrics.csv", "curves.png", "ar.pt"])
+@pytest.mark.parametrize("name", ["settings.json", "metrics.csv", "report.html", "ar.pt"])
 def test_what_stands_in_the_place_of_a_file_is_noticed_before_the_training(
     tmp_path, tokenizer_file, ar_settings, monkeypatch, name, make
 ):

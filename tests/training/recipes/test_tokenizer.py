@@ -32,6 +32,9 @@ def test_a_tokenizer_run_leaves_an_official_checkpoint_curves_and_samples(tmp_pa
         assert 1 <= float(row["held_out_perplexity"]) <= 16 * float(row["held_out_codebook_usage"])
     for name in ("curves.png", "samples.png"):
         assert picture(tmp_path / "run" / name).std() > 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    for part in ("held-out pictures, a row of reconstructions", str(training.held_out_psnr_db)):
+        assert part in page
     file = torch.load(tmp_path / "run" / "tokenizer.pt", weights_only=True)
     state = file["state_dict"]
     checkpoint = read_checkpoint(tmp_path / "run" / "tokenizer.pt")

@@ -1,5 +1,5 @@
-"""The host: the cores this process may use, the memory the system has left, and what this process
-freed but kept.
+"""The host: the cores this process may use, the memory the system has left, what this process freed
+but kept, and which one of a run's processes it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ _INFO = Path("/proc/cpuinfo")
 
 _MEMORY_FILE = Path("/proc/meminfo")
 _STATUS_FILE = Path("/proc/self/status")
+
+
+def process_rank() -> int:
+    """The number of this process among those that a launcher has started, as torchrun or Lightning
+    tell it; 0 is the first, or the only one."""
+    for name in ("RANK", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return 0
 
 
 def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:

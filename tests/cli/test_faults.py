@@ -152,6 +152,18 @@ def test_hostile_and_foreign_files_are_one_line(tmp_path, content):
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
+def test_of_several_processes_the_first_one_tells_of_an_error_and_others_wait(monkeypatch):
+    from m2kit.cli import cli, commands
+
+    waited = []
+    monkeypatch.setattr(commands.time, "sleep", waited.append)
+    for rank, expected in (("0", []), ("1", [5])):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(SystemExit):
+            cli.main(["verify"])
+        assert waited == expected
+
+
 def test_an_error_without_a_message_of_ours_is_still_one_line(tmp_path, monkeypatch):
     from click.testing import CliRunner
 

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from m2kit.host import available_bytes, available_cores, model_name, peak_bytes, resident_bytes
+from m2kit.host import (
+    available_bytes,
+    available_cores,
+    model_name,
+    peak_bytes,
+    process_rank,
+    resident_bytes,
+)
 
 SCRIPT = """
 import numpy as np
@@ -131,3 +138,15 @@ def test_the_processors_name_is_read_and_may_be_missing(tmp_path):
     assert model_name(path) == "Some CPU @ 2 GHz"
     path.write_text("processor\t: 0\n")
     assert model_name(path) == model_name(tmp_path / "none") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("told", "rank"),
+    [({}, 0), ({"RANK": "5", "LOCAL_RANK": "1"}, 5), ({"LOCAL_RANK": "1"}, 1), ({"RANK": "x"}, 0)],
+)
+def test_a_launcher_tells_which_process_this_is(monkeypatch, told, rank):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert process_rank() == rank

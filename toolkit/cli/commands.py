@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -16,8 +17,10 @@ import click
 
 from m2kit.cli.output import QUIET, VERBOSE, VERBOSITY
 from m2kit.errors import M2KitError, TrainingInterrupted
+from m2kit.host import process_rank
 
 _MOST_LETTERS = 1000  # of an error
+_PATIENCE_SECONDS = 5
 _ESCAPE = "m2kit.escape"
 
 
@@ -154,7 +157,13 @@ def _drop_lost_output() -> None:
 
 
 def _say(error: click.ClickException) -> None:
-    """Print it; of a message that repeats something long, its two ends."""
+    """Print it; of a message that repeats something long, its two ends.
+
+    Of several processes that train together the first one speaks: the others, which mostly fail of
+    the same, end with it while they wait.
+    """
+    if process_rank():
+        time.sleep(_PATIENCE_SECONDS)
     if len(error.message) > _MOST_LETTERS:
         half = _MOST_LETTERS // 2
         short = f"{error.message[:half]} ... {error.message[-half:]}"

@@ -10,7 +10,16 @@ import click
 import m2kit
 from m2kit.cli.checkpoints import CHECKPOINT, local_file
 from m2kit.cli.commands import InOrder
-from m2kit.cli.options import INTEGERS, PATH, Numbers, Real, given, json_option, output_option
+from m2kit.cli.options import (
+    COUNT,
+    INTEGERS,
+    PATH,
+    Numbers,
+    Real,
+    given,
+    json_option,
+    output_option,
+)
 from m2kit.cli.output import note, print_result, stages
 from m2kit.cli.planning import show_ar_plan, show_tokenizer_plan
 from m2kit.cli.training_options import machine_of, preset, real, run_options, share, whole
@@ -78,6 +87,18 @@ def _require_training() -> None:
 @real("--l1-weight", 1.0, "Weight of the mean absolute difference.", lowest=0)
 @real("--entropy-weight", 0.1, "Weight of the LFQ entropy loss.", lowest=0)
 @real("--entropy-temperature", 0.01, "Temperature of its soft assignment.")
+@click.option(
+    "--entropy-group-bits",
+    type=COUNT,
+    help="Bits that count as independent of the others in the entropy of the mean code, for codes "
+    "of too many bits.  [default: exact, over all codes]",
+)
+@click.option(
+    "--over-processes",
+    is_flag=True,
+    help="Take the entropy of the mean code, and LeCam's averages, over all processes; as "
+    "published each takes its own.",
+)
 @real("--commitment-weight", 0.25, "Weight of the commitment loss.", lowest=0)
 @click.option(
     "--init",

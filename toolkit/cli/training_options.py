@@ -120,6 +120,27 @@ run_options = together(  # what both trainers take
     ),
     click.option("--accumulate", type=COUNT, default=1, help="Parts a batch is computed in."),
     click.option(
+        "--devices",
+        type=COUNT,
+        help="Processes of this machine, one for each device.  [default: what torchrun has "
+        "started, or its GPUs, or one]",
+    ),
+    click.option(
+        "--nodes",
+        type=COUNT,
+        default=1,
+        help="Machines, on each of which torchrun starts the command. Never run on several.",
+    ),
+    click.option(
+        "--strategy",
+        type=click.Choice(["ddp", "sharded"]),
+        default="ddp",
+        help="What a device holds: everything, or a part of weights, averages and optimizers.",
+    ),
+    click.option(
+        "--compile", is_flag=True, help="Compile the networks' blocks, which then compute faster."
+    ),
+    click.option(
         "--workers", type=click.IntRange(0), default=0, help="Processes that read pictures."
     ),
     click.option(
@@ -181,5 +202,9 @@ def machine_of(options: dict[str, Any]) -> Machine:
     """Where to train, which these options say; they leave the others."""
     from m2kit.training.recipes.machine import Machine
 
-    names = ("accelerator", "precision", "accumulate", "workers", "save_every")
-    return Machine(**{name: options.pop(name) for name in names})
+    names = (
+        *("accelerator", "nodes", "strategy", "precision", "accumulate"),
+        *("workers", "compile", "save_every"),
+    )
+    devices = options.pop("devices") or 0
+    return Machine(devices=devices, **{name: options.pop(name) for name in names})

@@ -82,7 +82,7 @@ def _measure(run: str) -> tuple[float, float]:
 def _train(recipe: Recipe, plan: Plan, machine: Machine) -> None:
     fabric = machine.fabric()
     for phase in recipe.phases:
-        place(fabric, phase, compiled=False)
+        place(fabric, phase, machine)
     images, size = plan.batch.images_per_part, plan.data.size_pixels
     for step in range(_STEPS):
         parts = [

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 TEMPERATURE = 0.01  # the published one
@@ -88,7 +87,9 @@ def _mean_assignment(one: Tensor, *, over_processes: bool) -> Tensor:
     half = one.shape[1] // 2
     mean = _joint(one[:, :half]).T @ _joint(one[:, half:]) / len(one)
     if over_processes and distributed.is_available() and distributed.is_initialized():
-        mean = all_reduce(mean) / distributed.get_world_size()  # type: ignore[no-untyped-call]
+        whole = mean.detach().clone()
+        distributed.all_reduce(whole)
+        mean = whole / distributed.get_world_size() + (mean - mean.detach())  # 0, with a gradient
     return mean.flatten()
 
 

@@ -25,7 +25,7 @@ def rotary_table(grid: tuple[int, ...], head_size: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn (R, H, T, d) by table rows (T, d / 2, 2); the result is float32 whatever x is."""
+    """Turn (R, H, T, d) by table rows (T, d / 2, 2); the result is of the table's dtype."""
     pairs = torch.unflatten(x.float(), -1, (-1, 2))
     cos, sin = rope[..., 0], rope[..., 1]
     even, odd = pairs[..., 0], pairs[..., 1]

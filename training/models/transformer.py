@@ -48,8 +48,8 @@ class Attention(nn.Module):
         rows, length, width = x.shape
         heads = self.wqkv(x).view(rows, length, 3, self.heads, width // self.heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (R, H, T, d)
-        query, key = rotate(query, rope), rotate(key, rope)  # float32 from here on
-        value = value.float()
+        query, key = rotate(query, rope), rotate(key, rope)  # float32 from here on, or float64
+        value = value.to(key.dtype)
         if cache is not None:
             cache[0, :, :, position], cache[1, :, :, position] = key[:, :, 0], value[:, :, 0]
             key, value = cache[:, :, :, : position + 1]

@@ -38,6 +38,7 @@ from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.page import figure_of_reconstructions, figure_of_samples, write_page
 from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
+from m2kit.training.recipes.processes import together
 from m2kit.training.recipes.run_folder import (
     BEST_FILE,
     SAMPLES_FILE,
@@ -191,7 +192,8 @@ class ARRecipe(Recipe):
     def _tokens(self, inputs: Tensor) -> Tensor:
         if not inputs.is_floating_point():
             return inputs
-        return tokens_of(self.tokenizer, inputs, self.spec.vocabularies)
+        images = inputs.to(next(self.tokenizer.parameters()).dtype)
+        return tokens_of(self.tokenizer, images, self.spec.vocabularies)
 
     def _losses(self, _step: int, batch: Batch) -> Losses:
         """Mean cross-entropy over sub-tokens, summed over the sub-tokens of a token."""
@@ -277,6 +279,8 @@ def train_ar(
         M2KitError: Training diverged.
         TrainingInterrupted: The user or the system stopped it.
     """
+    fabric = machine.fabric()
+    machine.division(settings.batch, fabric)
     check_run_folder(folder, CHECKPOINT_FILE)
     checkpoint = read_checkpoint(tokenizer_file)
     tokenizer = model_from_checkpoint(checkpoint)
@@ -284,11 +288,13 @@ def train_ar(
     transformer_spec = settings.spec(source.grid, len(source.classes))
     spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
     check_batch(settings.batch, len(source))
-    fabric = machine.fabric()
-    machine.division(settings.batch, fabric)
     first = fabric.is_global_zero
-    with open_run(folder, settings, resume, tell, first=first) as (settings, resume_from):
-        fabric.launch()
+    if not first:
+        begin, tell = silent, lambda text: None
+    with (
+        open_run(folder, settings, resume, tell, first=first) as opened,
+        together(fabric, opened) as (settings, resume_from),
+    ):
         own = tokenizer.tokenizer.to(fabric.device)
         train_examples, held_out_tokens = source.examples(own, spec, begin)
         torch.manual_seed(settings.seed)
@@ -306,9 +312,10 @@ def train_ar(
             tell=tell,
         )
         run.fit(resume_from)
-        best = read_best(folder / BEST_FILE, run.best_like())
+        like = run.best_like()
         if not first:
             raise SystemExit(0)  # the first process writes what all have made
+        best = read_best(folder / BEST_FILE, like)
         transformer = Transformer(transformer_spec, 0.0)
         transformer.load_state_dict(best["weights"]["transformer"]["average"])
         transformer.eval()

@@ -33,7 +33,7 @@ from m2kit.training.recipes.loading import loaded
 from m2kit.training.recipes.machine import Machine, place
 from m2kit.training.recipes.metrics import MetricsLog, measures, plot_curves
 from m2kit.training.recipes.phase import Batch, Phase, Recipe
-from m2kit.training.recipes.processes import gathered, over_processes
+from m2kit.training.recipes.processes import gathered, mean_over_processes, over_processes
 from m2kit.training.recipes.run_folder import (
     BEST_FILE,
     CURVES_FILE,
@@ -57,7 +57,8 @@ Tell = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Counts:
-    """Sums over the steps since the last row; they are saved with the run."""
+    """Sums over the steps since the last row, the same in all processes; they are saved with the
+    run."""
 
     names: list[str]
     sums: Tensor
@@ -68,9 +69,9 @@ class _Counts:
         self.sums += torch.tensor(row, dtype=torch.float64)
         self.steps += 1
 
-    def take(self, fabric: Fabric) -> dict[str, float]:
-        """Means over steps and processes, and begin anew."""
-        means = over_processes(fabric, self.sums / self.steps) / fabric.world_size
+    def take(self) -> dict[str, float]:
+        """Means over steps, and begin anew."""
+        means = self.sums / self.steps
         self.sums, self.steps = torch.zeros_like(self.sums), 0
         return dict(zip(self.names, means.tolist(), strict=True))
 
@@ -124,7 +125,7 @@ class Run:
             TrainingInterrupted: The user or the system stopped it; resume.ckpt holds it.
         """
         for phase in self.recipe.phases:
-            place(self.fabric, phase, compiled=self.machine.compile)
+            place(self.fabric, phase, self.machine)
         self.recipe.statistics.to(self.fabric.device)
         panels = self.recipe.panels
         held_out = self._held_out_names()
@@ -174,7 +175,7 @@ class Run:
             done, advanced = step + 1, step + 1 == self.steps
             validates = advanced or done % validate_every == 0
             if validates or done % self.settings.log_every == 0:
-                row = counts.take(self.fabric)
+                row = counts.take()
                 if validates:
                     row |= self._measure()
                 self._require_finite(step, row, {})
@@ -191,7 +192,7 @@ class Run:
             advance(1)
 
     def _step(self, step: int, parts: list[Batch]) -> dict[str, float]:
-        """Take a step of every phase; what it logs, means over the parts.
+        """Take a step of every phase; what it logs, means over the parts and processes.
 
         Raises:
             M2KitError: A loss, or the gradients' norm, is no number.
@@ -202,13 +203,16 @@ class Run:
         phases = [phase for phase in self.recipe.phases if step >= phase.begins]
         for phase in phases:
             phase.network.train()
+            found: dict[str, float] = {}
             for index, part in enumerate(parts):
                 last = index == len(parts) - 1
                 with self.fabric.no_backward_sync(phase.forward, enabled=not last):
                     losses = phase.losses(step, part)
                     self.fabric.backward(losses.pop("loss") / len(parts))
-                for name, value in losses.items():
-                    values[name] = values.get(name, 0.0) + value.item() / len(parts)
+                for name, loss in losses.items():
+                    found[name] = found.get(name, 0.0) + loss.item() / len(parts)
+            for name, value in mean_over_processes(self.fabric, found).items():
+                values[name] = values.get(name, 0.0) + value
             norms[phase.name] = self._clip(phase)
             self._require_finite(step, values, norms)
             for group in phase.optimizer.param_groups:
@@ -326,19 +330,24 @@ class Run:
         self.fabric.barrier()
 
     def _restore(self, path: Path, counts: _Counts) -> int:
-        """Take over the state of a run; the steps that it had done."""
-        expected = self._state(0, counts)
-        found = read_resume(path, expected, self.steps)
-        restore(self.recipe, found["recipe"], found["step"])
-        counts.sums, counts.steps = found["sums"].clone(), found["summed"]
-        self._best = found["best"]
-        self.unread.restore(found["unread"])
-        if self.choose_by and self._best["step"]:
-            read_best(self.folder / BEST_FILE, self.best_like())
-        return int(found["step"])
+        """Take over the state of a run, which the first process reads; the steps that it had
+        done."""
+        expected, best = self._state(0, counts), self.best_like()
+        found: Mapping[str, Any] = {}
+        if self.fabric.is_global_zero:
+            found = read_resume(path, expected, self.steps)
+            if self.choose_by and found["best"]["step"]:
+                read_best(self.folder / BEST_FILE, best)
+        kept = {name: value for name, value in found.items() if name != "recipe"}
+        kept = self.fabric.broadcast(kept)
+        counts.sums, counts.steps = kept["sums"].clone(), kept["summed"]
+        self._best = kept["best"]
+        self.unread.restore(kept["unread"])
+        restore(self.fabric, self.recipe, found.get("recipe", {}), kept["step"])
+        return int(kept["step"])
 
     def best_like(self) -> dict[str, Any]:
-        """What a best.ckpt is like."""
+        """What a best.ckpt is like; every process must ask, and the first one is told."""
         return {"best": {"step": 0, "value": 0.0}, "weights": weights_of(self.recipe)}
 
 

@@ -1,8 +1,8 @@
 """Where a run computes: devices, how they share the work, and in which precision. None of it is
 part of what is trained: a run may go on elsewhere.
 
-So far one process on a CPU is all that was run: several, sharded weights, a GPU, fp16 and
-torch.compile are written and were never tried.
+So far processes on one CPU are all that was run: several machines, GPUs and fp16 are written and
+were never tried.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.strategy import Strategy
@@ -24,13 +25,14 @@ from m2kit.training.models.tokenizer import ResBlock
 from m2kit.training.models.transformer import Block
 from m2kit.training.recipes.batches import Division
 from m2kit.training.recipes.phase import Phase
+from m2kit.training.recipes.processes import end_with_starter, started_by_torchrun
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 _PRECISIONS: dict[str, Any] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
-    "fp64": "64-true",
+    "fp64": "32-true",  # Lightning's own makes float32 of all that a network gives
 }
 
 
@@ -40,8 +42,9 @@ class Machine:
 
     Attributes:
         accelerator: auto takes a GPU where there is one.
-        devices: Processes of this machine, one a device; 0 is one for every GPU, or one.
-        nodes: Machines; each runs the command, started by torchrun.
+        devices: Processes of this machine, one a device; 0 is what torchrun has started, or one
+            for every GPU, or one.
+        nodes: Machines; on each of them torchrun starts the command.
         strategy: ddp holds everything on every device, sharded a part of the weights, of their
             averages and of the optimizers' state on each.
         precision: bf16 and fp16 are mixed: weights, averages and losses stay float32.
@@ -67,8 +70,17 @@ class Machine:
         """Processes of this machine."""
         if self.devices:
             return self.devices
-        gpu = self.accelerator != "cpu" and torch.cuda.is_available()
-        return torch.cuda.device_count() if gpu else 1
+        started = started_by_torchrun()
+        return started[1] if started else max(1, self._gpus())
+
+    def _gpus(self) -> int:
+        """GPUs that it may use."""
+        return 0 if self.accelerator == "cpu" else torch.cuda.device_count()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and averages."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
 
     def fabric(self) -> Fabric:
         """Lightning's view of it, not launched yet.
@@ -76,11 +88,16 @@ class Machine:
         Raises:
             InputError: It is not there.
         """
+        self._check()
+        end_with_starter()
         processes = self.devices_here * self.nodes
         strategy: Strategy | str = "auto"
         if self.strategy == "sharded":
             strategy = ModelParallelStrategy(
-                _shard, data_parallel_size=processes, save_distributed_checkpoint=False
+                _shard,
+                data_parallel_size=processes,
+                tensor_parallel_size=1,
+                save_distributed_checkpoint=False,
             )
         elif processes > 1:
             strategy = DDPStrategy(broadcast_buffers=False)
@@ -93,6 +110,8 @@ class Machine:
                     num_nodes=self.nodes,
                     strategy=strategy,
                     precision=_PRECISIONS[self.precision],
+                    # else Lightning takes a cluster's scheduler for what has started the command
+                    plugins=None if started_by_torchrun() else LightningEnvironment(),
                 )
         except (RuntimeError, ValueError) as error:
             raise InputError(
@@ -100,26 +119,79 @@ class Machine:
                 option="--accelerator, --devices",
             ) from error
 
+    def _check(self) -> None:
+        """Refuse devices and machines that are not there, and a compiler that does not work."""
+        gpus, here = self._gpus(), self.devices_here
+        if gpus and here > gpus:
+            raise InputError(
+                f"{here} devices were asked for, and this machine has {gpus} GPUs; ask for fewer, "
+                "or train on the CPU",
+                option="--devices, --accelerator",
+            )
+        started = started_by_torchrun()
+        if started and started != (self.nodes, here):
+            raise InputError(
+                f"torchrun has started {started[1]} processes on each of {started[0]} machines, "
+                f"and the command asks for {here} on {self.nodes}; ask both for the same",
+                option="--nodes, --devices",
+            )
+        if self.nodes > 1 and not started:
+            raise InputError(
+                f"{self.nodes} machines were asked for, and this one knows of no other; start the "
+                "run by torchrun on each of them, as docs/training.md says",
+                option="--nodes",
+            )
+        if self.compile:
+            try:
+                torch.compile(lambda x: x.sin() + 1)(
+                    torch.ones(8, device="cuda" if gpus else "cpu")
+                )
+            except RuntimeError as error:
+                raise InputError(
+                    f"torch.compile does not work here: {' '.join(str(error).splitlines()[:2])}",
+                    option="--compile",
+                ) from error
+
     def division(self, batch: int, fabric: Fabric) -> Division:
         """How a batch is divided among the processes."""
         return Division(batch, self.accumulate, fabric.global_rank, fabric.world_size)
 
 
-def place(fabric: Fabric, phase: Phase[Any], *, compiled: bool) -> None:
+def place(fabric: Fabric, phase: Phase[Any], machine: Machine) -> None:
     """Put a phase where it is trained: its network, its average, and a new optimizer."""
-    network = torch.compile(phase.network) if compiled else phase.network
-    phase.forward = fabric.setup_module(network)  # type: ignore[arg-type]
+    for network in (phase.network, phase.averaged):
+        network.to(dtype=machine.dtype)
+    if machine.compile:
+        _compile(phase.network)
+    with warnings.catch_warnings():
+        # its successor, of another meaning, is not in every torch
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        phase.forward = fabric.setup_module(phase.network)
     phase.autocast = fabric.autocast
+    phase.ema.to(device=fabric.device)
     if isinstance(fabric.strategy, ModelParallelStrategy):
-        _shard(phase.ema.module, fabric.strategy.device_mesh)
-    phase.ema.to(device=fabric.device, dtype=next(phase.network.parameters()).dtype)
+        _shard(phase.averaged, fabric.strategy.device_mesh)
     phase.optimizer = fabric.setup_optimizers(phase.make_optimizer(phase.network))
 
 
+def _compile(network: nn.Module) -> None:
+    """Let torch compile the blocks of a network, or where it has none the network, when they first
+    compute; names of weights stay as they are."""
+    for part in _blocks(network) or [network]:
+        part.forward = torch.compile(part.forward)
+
+
 def _shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """Divide the weights of a network among processes: each block is gathered when it computes."""
-    for part in module.modules():
-        if isinstance(part, (ResBlock, Block)):
-            fully_shard(part, mesh=mesh["data_parallel"])
-    fully_shard(module, mesh=mesh["data_parallel"])
+    """Divide the weights of a network among processes: each block is gathered when it computes.
+
+    The network itself is divided again after it has computed, too: while it is whole, its
+    parameters are others, of which Phase.judge would let the gradients pass.
+    """
+    for part in (*_blocks(module), module):
+        fully_shard(part, mesh=mesh["data_parallel"], reshard_after_forward=True)
     return module
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """The parts that a network mostly consists of."""
+    return [part for part in network.modules() if isinstance(part, (ResBlock, Block))]

@@ -1,12 +1,92 @@
-"""What the processes of a run tell one another beside gradients. All of them must ask alike."""
+"""The processes of a run: each computes its share of every batch, and the first one reads, writes
+and speaks for all. Lightning starts the others of one machine, by running the command once more for
+each; torchrun starts those of several machines.
+
+They end together. Where the first one ends, the system ends those that it started; where another
+one does, the first one loses a connection, or Lightning, which looks every five seconds, ends it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from lightning.fabric.strategies.parallel import ParallelStrategy
+from torch import Tensor, distributed
+
+from m2kit.errors import M2KitError
+
+Shared = TypeVar("Shared")
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_LOST = ("connection", "gloo", "nccl", "process group", "socket")  # in torch's errors, lower case
+
+
+def started_by_torchrun() -> tuple[int, int] | None:
+    """Machines, and processes of each one, that torchrun has started; None where it has not."""
+    if not distributed.is_torchelastic_launched():
+        return None
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ["WORLD_SIZE"]) // here, here
+
+
+def end_with_starter() -> None:
+    """Let the system end this process with the one that has started it as one of several."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if "LOCAL_RANK" in os.environ and prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def together(fabric: Fabric, first: Shared) -> Iterator[Shared]:
+    """Starts the other processes of a run, which end when this one does.
+
+    Args:
+        fabric: Not launched yet.
+        first: What the first process has found out.
+
+    Yields:
+        That, in every process.
+
+    Raises:
+        M2KitError: Another process has ended.
+    """
+    try:
+        with _silent_lightning():  # nor does a run of one process say that it begins
+            fabric.launch()
+        yield fabric.broadcast(first)
+    except RuntimeError as error:
+        lost = fabric.world_size > 1 and any(word in str(error).lower() for word in _LOST)
+        if not lost:
+            raise
+        raise M2KitError(
+            f"another one of the run's {fabric.world_size} processes has ended, and says why if it "
+            "could; resume the run to go on with it",
+            option="--resume",
+        ) from error
+    finally:
+        if isinstance(fabric.strategy, ParallelStrategy):
+            started = getattr(fabric.strategy.launcher, "procs", [])
+            started.clear()  # whom Lightning watches: nobody is missed any more
+
+
+@contextlib.contextmanager
+def _silent_lightning() -> Iterator[None]:
+    logs = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def over_processes(fabric: Fabric, value: Tensor) -> Tensor:
@@ -22,5 +102,14 @@ def gathered(fabric: Fabric, value: Any) -> list[Any]:
     """The values that all processes of a run have, which pickle takes."""
     values = [value] * fabric.world_size
     if fabric.world_size > 1:
-        torch.distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, value)
     return values
+
+
+def mean_over_processes(fabric: Fabric, values: Mapping[str, float]) -> dict[str, float]:
+    """The means of numbers that every process has one of."""
+    if fabric.world_size == 1:
+        return dict(values)
+    own = torch.tensor(list(values.values()), dtype=torch.float64)
+    means = over_processes(fabric, own) / fabric.world_size
+    return dict(zip(values, means.tolist(), strict=True))

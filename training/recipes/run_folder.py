@@ -75,10 +75,11 @@ def open_run(
         settings: What was asked for.
         resume: Go on with the run that the folder holds; it may be given more epochs or steps.
         tell: Called with what more of them change.
-        first: This is the run's first process, which holds the folder for all of them.
+        first: This is the run's first process, which holds the folder for all of them; the others
+            leave it alone.
 
     Yields:
-        The run's settings, and the file to resume from, if any.
+        The run's settings, and the file to resume from, if any: in the first process.
 
     Raises:
         InputError: The folder holds a run and `resume` was not asked for, or other settings, or
@@ -87,6 +88,10 @@ def open_run(
         M2KitError: The block ran out of memory.
     """
     stored = folder / SETTINGS_FILE
+    if not first:
+        with _memory_told():
+            yield settings, None
+        return
     if resume and not stored.is_file():
         raise InputError(f"{folder} holds no run to resume; start one instead", option="--resume")
     try:
@@ -95,35 +100,39 @@ def open_run(
         raise FolderError(
             f"cannot write {folder}: {error.strerror}; choose another folder", option="-o"
         ) from error
-    with held(folder) if first else contextlib.nullcontext(True) as free:
+    with held(folder) as free:
         if not free:
             raise InputError(
                 f"another process trains in {folder}; wait until it ends, or choose another folder",
                 option="-o",
             )
-        if first and stored.is_file():
+        if stored.is_file():
             if not resume:
                 raise InputError(
                     f"{folder} already holds a training run; resume it, or choose another folder",
                     option="--resume, -o",
                 )
             settings = _gone_on(stored, settings, tell)
-        if first:
-            with new_file(stored) as path:
-                path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
-        else:
-            settings = read_record(type(settings), read_json(stored))
+        with new_file(stored) as path:
+            path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
         checkpoint = folder / RESUME_FILE
-        try:
+        with _memory_told():
             yield settings, checkpoint if resume and checkpoint.exists() else None
-        except RuntimeError as error:
-            if not any(words in str(error) for words in _OUT_OF_MEMORY):
-                raise
-            raise M2KitError(
-                "out of memory; close other programs, or train a smaller model or with a smaller "
-                "batch, in another folder",
-                option="--batch, -o",
-            ) from error
+
+
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    """Turns a lack of memory into a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        raise M2KitError(
+            "out of memory; close other programs, or train a smaller model or with a smaller "
+            "batch, in another folder",
+            option="--batch, -o",
+        ) from error
 
 
 def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Settings:

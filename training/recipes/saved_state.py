@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.fabric import Fabric
+from torch import Tensor, distributed
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -72,21 +73,26 @@ def _optimizer_state(phase: Phase[Any]) -> dict[str, Any]:
     return state
 
 
-def restore(recipe: Recipe, state: Mapping[str, Any], step: int) -> None:
-    """Take what `state_of` gave after so many steps."""
-    recipe.statistics.load_state_dict(state["statistics"])
+def restore(fabric: Fabric, recipe: Recipe, state: Mapping[str, Any], step: int) -> None:
+    """Take what `state_of` gave after so many steps; the first process has it, the others get their
+    part of it."""
+    loaded = StateDictOptions(
+        full_state_dict=True, broadcast_from_rank0=distributed.is_initialized()
+    )
+    recipe.statistics.load_state_dict(fabric.broadcast(state.get("statistics", {})))
     for phase in recipe.phases:
-        found = state[phase.name]
-        set_model_state_dict(phase.network, found["network"], options=_WHOLE)
-        set_model_state_dict(phase.averaged, found["average"], options=_WHOLE)
+        found = state.get(phase.name, {"network": {}, "average": {}, "optimizer": {}})
+        set_model_state_dict(phase.network, found["network"], options=loaded)
+        set_model_state_dict(phase.averaged, found["average"], options=loaded)
         groups = _plain(phase).param_groups
         options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-        own = {
-            name: {key: value.clone() for key, value in values.items()}  # no views, of each other
-            for name, values in found["optimizer"]["state"].items()
-        }
-        optimizer = {**found["optimizer"], "state": own}
-        set_optimizer_state_dict(phase.network, _plain(phase), optimizer, options=_WHOLE)
+        optimizer = dict(found["optimizer"])
+        if optimizer:
+            optimizer["state"] = {
+                name: {key: value.clone() for key, value in values.items()}  # no views of another
+                for name, values in optimizer["state"].items()
+            }
+        set_optimizer_state_dict(phase.network, _plain(phase), optimizer, options=loaded)
         for group, option in zip(_plain(phase).param_groups, options, strict=True):
             group.update(option)  # torch has made lists of tuples
         phase.ema.n_averaged.fill_(step > phase.begins)  # its first step copies the network

@@ -38,6 +38,7 @@ from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.page import figure_of_reconstructions, write_page
 from m2kit.training.recipes.phase import Batch, Gathered, Losses, Phase, Recipe
+from m2kit.training.recipes.processes import together
 from m2kit.training.recipes.run_folder import Trained, check_run_folder, open_run
 from m2kit.training.recipes.saved_state import weights_of
 from m2kit.training.recipes.settings import Number, Positive, RunSettings, Weight
@@ -314,6 +315,8 @@ def train_tokenizer(
         M2KitError: Training diverged.
         TrainingInterrupted: The user or the system stopped it.
     """
+    fabric = machine.fabric()
+    machine.division(settings.batch, fabric)
     check_run_folder(folder, CHECKPOINT_FILE, TRAINING_FILE)
     if (perceptual is not None) != bool(settings.perceptual_weight):
         raise InputError("a perceptual weight needs its network, and the network a weight")
@@ -321,12 +324,16 @@ def train_tokenizer(
     train, held_out = examples(settings, data.load())
     latent_grid(train.cut.size[0], settings.spec)
     check_batch(settings.batch, len(train))
-    fabric = machine.fabric()
-    machine.division(settings.batch, fabric)
     first = fabric.is_global_zero
-    with open_run(folder, settings, resume, tell, first=first) as (settings, resume_from):
-        fabric.launch()
+    if not first:
+        begin, tell = silent, lambda text: None
+    with (
+        open_run(folder, settings, resume, tell, first=first) as opened,
+        together(fabric, opened) as (settings, resume_from),
+    ):
         torch.manual_seed(settings.seed)
+        if perceptual is not None:
+            perceptual.to(fabric.device, machine.dtype)
         recipe = TokenizerRecipe(settings, len(train), perceptual, init)
         run = Run(
             recipe, settings, machine, fabric, folder, train, held_out, begin=begin, tell=tell

@@ -1,0 +1,228 @@
+"""Two processes train as one does: recipes in processes of torchrun, each step of two parts, and
+the command in those that Lightning starts."""
+
+import csv
+import json
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from doubles import scaled_runs
+
+from m2kit.config import ModelSpec
+from m2kit.training.checkpoints.reading import read_checkpoint
+from m2kit.training.datasets.table import dataset_named
+
+LIMIT_SECONDS = 240
+KINDS = ("tokenizer", "ar")
+WRITTEN = {"tokenizer": ("tokenizer.pt", "tokenizer.train.pt"), "ar": ("ar.pt", "best.ckpt")}
+
+
+def _environment(**more):
+    paths = [str(ROOT / "src"), str(ROOT / "tests")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of one process and of two, by kind and what is particular to them."""
+    root = tmp_path_factory.mktemp("runs")
+    data, tokenizer = root / "pictures.npz", root / "tokenizer-one" / "tokenizer.pt"
+    scaled_runs.pictures(data)
+    shared = {
+        "tokenizer": {"kind": "tokenizer", "data": str(data)},
+        "ar": {"kind": "ar", "data": str(data), "tokenizer": str(tokenizer)},
+    }
+
+    def job(kind, name, **more):
+        return {**shared[kind], "folder": str(root / f"{kind}-{name}"), **more}
+
+    def sharded(kind, name, **more):
+        return job(kind, name, strategy="sharded", **more)
+
+    jobs = [
+        job("tokenizer", "ddp"),
+        sharded("tokenizer", "sharded"),
+        sharded("tokenizer", "resumed", stop=2, keep=str(root / "tokenizer-taken-over")),
+        sharded("tokenizer", "resumed"),
+        job("ar", "ddp"),
+        sharded("ar", "sharded", stop=2),
+        sharded("ar", "sharded"),
+    ]
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.BatchNorm2d, "forward", scaled_runs.evaluating)
+        for kind in KINDS:
+            scaled_runs.run(**job(kind, "one"))
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", scaled_runs.__file__, str(root / "jobs.json")),
+        ]
+        done = subprocess.run(
+            command, env=_environment(), capture_output=True, text=True, timeout=LIMIT_SECONDS
+        )
+        assert done.returncode == 0, done.stderr
+        scaled_runs.run(**job("tokenizer", "taken-over"))
+    return root
+
+
+def leaves(value, path=()):
+    """(path, tensor or number) of nested containers."""
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: leaf for name, item in items for k, leaf in leaves(item, (*path, name)).items()}
+    return {path: value}
+
+
+def content(path):
+    return leaves(torch.load(path, weights_only=True))
+
+
+def assert_like(path, other):
+    """The same names, shapes and dtypes, and numbers to 1e-5."""
+    found, expected = content(path), content(other)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert found[name].dtype == value.dtype, name
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+        elif isinstance(value, float):
+            assert found[name] == pytest.approx(value, abs=1e-5), name
+        else:
+            assert found[name] == value, name
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [{k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ["ddp", "sharded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_give_what_one_gives_of_the_whole_batch(runs, kind, name):
+    one, two = runs / f"{kind}-one", runs / f"{kind}-{name}"
+    for file in ("resume.ckpt", *WRITTEN[kind]):
+        assert_like(two / file, one / file)
+    found, expected = rows(two), rows(one)
+    assert len(found) == len(expected) == 2
+    for row, other in zip(found, expected, strict=True):
+        assert row == pytest.approx(other, abs=1e-6, nan_ok=True)
+
+
+def test_a_sharded_run_that_was_stopped_between_rows_ends_as_one_that_was_not(runs):
+    stopped, whole = runs / "tokenizer-resumed", runs / "tokenizer-sharded"
+    assert content(runs / "tokenizer-taken-over" / "resume.ckpt")[("step",)] == scaled_runs.STEPS
+    assert (stopped / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    found, expected = content(stopped / "resume.ckpt"), content(whole / "resume.ckpt")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+        assert same(found[name], value), name
+
+
+def test_one_process_goes_on_with_what_two_have_sharded(runs):
+    taken_over, one = runs / "tokenizer-taken-over", runs / "tokenizer-one"
+    assert_like(taken_over / "resume.ckpt", one / "resume.ckpt")
+    found, expected = rows(taken_over), rows(one)
+    assert found[1] == pytest.approx(expected[1], abs=1e-6, nan_ok=True)
+
+
+def test_the_checkpoint_of_a_sharded_run_is_read_as_any(runs):
+    checkpoint = read_checkpoint(runs / "ar-sharded" / "ar.pt")
+    assert isinstance(checkpoint.spec, ModelSpec)
+    assert checkpoint.spec.transformer.width == 16
+
+
+@pytest.mark.parametrize("name", ["ddp", "sharded"])
+def test_two_processes_see_every_picture_once_an_epoch(runs, name):
+    """`epoch * pictures + index` of what was read, a whole epoch and the beginning of another."""
+    seen = [json.loads((runs / f"tokenizer-{name}" / f"seen-{r}.json").read_text()) for r in (0, 1)]
+    assert len(seen[0]) == len(seen[1]) == scaled_runs.STEPS * scaled_runs.BATCH // 2
+    numbers = sorted(seen[0] + seen[1])
+    assert len(set(numbers)) == len(numbers)
+    pictures = len(dataset_named(str(runs / "pictures.npz")).load().train.labels)
+    assert pictures < len(numbers) < 2 * pictures
+    assert numbers[:pictures] == list(range(pictures))
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Starts `m2kit train tokenizer --devices 2`; gives it with the file of what it tells."""
+    data, running = tmp_path / "pictures.npz", []
+    scaled_runs.pictures(data)
+
+    def start(*options):
+        words = [
+            *(sys.executable, "-m", "m2kit", "train", "tokenizer", "--data", data, "--steps", 40),
+            *("--batch", 4, "--channel-multipliers", "1,1", "--code-bits", 4, "--devices", 2),
+            *("--accelerator", "cpu", "--validate-every", 20, "--save-every", 1, *options),
+            *("--json", "-o", tmp_path / "run"),
+        ]
+        told = tmp_path / f"told-{len(running)}"
+        with told.open("w") as error, told.with_suffix(".out").open("w") as out:
+            process = subprocess.Popen(
+                list(map(str, words)), env=_environment(), stdout=out, stderr=error
+            )
+        running.append(process)
+        return process, told
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+
+
+def _wait(process, until):
+    ends = time.monotonic() + LIMIT_SECONDS
+    while not until():
+        assert process.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def _started_by(process):
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(number) for number in listed]
+
+
+def _alive(number):
+    status = Path(f"/proc/{number}/status")
+    return status.exists() and "(zombie)" not in status.read_text()
+
+
+def test_processes_of_the_command_end_together_and_one_speaks(command, tmp_path):
+    saved = tmp_path / "run" / "resume.ckpt"
+    process, told = command()
+    _wait(process, saved.exists)
+    (first_other,) = _started_by(process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LIMIT_SECONDS) == 130, told.read_text()
+    lines = told.read_text().splitlines()
+    assert [line for line in lines if line.startswith("error: interrupted after step")] == lines[1:]
+    step = torch.load(saved, weights_only=True)["step"]
+    assert f"step {step} of 40" in lines[1]
+
+    process, told = command("--resume")
+    before = saved.stat().st_mtime_ns
+    _wait(process, lambda: saved.stat().st_mtime_ns > before)
+    (other,) = _started_by(process)
+    os.kill(other, signal.SIGKILL)
+    assert process.wait(LIMIT_SECONDS) == 1, told.read_text()
+    assert told.read_text().splitlines()[1:] == [
+        "error: another one of the run's 2 processes has ended, and says why if it could; resume "
+        "the run to go on with it (--resume)"
+    ]
+
+    process, told = command("--resume", "--strategy", "sharded")
+    assert process.wait(LIMIT_SECONDS) == 0, told.read_text()
+    assert len(told.read_text().splitlines()) == 3, told.read_text()
+    (line,) = told.with_suffix(".out").read_text().splitlines()
+    assert json.loads(line)["steps"] == 40
+    assert not any(map(_alive, (first_other, other)))

@@ -89,7 +89,8 @@ def is_token_cache(path: Path) -> bool:
     """Whether a path is a token file, or a folder of .npz files and no others' layout."""
     if path.is_dir():
         return bool(cache_files(path)) and not any(item.is_dir() for item in path.iterdir())
-    if path.suffix.lower() != SUFFIX or not zipfile.is_zipfile(path):
+    is_file = path.is_file() and path.suffix.lower() == SUFFIX  # a pipe would never open
+    if not is_file or not zipfile.is_zipfile(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:

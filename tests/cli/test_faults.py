@@ -153,14 +153,15 @@ def test_hostile_and_foreign_files_are_one_line(tmp_path, content):
 
 
 def test_of_several_processes_the_first_one_tells_of_an_error_and_others_wait(monkeypatch):
+    from click.testing import CliRunner
+
     from m2kit.cli import cli, commands
 
     waited = []
     monkeypatch.setattr(commands.time, "sleep", waited.append)
     for rank, expected in (("0", []), ("1", [5])):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        with pytest.raises(SystemExit):
-            cli.main(["verify"])
+        assert CliRunner().invoke(cli, ["verify"]).exit_code == 2
         assert waited == expected
 
 

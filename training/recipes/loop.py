@@ -169,7 +169,8 @@ class Run:
         advance = self.begin("training", self.steps)
         advance(done)
         for step in range(done, self.steps):
-            torch.manual_seed((self.settings.seed * 1_000_003 + step) * 8191 + division.rank)
+            seed = (self.settings.seed * 1_000_003 + step) * 8191 + division.rank
+            torch.manual_seed(seed % 2**63)  # torch takes no more bits
             parts = [self._here(next(loader), self.train) for _ in range(division.parts)]
             counts.add(self._step(step, parts))
             done, advanced = step + 1, step + 1 == self.steps
@@ -353,8 +354,8 @@ class Run:
 
 @contextlib.contextmanager
 def _heeding_signals() -> Iterator[dict[str, str]]:
-    """Notes the first SIGINT or SIGTERM, so that a step can end and be saved; a second one does
-    what it did before."""
+    """Notes SIGINT and SIGTERM, so that a step can end and be saved; a second SIGINT does what it
+    did before. Schedulers and torchrun send SIGTERM twice within a moment: no user is behind it."""
     noted: dict[str, str] = {}
     if threading.current_thread() is not threading.main_thread():
         yield noted
@@ -363,7 +364,8 @@ def _heeding_signals() -> Iterator[dict[str, str]]:
 
     def heed(number: int, _: Any) -> None:
         noted["signal"] = signal.Signals(number).name
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

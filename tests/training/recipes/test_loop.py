@@ -124,7 +124,22 @@ def test_a_signal_ends_the_run_after_its_step_saved(tmp_path, number):
     assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_a_second_signal_ends_the_run_at_once(tmp_path):
+def test_a_second_sigterm_leaves_the_run_to_end_saved(tmp_path):
+    def at(step, _):
+        if step == 3:  # which has two parts of two phases
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # its own would end pytest
+    try:
+        with pytest.raises(TrainingInterrupted, match="after step 4 of 12"):
+            fit(tmp_path, TwoPhases(at))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert content(tmp_path / "resume.ckpt")["step"] == 4
+
+
+def test_a_second_sigint_ends_the_run_at_once(tmp_path):
     def at(*_):
         os.kill(os.getpid(), signal.SIGINT)
         return 0.0
@@ -132,6 +147,11 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, TwoPhases(at))
     assert not (tmp_path / "resume.ckpt").exists()
+
+
+def test_the_largest_seed_trains(tmp_path):
+    fit(tmp_path, seed=2**32 - 1)
+    assert content(tmp_path / "resume.ckpt")["step"] == 12
 
 
 def test_signals_that_are_ignored_stay_so(tmp_path):

@@ -86,9 +86,10 @@ class TokenCache:
 
 
 def is_token_cache(path: Path) -> bool:
-    """Whether a path is a token file, or a folder of .npz files and no others' layout."""
+    """Whether a path is a token file, or a folder of which all that is not hidden is .npz."""
     if path.is_dir():
-        return bool(cache_files(path)) and not any(item.is_dir() for item in path.iterdir())
+        seen = [item for item in path.iterdir() if not item.name.startswith(".")]
+        return bool(seen) and all(item.suffix == SUFFIX and not item.is_dir() for item in seen)
     is_file = path.is_file() and path.suffix.lower() == SUFFIX  # a pipe would never open
     if not is_file or not zipfile.is_zipfile(path):
         return False

@@ -80,6 +80,15 @@ def test_only_token_files_are_taken_for_a_cache(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("beside", "expected"),
+    [("1.png", False), ("a-000.tar", False), ("class", False), (".DS_Store", True)],
+)
+def test_a_folder_is_a_cache_where_all_that_is_seen_in_it_are_token_files(cache, beside, expected):
+    (cache / beside).touch() if "." in beside else (cache / beside).mkdir()
+    assert is_token_cache(cache) == expected
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"labels": None}, "expected labels, as a token cache has them"),

@@ -76,9 +76,8 @@ def _each(
             raise
         raise _ended(error) from error
     finally:
-        if (
-            workers
-        ):  # tracebacks may keep it, and its signal handler raises wherever this process is
+        # tracebacks may keep it, and its signal handler raises wherever this process is
+        if workers:
             loader._shutdown_workers()  # type: ignore[attr-defined]
 
 

@@ -280,6 +280,9 @@ def train_ar(
         TrainingInterrupted: The user or the system stopped it.
     """
     fabric = machine.fabric()
+    first = fabric.is_global_zero
+    if not first:
+        begin, tell = silent, lambda text: None
     machine.division(settings.batch, fabric)
     check_run_folder(folder, CHECKPOINT_FILE)
     checkpoint = read_checkpoint(tokenizer_file)
@@ -288,9 +291,6 @@ def train_ar(
     transformer_spec = settings.spec(source.grid, len(source.classes))
     spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
     check_batch(settings.batch, len(source))
-    first = fabric.is_global_zero
-    if not first:
-        begin, tell = silent, lambda text: None
     with (
         open_run(folder, settings, resume, tell, first=first) as opened,
         together(fabric, opened) as (settings, resume_from),

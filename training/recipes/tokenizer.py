@@ -316,6 +316,9 @@ def train_tokenizer(
         TrainingInterrupted: The user or the system stopped it.
     """
     fabric = machine.fabric()
+    first = fabric.is_global_zero
+    if not first:
+        begin, tell = silent, lambda text: None
     machine.division(settings.batch, fabric)
     check_run_folder(folder, CHECKPOINT_FILE, TRAINING_FILE)
     if (perceptual is not None) != bool(settings.perceptual_weight):
@@ -324,9 +327,6 @@ def train_tokenizer(
     train, held_out = examples(settings, data.load())
     latent_grid(train.cut.size[0], settings.spec)
     check_batch(settings.batch, len(train))
-    first = fabric.is_global_zero
-    if not first:
-        begin, tell = silent, lambda text: None
     with (
         open_run(folder, settings, resume, tell, first=first) as opened,
         together(fabric, opened) as (settings, resume_from),

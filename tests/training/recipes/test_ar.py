@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from operator import itemgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from conftest import picture
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError, M2KitError, SpecError
+from m2kit.progress import silent
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.models.model import expected_shapes
+from m2kit.training.recipes import ar
 from m2kit.training.recipes.ar import ARRecipe, settings_for, train_ar
+from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.metrics import read_metrics
 
 PANELS = {
@@ -154,3 +158,18 @@ def test_a_diverging_training_is_an_error(tmp_path, tokenizer_file, ar_settings)
     with pytest.raises(M2KitError, match=r"diverged in step \d.*lower learning rate"):
         train_ar(settings, tokenizer_file, tmp_path, resume=False)
     assert not (tmp_path / "ar.pt").exists()
+
+
+def test_only_the_first_process_shows_how_far_a_cache_is_checked(
+    tmp_path, tokenizer_file, ar_settings, monkeypatch
+):
+    other = SimpleNamespace(is_global_zero=False, global_rank=0, world_size=1)
+    monkeypatch.setattr(Machine, "fabric", lambda _: other)
+
+    def source(_settings, _versions, _checkpoint, begin):
+        assert begin is silent
+        raise InputError("seen")
+
+    monkeypatch.setattr(ar, "token_source", source)
+    with pytest.raises(InputError, match="seen"):
+        train_ar(ar_settings(), tokenizer_file, tmp_path, resume=False, begin=lambda *_: print)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType, SimpleNamespace
 
 import torch
+from lightning.fabric.plugins.precision.amp import MixedPrecision
 from torch import nn
 
 from m2kit.training.recipes.loop import Run
@@ -107,14 +108,17 @@ class TwoPhases(Recipe):
         return None
 
 
-def fit(folder, recipe=None, *, train=None, save_every=None, **changes):
-    """Train in a folder, on from its resume.ckpt if there is one; gives what was told."""
+def fit(folder, recipe=None, *, train=None, save_every=None, precision="fp32", **changes):
+    """Train in a folder, on from its resume.ckpt if there is one; gives what was told. fp16 is as
+    on a GPU, which Lightning would not do on a CPU."""
     values = {
         "data": "x", "epochs": 4, "batch": 4, "learning_rate": 0.01, "ema_decay": 0.5, "seed": 3,
         "log_every": 2, "validate_every": 5,
     }  # fmt: skip
-    machine = Machine(accelerator="cpu", accumulate=2, save_every=save_every)
+    machine = Machine(accelerator="cpu", accumulate=2, save_every=save_every, precision=precision)
     fabric = machine.fabric()
+    if precision == "fp16":
+        fabric._precision = fabric.strategy.precision = MixedPrecision("16-mixed", "cpu")
     fabric.launch()
     resume, told = folder / "resume.ckpt", []
     run = Run(

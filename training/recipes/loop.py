@@ -45,6 +45,7 @@ from m2kit.training.recipes.saved_state import (
     read_best,
     read_resume,
     restore,
+    scaler_of,
     state_of,
     weights_of,
 )
@@ -57,23 +58,32 @@ Tell = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Counts:
-    """Sums over the steps since the last row, the same in all processes; they are saved with the
-    run."""
+    """Sums over the steps since the last row, and of how many, the same in all processes; they are
+    saved with the run."""
 
     names: list[str]
     sums: Tensor
-    steps: int = 0
+    steps: list[int]
+
+    @classmethod
+    def of(cls, names: list[str]) -> _Counts:
+        """None yet."""
+        return cls(names, torch.zeros(len(names), dtype=torch.float64), [0] * len(names))
 
     def add(self, values: Mapping[str, float]) -> None:
-        row = [values.get(name, 0.0) for name in self.names]  # 0 where a phase has not begun
-        self.sums += torch.tensor(row, dtype=torch.float64)
-        self.steps += 1
+        """Add a step; the norm of gradients that overflow in fp16 is left out, as the step is."""
+        for index, name in enumerate(self.names):
+            value = values.get(name, 0.0)  # 0 where a phase has not begun
+            if math.isfinite(value):
+                self.sums[index] += value
+                self.steps[index] += 1
 
     def take(self) -> dict[str, float]:
-        """Means over steps, and begin anew."""
-        means = self.sums / self.steps
-        self.sums, self.steps = torch.zeros_like(self.sums), 0
-        return dict(zip(self.names, means.tolist(), strict=True))
+        """Means over the steps that have a number, and begin anew."""
+        taken = zip(self.names, self.sums.tolist(), self.steps, strict=True)
+        means = {name: total / steps for name, total, steps in taken if steps}
+        self.sums, self.steps = torch.zeros_like(self.sums), [0] * len(self.names)
+        return means
 
 
 @dataclass(slots=True)
@@ -130,7 +140,7 @@ class Run:
         panels = self.recipe.panels
         held_out = self._held_out_names()
         names = [name for name in measures(panels) if name not in held_out]
-        counts = _Counts(names, torch.zeros(len(names), dtype=torch.float64))
+        counts = _Counts.of(names)
         done = self._restore(resume_from, counts) if resume_from else 0
         first = self.fabric.is_global_zero
         log = MetricsLog(self.folder / METRICS_FILE, panels, done) if first else None
@@ -292,7 +302,10 @@ class Run:
 
     @torch.no_grad()
     def _draw(self, log: MetricsLog | None, done: int) -> None:
-        """samples.png, of the first held-out examples."""
+        """samples.png, of the first held-out examples; the first process writes it, and the others
+        help where it needs their weights."""
+        if log is None and self.machine.strategy != "sharded":
+            return
         items = [self.held_out[index % len(self.held_out)] for index in range(self.recipe.columns)]
         batch = self._here(default_collate(items), self.held_out)
         images = self.recipe.samples(batch)
@@ -320,6 +333,7 @@ class Run:
             "best": dict(self._best),
             "sums": counts.sums,
             "summed": counts.steps,
+            "scaler": scaler_of(self.fabric),
             "unread": self.unread.text,
         }
 
@@ -343,6 +357,7 @@ class Run:
         kept = self.fabric.broadcast(kept)
         counts.sums, counts.steps = kept["sums"].clone(), kept["summed"]
         self._best = kept["best"]
+        self.fabric.strategy.precision.load_state_dict(kept["scaler"])
         self.unread.restore(kept["unread"])
         restore(self.fabric, self.recipe, found.get("recipe", {}), kept["step"])
         return int(kept["step"])

@@ -62,6 +62,12 @@ def state_of(recipe: Recipe) -> dict[str, Any]:
     return state
 
 
+def scaler_of(fabric: Fabric) -> dict[str, Any]:
+    """How fp16 scales gradients by now; in another precision, how it would begin."""
+    begins = torch.amp.GradScaler("cpu").state_dict()
+    return fabric.strategy.precision.state_dict() or begins
+
+
 def _optimizer_state(phase: Phase[Any]) -> dict[str, Any]:
     optimizer = _plain(phase)
     if not optimizer.state:  # torch makes it by a step of nothing, which must not count as one
@@ -133,6 +139,10 @@ def read_resume(path: Path, expected: Mapping[str, Any], steps: int) -> Mapping[
         _require_like(content, expected)
         if content["step"] > steps:
             raise Unlike(f"step: expected {steps} at most, found {content['step']}")
+        scaler = content["scaler"]
+        _require(scaler["scale"] > 0, scaler["scale"], "more than 0", "scaler.scale")
+        for name in set(scaler) - {"scale", "_growth_tracker"}:
+            _require_equal(scaler[name], expected["scaler"][name], f"scaler.{name}")
         for name, own in expected["recipe"].items():
             if name != "statistics":
                 path_there = f"recipe.{name}.optimizer"

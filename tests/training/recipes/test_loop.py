@@ -3,6 +3,7 @@ step, measured after steps 5, 10 and 12."""
 
 import csv
 import errno
+import math
 import os
 import signal
 
@@ -12,6 +13,8 @@ from doubles.tiny_recipe import Numbers, TwoPhases, fit
 
 from m2kit.errors import FolderError, M2KitError, TrainingInterrupted
 from m2kit.training.recipes import loop
+from m2kit.training.recipes.loop import Run
+from m2kit.training.recipes.machine import Machine
 
 NAN = float("nan")
 
@@ -201,6 +204,48 @@ def test_gradients_that_are_no_numbers_are_told_though_the_losses_are(tmp_path):
     recipe.first.network[0].weight.register_hook(lambda gradient: gradient * NAN)
     with pytest.raises(M2KitError, match=r"step 1: all losses are numbers; .* first nan; nothing"):
         fit(tmp_path, recipe)
+
+
+def overflowing(*stops):
+    """Gradients of the first network overflow in the steps 1, 2, 3 and 5, counted from 1."""
+    recipe = signalled(*stops) if stops else TwoPhases()
+
+    def hook(gradient):
+        return gradient * (math.inf if recipe.step in (0, 1, 2, 4) else 1)
+
+    recipe.first.network[0].bias.register_hook(hook)
+    return recipe
+
+
+def test_steps_that_overflow_in_fp16_are_left_out_and_a_resume_scales_on(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    fit(whole, overflowing(), precision="fp16")
+    with (whole / "metrics.csv").open() as file:
+        norms = [row["first_gradient_norm"] for row in csv.DictReader(file)]
+    assert norms[0] == norms[2] == ""  # of steps that were all left out
+    assert all(0 < float(norm) < math.inf for norm in [norms[1], *norms[3:]])
+    saved = content(whole / "resume.ckpt")
+    assert saved["scaler"]["scale"] == 2.0**16 / 2**4
+    assert saved["recipe"]["first"]["optimizer"]["state"]["0.weight"]["step"] == 12 - 4
+    with pytest.raises(TrainingInterrupted):
+        fit(stopped, overflowing(3), precision="fp16")
+    fit(stopped, overflowing(), precision="fp16")
+    assert leaves(content(stopped / "resume.ckpt")) == leaves(saved)
+    assert (stopped / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_samples_are_made_where_they_are_written_or_help_to_make_them(tmp_path):
+    made = []
+    for strategy in ("ddp", "sharded"):
+        recipe = TwoPhases()
+        recipe.samples = lambda _, strategy=strategy: made.append(strategy)
+        machine = Machine(accelerator="cpu", strategy=strategy)
+        fabric = Machine(accelerator="cpu").fabric()
+        run = Run(recipe, None, machine, fabric, tmp_path, Numbers(12), Numbers(7))
+        run._draw(None, 1)  # as a process that is not the first does
+    assert made == ["sharded"]
 
 
 @pytest.mark.parametrize(("last", "best"), [(2.0, 5), (1.0, 5), (0.5, 12)])

@@ -60,9 +60,13 @@ class CachedPictures:
         number, row = self.places[index].tolist()
         path, dtype, count = self.files[number], self.dtypes[number], int(np.prod(self.shape))
         place = self.starts[number] + (row + crop) * count * dtype.itemsize
-        ids = np.fromfile(path, dtype, count, offset=place)
+        changed = f"{path} was changed while it was read"
+        try:
+            ids = np.fromfile(path, dtype, count, offset=place)
+        except OSError as error:
+            raise InputError(f"{changed}: {error.strerror or error}; {ENCODE_AGAIN}") from error
         if len(ids) != count:
-            raise InputError(f"{path} was changed while it was read; {ENCODE_AGAIN}")
+            raise InputError(f"{changed}; {ENCODE_AGAIN}")
         return ids.reshape(self.shape).astype(np.int64)
 
 

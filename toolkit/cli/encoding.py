@@ -18,7 +18,6 @@ from m2kit.token_file import token_file_from_ids, write_tokens
 
 _GO_ON = "the files that are whole stay; give the same command again to go on"
 _NOTHING = "nothing was written; -o FOLDER keeps each file as it is finished"
-_NAMED = 10  # pictures that could not be read, of those that are told
 
 
 @click.command()
@@ -91,6 +90,7 @@ def _encode_data(
 ) -> None:
     """Encode a data set and print what was encoded."""
     from m2kit.training.datasets.encoding import encode_data
+    from m2kit.training.datasets.pictures import line_of_unread
     from m2kit.training.datasets.table import dataset_named
 
     if len(images) > 1:
@@ -105,13 +105,7 @@ def _encode_data(
             cure = _NOTHING if output.suffix else _GO_ON
             raise Interrupted(f"interrupted: {cure}") from error
     if done.unread:
-        more = f" and {len(done.unread) - _NAMED} more" if len(done.unread) > _NAMED else ""
-        them = "pictures" if len(done.unread) > 1 else "picture"
-        note(
-            f"{len(done.unread)} {them} could not be read, and the next ones stand in for them: "
-            + ", ".join(done.unread[:_NAMED])
-            + more
-        )
+        note(line_of_unread(done.unread))
     result = {
         "pictures": done.pictures,
         "held out": done.held_out,

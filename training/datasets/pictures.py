@@ -18,6 +18,8 @@ from m2kit.inputs import open_input
 from m2kit.runtime.pictures import read_picture
 
 Labels = npt.NDArray[np.int64]
+_NAMED = 10  # pictures that could not be read, of those that are told
+_LETTERS = 200  # of a name that is told
 
 
 class Pictures(Protocol):
@@ -140,6 +142,22 @@ class Collection:
     held_out: Pictures
     classes: tuple[str, ...]
     size: int | None = None
+
+
+def line_of_unread(names: Sequence[str]) -> str:
+    """Says that pictures could not be read, and names the first ones of them.
+
+    Args:
+        names: Of all of them. Long ones are cut, those that are not printable are escaped.
+    """
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    them = "pictures" if len(names) > 1 else "picture"
+    told = [(name if name.isprintable() else ascii(name))[:_LETTERS] for name in names[:_NAMED]]
+    return (
+        f"{len(names)} {them} could not be read, and the next ones stood in for them: "
+        + ", ".join(told)
+        + more
+    )
 
 
 def split_by_group(pictures: Pictures, share: float, seed: int = 0) -> tuple[Pictures, Pictures]:

@@ -9,11 +9,9 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from m2kit.training.datasets.crops import READ
-from m2kit.training.datasets.pictures import Pictures
+from m2kit.training.datasets.pictures import Pictures, line_of_unread
 from m2kit.training.recipes.processes import gathered
 
-_NAMED = 10  # of those that are told
-_LETTERS = 200  # of a name
 _BETWEEN = "\0"  # in no path
 
 
@@ -49,14 +47,4 @@ class Unread:
         """Say how many there are, with the names of the first ones, if there are any."""
         names = sorted(self._names)
         if names:
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            them = "pictures" if len(names) > 1 else "picture"
-            tell(
-                f"{len(names)} {them} could not be read, and the next ones stood in for them: "
-                + ", ".join(map(_shown, names[:_NAMED]))
-                + more
-            )
-
-
-def _shown(name: str) -> str:
-    return (name if name.isprintable() else ascii(name))[:_LETTERS]
+            tell(line_of_unread(names))

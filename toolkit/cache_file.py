@@ -55,6 +55,7 @@ class Making:
     Attributes:
         tokenizer_sha256: Of the checkpoint file whose tokenizer encoded.
         tokenizer_weights: Which of its weights were taken.
+        precision: What the encoder computed in: a few codes of float16 differ.
         data: Title of the data set.
         data_sha256: Of its labels and groups.
         crops: Of each training picture; held-out pictures have one, at the centre.
@@ -67,6 +68,7 @@ class Making:
 
     tokenizer_sha256: Sha256
     tokenizer_weights: Text
+    precision: Literal["float32", "float16"]
     data: Name
     data_sha256: Sha256
     crops: Annotated[int, Range(1, 1000)]

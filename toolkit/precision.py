@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Final, Literal
 
 
 class Precision(str, enum.Enum):
@@ -26,7 +26,7 @@ class Precision(str, enum.Enum):
         return self in (Precision.INT8, Precision.INT4)
 
     @property
-    def compute(self) -> str:
+    def compute(self) -> Literal["float32", "float16"]:
         """numpy's name of the graphs' compute type."""
         return "float16" if self is Precision.FLOAT16 else "float32"
 

@@ -13,8 +13,8 @@ from m2kit.token_file import read_tokens_of, token_file_from_ids, write_tokens
 
 SPEC = tiny_spec()  # bits (2, 3), lsb, downsampling 2
 MAKING = Making(
-    tokenizer_sha256="a" * 64, tokenizer_weights="ema", data="shapes", data_sha256="b" * 64,
-    crops=2, place="random", flip=False, seed=0, parts=2,
+    tokenizer_sha256="a" * 64, tokenizer_weights="ema", precision="float32",
+    data="shapes", data_sha256="b" * 64, crops=2, place="random", flip=False, seed=0, parts=2,
 )  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def test_a_folder_is_a_cache_where_all_that_is_seen_in_it_are_token_files(cache,
         ({"making": "{"}, "not readable JSON"),
         ({"making": {"crops": 0}}, r"making\.crops: expected a whole number in 1\.\.1000"),
         ({"making": {"tokenizer_sha256": "x"}}, r"making\.tokenizer_sha256: expected a sha256"),
+        ({"making": {"precision": "int8"}}, r"making\.precision: expected .*float16.*, found"),
         ({"making": {"part": 2}}, r"expected making\.part of 0\.\.1, found 2"),
     ],
 )
@@ -130,6 +131,10 @@ def test_files_that_do_not_belong_together_are_one_error(cache):
     other = replace(whole, making=replace(whole.making, seed=5))
     for wrong, words in (
         (other, r"their making\.seed is 5 and 0"),
+        (
+            replace(whole, making=replace(whole.making, precision="float16")),
+            r"their making\.precision is float16 and float32",
+        ),
         (replace(whole, classes=("a", "b", "c", "d")), "their classes is"),
         (replace(whole, tokens=replace(whole.tokens, image_size=(4, 5))), "their image_size is"),
         (content(0), "hold the same pictures"),
@@ -161,7 +166,10 @@ def test_a_truncated_file_and_one_without_labels_are_one_error(cache, tmp_path):
     with pytest.raises(InputError, match=r"tokens-00001\.npz: is damaged or no token file"):
         open_cache(cache)
     path.write_bytes(data[:20])
-    with pytest.raises(InputError, match="was changed while it was read"):
+    with pytest.raises(InputError, match="was changed while it was read; encode"):
+        opened.train.read(3, 0)
+    path.unlink()
+    with pytest.raises(InputError, match="was changed while it was read: No such file"):
         opened.train.read(3, 0)
 
 

@@ -21,6 +21,7 @@ from m2kit.errors import FolderError, InputError
 from m2kit.manifest import Source
 from m2kit.outputs import check_output, check_output_folder
 from m2kit.progress import Begin, silent
+from m2kit.records import to_json
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import images_from_pixels
 from m2kit.token_cache import SUFFIX, cache_files, part_name
@@ -93,7 +94,7 @@ def encode_data(
     """Write the tokens of a data set's crops.
 
     Args:
-        engine: Encodes.
+        engine: Encodes; a model in memory, in float32.
         source: Where its model came from.
         data: The data set.
         output: An .npz for all of them, or a folder for files of about 16,000 crops each. There an
@@ -131,6 +132,7 @@ def encode_data(
     making = Making(
         tokenizer_sha256=source.tokenizer_file[0],
         tokenizer_weights=source.tokenizer_file[1],
+        precision=engine.info.precision.compute if engine.info else "float32",
         data=data.title.encode(errors="replace").decode(),  # a path may be no text
         data_sha256=_digest(halves),
         crops=crops,
@@ -204,9 +206,15 @@ def _there_before(folder: Path, making: Making) -> set[int]:
             found = read_cache_file(path).making
         except InputError as error:
             raise FolderError(f"{error}, in another folder", option="-o") from error
-        if replace(found, part=0) != making or path.name != part_name(found.part):
+        pairs = zip(to_json(replace(found, part=0)).items(), to_json(making).values(), strict=True)
+        other = [f"{name} is {a!s:.60}, not {b!s:.60}" for (name, a), b in pairs if a != b]
+        if path.name != part_name(found.part):
+            other.append(f"name is not {part_name(found.part)}")
+        if other:
             raise FolderError(
-                f"{path} is of another encoding; remove it, or choose another folder", option="-o"
+                f"{path} is of another encoding: its {other[0]}; remove it, or choose another "
+                "folder",
+                option="-o",
             )
         there.add(found.part)
     return there

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import DIGITS_CHECKPOINT
 from PIL import Image
 
 from m2kit.errors import FolderError, InputError
+from m2kit.precision import Precision
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import images_from_pixels
 from m2kit.token_cache import open_cache
@@ -17,6 +19,7 @@ from m2kit.training.checkpoints.reading import model_from_checkpoint, read_check
 from m2kit.training.datasets import encoding
 from m2kit.training.datasets.cut import Cut, cut_pixels
 from m2kit.training.datasets.encoding import encode_data
+from m2kit.training.datasets.pictures import line_of_unread
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.torch_backend import TorchBackend
 
@@ -45,8 +48,8 @@ def encode(model, shapes):
     """Encodes the shapes; keywords replace options."""
     network, source = model
 
-    def run(output, **changes):
-        with Engine(network.spec, TorchBackend(network)) as engine:
+    def run(output, info=None, **changes):
+        with Engine(network.spec, TorchBackend(network), info=info) as engine:
             options = {"crops": 3, "size": 16, "flip": True, "seed": 7} | changes
             return encode_data(engine, source, dataset_named(str(shapes)), output, **options)
 
@@ -100,8 +103,15 @@ def test_an_encoding_that_was_stopped_goes_on_and_ends_alike(encode, tmp_path, m
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
     for change in ({"seed": 8}, {"crops": 2}, {"flip": False}, {"place": "centre"}):
-        with pytest.raises(FolderError, match="is of another encoding"):
+        (name,) = change
+        with pytest.raises(FolderError, match=f"is of another encoding: its {name} is "):
             encode(tmp_path / "cut", **change)
+    for precision in (Precision.FLOAT32, Precision.INT8):  # int8 is of the step graphs alone
+        info = SimpleNamespace(precision=precision)
+        assert encode(tmp_path / "cut", info=info).there_before == 4
+    half = SimpleNamespace(precision=Precision.FLOAT16)
+    with pytest.raises(FolderError, match="its precision is float32, not float16; remove it"):
+        encode(tmp_path / "cut", info=half)
 
 
 def test_an_unreadable_picture_is_replaced_by_the_next_and_named(encode, shapes, tmp_path):
@@ -113,6 +123,12 @@ def test_an_unreadable_picture_is_replaced_by_the_next_and_named(encode, shapes,
     assert cache.train.groups[3] == cache.train.groups[4] == train.groups[4]
     for crop in range(2):
         np.testing.assert_array_equal(cache.train.read(3, crop), cache.train.read(4, crop))
+
+
+def test_a_line_of_unread_pictures_is_short_and_printable():
+    line = line_of_unread(["a.tar: \x1b[31m", "b" * 300, *"cdefghijkl"])
+    assert line.startswith("12 pictures could not be read, and the next ones stood in for them: ")
+    assert line.endswith(f"'a.tar: \\x1b[31m', {'b' * 200}, c, d, e, f, g, h, i, j and 2 more")
 
 
 def test_what_cannot_be_noted_is_refused_before_anything_is_encoded(encode, shapes, tmp_path):
@@ -133,6 +149,7 @@ def test_a_token_cache_is_no_data_set_of_pictures(encode, tmp_path):
 
 
 def test_an_engine_encodes_a_data_set_without_torch(digits_engine, shapes, tmp_path):
+    (shapes / "a" / "0.png").rename(shapes / "a" / "\x1b[31m.png").write_bytes(b"no")
     script = (
         "import sys; from m2kit.cli import cli\n"
         "cli(sys.argv[1:], standalone_mode=False)\n"
@@ -144,6 +161,9 @@ def test_an_engine_encodes_a_data_set_without_torch(digits_engine, shapes, tmp_p
         cwd=tmp_path, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "1 picture could not be read" in done.stderr
+    assert r"\x1b[31m.png'" in done.stderr
+    assert "\x1b[31m" not in done.stderr
     cache = open_cache(tmp_path / "tokens")
     assert len(cache.train.labels) == 10
     assert replace(cache.making, parts=1).crops == 2

@@ -20,7 +20,8 @@ from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.pictures import Pictures
 from m2kit.training.models.tokenizer import Tokenizer
 
-_AT_ONCE, _MOST = 64, 100_000
+MOST_MEASURED = 100_000  # pictures
+_AT_ONCE = 64
 Note = Callable[[Pictures, Tensor], None]  # of a batch: its pictures, and READ or an unread index
 
 
@@ -33,7 +34,7 @@ def codebook_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) 
     """How the tokens of the first hundred thousand pictures use the codebook."""
     vocabularies = tokenizer.spec.vocabularies
     count = CodebookCount(vocabularies, tokenizer.spec.bit_order)
-    for images in _batches(crops, _MOST, note):
+    for images in _batches(crops, MOST_MEASURED, note):
         codes = tokenizer.codes(images.to(_device(tokenizer)))
         count.add(tokenizer.tokens(codes, vocabularies).cpu().numpy())
     return count.report()
@@ -43,9 +44,9 @@ def psnr_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) -> f
     """Of reconstructions, the mean over the first hundred thousand pictures, in dB."""
     values = [
         psnr(images.numpy(), _reconstructed(tokenizer, images)) * len(images)
-        for images in _batches(crops, _MOST, note)
+        for images in _batches(crops, MOST_MEASURED, note)
     ]
-    return round(sum(values) / min(len(crops.pictures.labels), _MOST), 3)
+    return round(sum(values) / min(len(crops.pictures.labels), MOST_MEASURED), 3)
 
 
 def pictures_above_reconstructions(

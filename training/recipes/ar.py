@@ -122,9 +122,9 @@ class ARTraining(Trained):
     Attributes:
         chosen_step: The step that left the model, counted from 1.
         held_out_bits_per_token: Of the held-out images' tokens.
-        training_bits_per_token: Of the training images', as they are.
+        training_bits_per_token: Of the first hundred thousand training images', as they are.
         classes: Their names, by which `generate --class` knows them.
-        codebook_usage: Share of the codes that the training images use.
+        codebook_usage: Share of the codes that the same training images use.
     """
 
     settings: ARSettings
@@ -318,8 +318,7 @@ def train_ar(
         best = read_best(folder / BEST_FILE, like)
         transformer = Transformer(transformer_spec, 0.0)
         transformer.load_state_dict(best["weights"]["transformer"]["average"])
-        transformer.eval()
-        own = own.cpu()
+        transformer.to(fabric.device).eval()
         plain = source.plain(own, spec, begin)
         codebook = codebook_of_tokens(plain, spec)
         training = ARTraining(
@@ -331,7 +330,7 @@ def train_ar(
             classes=source.classes,
             settings=settings,
         )
-        model = TorchModel(spec, own, transformer)
+        model = TorchModel(spec, own.cpu(), transformer.cpu())
         samples = _write_results(folder, model, training.to_json())
         if isinstance(plain, TokenExamples):  # a cache has no pictures
             run.unread.note(plain.pictures, plain.replaced)
@@ -381,9 +380,11 @@ def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
 
 @torch.no_grad()
 def _bits(transformer: Transformer, examples: Tokens) -> float:
-    """Mean over images and positions."""
+    """Mean over images and positions, computed where the transformer is."""
+    device = next(transformer.parameters()).device
     total, images = 0.0, 0
     for tokens, labels in examples.in_order(_AT_ONCE):
-        total += float(torch.stack(bits_of_images(transformer, labels, tokens)).sum())
+        bits = bits_of_images(transformer, labels.to(device), tokens.to(device))
+        total += float(torch.stack(bits).sum())
         images += len(tokens)
     return round(total / images, 4)

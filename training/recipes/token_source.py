@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from m2kit.cache_file import ENCODE_AGAIN, read_cache_file
 from m2kit.config import ModelSpec
@@ -17,8 +19,10 @@ from m2kit.training.checkpoints.reading import Checkpoint
 from m2kit.training.datasets.cached import CachedTokens
 from m2kit.training.datasets.crops import Crops
 from m2kit.training.datasets.dataset import latent_grid
+from m2kit.training.datasets.pictures import SomePictures
 from m2kit.training.datasets.table import DATASETS, dataset_named
 from m2kit.training.datasets.tokens import TokenExamples, encoded
+from m2kit.training.evaluation.tokenizer import MOST_MEASURED
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.examples import examples
 from m2kit.training.recipes.settings import RunSettings
@@ -62,8 +66,10 @@ class FromPictures:
         return encoded(tokenizer, spec.vocabularies, self.train, self.versions, begin), held_out
 
     def plain(self, tokenizer: Tokenizer, spec: ModelSpec, begin: Begin) -> Tokens:
-        """All training pictures as they are."""
-        crops = Crops(self.train.pictures, self.held_out.cut)
+        """The first hundred thousand training pictures as they are."""
+        whole = self.train.pictures
+        first = SomePictures(whole, np.arange(min(len(whole.labels), MOST_MEASURED)))
+        crops = Crops(first, self.held_out.cut)
         return encoded(tokenizer, spec.vocabularies, crops, 1, begin)
 
 
@@ -109,8 +115,9 @@ class FromCache:
         return train, CachedTokens(self.cache, self.cache.held_out, spec)
 
     def plain(self, _: Tokenizer, spec: ModelSpec, begin: Begin) -> Tokens:
-        """All training pictures, by their first crops."""
-        return CachedTokens(self.cache, self.cache.train, spec)
+        """The first hundred thousand training pictures, by their first crops."""
+        first = replace(self.cache.train, labels=self.cache.train.labels[:MOST_MEASURED])
+        return CachedTokens(self.cache, first, spec)
 
 
 def token_source(

@@ -11,6 +11,7 @@ from conftest import DIGITS_CHECKPOINT
 
 from m2kit.cli import cli
 from m2kit.errors import InputError
+from m2kit.progress import silent
 from m2kit.runtime.engine import Engine
 from m2kit.token_cache import open_cache
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
@@ -20,6 +21,7 @@ from m2kit.training.datasets.crops import Crops
 from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.encoding import encode_data
 from m2kit.training.datasets.tokens import encoded
+from m2kit.training.recipes import token_source as source_module
 from m2kit.training.recipes.ar import train_ar
 from m2kit.training.recipes.token_source import token_source
 from m2kit.training.torch_backend import TorchBackend
@@ -91,6 +93,29 @@ def test_an_epoch_may_have_one_picture_of_each_group(cache, few, tokenizer_file,
     labels = {int(found[2 * epoch][1]) for epoch in range(50)}
     assert labels == set(opened.train.labels[:3].tolist())
     assert sum(len(tokens) for tokens, _ in found.in_order(50)) == 128  # all, to be measured on
+
+
+def test_no_more_than_the_first_training_pictures_are_measured_at_the_end(
+    cache, few, tokenizer_file, ar_settings, monkeypatch
+):
+    checkpoint = read_checkpoint(tokenizer_file)
+    tokenizer = model_from_checkpoint(checkpoint).tokenizer
+    spec = replace(checkpoint.spec, transformer=ar_settings().spec((4, 4), 10))
+
+    def measured(data):
+        settings = ar_settings(data=str(data), versions=2, flip=True)
+        source = token_source(settings, 2, checkpoint)
+        parts = list(source.plain(tokenizer, spec, silent).in_order(16))
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    for data in ("few", cache):
+        whole = measured(data)
+        with monkeypatch.context() as patched:
+            patched.setattr(source_module, "MOST_MEASURED", 20)
+            first = measured(data)
+        assert (len(whole[0]), len(first[0])) == (128, 20)
+        for own, other in zip(first, whole, strict=True):
+            assert torch.equal(own, other[:20])
 
 
 def test_another_tokenizer_and_other_crops_are_one_error(

@@ -55,25 +55,45 @@ def together(fabric: Fabric, first: Shared) -> Iterator[Shared]:
         That, in every process.
 
     Raises:
-        M2KitError: Another process has ended.
+        M2KitError: The processes do not find each other, or another one has ended.
     """
+    processes = f"the run's {fabric.world_size} processes"
     try:
-        with _silent_lightning():  # nor does a run of one process say that it begins
+        with (
+            _silent_lightning(),  # nor does a run of one process say that it begins
+            _of_connections(
+                fabric,
+                f"{processes} did not find each other",
+                "see that all have been started and that each reaches the first one's machine",
+            ),
+        ):
             fabric.launch()
-        yield fabric.broadcast(first)
-    except RuntimeError as error:
-        lost = fabric.world_size > 1 and any(word in str(error).lower() for word in _LOST)
-        if not lost:
-            raise
-        raise M2KitError(
-            f"another one of the run's {fabric.world_size} processes has ended, and says why if it "
-            "could; resume the run to go on with it",
+        with _of_connections(
+            fabric,
+            f"one of {processes} lost another one, which mostly has ended and says why if it could",
+            "resume the run to go on with it",
             option="--resume",
-        ) from error
+        ):
+            yield fabric.broadcast(first)
     finally:
         if isinstance(fabric.strategy, ParallelStrategy):
             started = getattr(fabric.strategy.launcher, "procs", [])
             started.clear()  # whom Lightning watches: nobody is missed any more
+
+
+@contextlib.contextmanager
+def _of_connections(fabric: Fabric, message: str, cure: str, *, option: str = "") -> Iterator[None]:
+    """Makes one line of what torch raises where processes are not connected."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        lost = isinstance(error, distributed.DistError)
+        lost = lost or any(word in said.lower() for word in _LOST)
+        if fabric.world_size == 1 or not lost:
+            raise
+        line = said.partition("\n")[0]
+        raise M2KitError(f"{message}: {line}; {cure}", option=option) from error
 
 
 @contextlib.contextmanager

@@ -10,15 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 from doubles import scaled_runs
+from torch import distributed
 
 from m2kit.config import ModelSpec
+from m2kit.errors import M2KitError
 from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.datasets.table import dataset_named
+from m2kit.training.recipes.processes import together
 
 LIMIT_SECONDS = 240
 KINDS = ("tokenizer", "ar")
@@ -152,6 +156,37 @@ def test_two_processes_see_every_picture_once_an_epoch(runs, name):
     assert numbers[:pictures] == list(range(pictures))
 
 
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        (
+            "launch",
+            distributed.DistStoreError("Timed out. 1/2 clients joined.\nframe #0"),
+            "the run's 2 processes did not find each other: Timed out. 1/2 clients joined.; see "
+            "that all have been started and that each reaches the first one's machine",
+        ),
+        (
+            "broadcast",
+            RuntimeError("NCCL error: out of memory\nframe #0"),
+            "one of the run's 2 processes lost another one, which mostly has ended and says why if "
+            "it could: NCCL error: out of memory; resume the run to go on with it",
+        ),
+        ("launch", RuntimeError("a kernel failed"), "a kernel failed"),
+    ],
+)
+def test_an_error_between_processes_says_what_it_was(where, error, message):
+    def fail(*_):
+        raise error
+
+    fabric = SimpleNamespace(world_size=2, strategy=None, launch=lambda: None, broadcast=str)
+    setattr(fabric, where, fail)
+    with pytest.raises((M2KitError, RuntimeError)) as caught, together(fabric, None):
+        pass
+    assert str(caught.value) == message
+    assert isinstance(caught.value, M2KitError) == (message != str(error))
+    assert getattr(caught.value, "option", "") == ("--resume" if where == "broadcast" else "")
+
+
 @pytest.fixture
 def command(tmp_path):
     """Starts `m2kit train tokenizer --devices 2`; gives it with the file of what it tells."""
@@ -215,10 +250,9 @@ def test_processes_of_the_command_end_together_and_one_speaks(command, tmp_path)
     (other,) = _started_by(process)
     os.kill(other, signal.SIGKILL)
     assert process.wait(LIMIT_SECONDS) == 1, told.read_text()
-    assert told.read_text().splitlines()[1:] == [
-        "error: another one of the run's 2 processes has ended, and says why if it could; resume "
-        "the run to go on with it (--resume)"
-    ]
+    (line,) = told.read_text().splitlines()[1:]
+    assert line.startswith("error: one of the run's 2 processes lost another one, which mostly has")
+    assert line.endswith("; resume the run to go on with it (--resume)")
 
     process, told = command("--resume", "--strategy", "sharded")
     assert process.wait(LIMIT_SECONDS) == 0, told.read_text()

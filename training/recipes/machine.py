@@ -141,16 +141,8 @@ class Machine:
                 "run by torchrun on each of them, as docs/training.md says",
                 option="--nodes",
             )
-        if self.compile:
-            try:
-                torch.compile(lambda x: x.sin() + 1)(
-                    torch.ones(8, device="cuda" if gpus else "cpu")
-                )
-            except RuntimeError as error:
-                raise InputError(
-                    f"torch.compile does not work here: {' '.join(str(error).splitlines()[:2])}",
-                    option="--compile",
-                ) from error
+        if self.compile and not gpus:  # of a GPU `place` checks it: no process has its own yet
+            _check_compiler(torch.device("cpu"))
 
     def division(self, batch: int, fabric: Fabric) -> Division:
         """How a batch is divided among the processes."""
@@ -162,6 +154,8 @@ def place(fabric: Fabric, phase: Phase[Any], machine: Machine) -> None:
     for network in (phase.network, phase.averaged):
         network.to(dtype=machine.dtype)
     if machine.compile:
+        if fabric.device.type != "cpu":
+            _check_compiler(fabric.device)
         _compile(phase.network)
     with warnings.catch_warnings():
         # its successor, of another meaning, is not in every torch
@@ -172,6 +166,16 @@ def place(fabric: Fabric, phase: Phase[Any], machine: Machine) -> None:
     if isinstance(fabric.strategy, ModelParallelStrategy):
         _shard(phase.averaged, fabric.strategy.device_mesh)
     phase.optimizer = fabric.setup_optimizers(phase.make_optimizer(phase.network))
+
+
+def _check_compiler(device: torch.device) -> None:
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except RuntimeError as error:
+        raise InputError(
+            f"torch.compile does not work here: {' '.join(str(error).splitlines()[:2])}",
+            option="--compile",
+        ) from error
 
 
 def _compile(network: nn.Module) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from m2kit.errors import InputError
+from m2kit.training.recipes import machine as machine_module
 from m2kit.training.recipes.ar import train_ar
 from m2kit.training.recipes.machine import Machine
 
@@ -84,6 +85,14 @@ def test_compiled_networks_learn_the_same_and_keep_their_names(
     assert weights.keys() == plain.keys()
     for name, tensor in plain.items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_no_gpu_is_touched_before_each_process_has_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(machine_module, "end_with_starter", lambda: None)
+    monkeypatch.setattr(machine_module, "Fabric", lambda **_: "a fabric")
+    monkeypatch.setattr(torch, "compile", lambda _: pytest.fail("compiles"))
+    assert Machine(devices=2, compile=True).fabric() == "a fabric"
 
 
 @compiles

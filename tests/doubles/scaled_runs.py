@@ -45,8 +45,11 @@ def pictures(path, count=24):
     )
 
 
-def run(kind, *, folder, data, tokenizer=None, devices=1, strategy="ddp", accumulate=2):
-    """Train in a folder, on from what it holds."""
+def run(
+    kind, *, folder, data, tokenizer=None, devices=1, strategy="ddp", accumulate=2, published=False
+):
+    """Train in a folder, on from what it holds; as published each process has averages of its own,
+    from the first step on."""
     folder = Path(folder)
     machine = Machine(
         accelerator="cpu", devices=devices, strategy=strategy, precision="fp64",
@@ -60,9 +63,9 @@ def run(kind, *, folder, data, tokenizer=None, devices=1, strategy="ddp", accumu
     if kind == "tokenizer":
         settings = TokenizerSettings(
             base_channels=32, channel_multipliers=(1, 1, 1), blocks_per_level=1, code_bits=4,
-            adversary="patch", adversary_width=8, adversary_from=1.0, lecam_weight=0.5,
-            entropy_weight=0.1, entropy_temperature=0.1, commitment_weight=0.25,
-            over_processes=True, **shared,
+            adversary="patch", adversary_width=8, lecam_weight=0.5,
+            adversary_from=0.0 if published else 1.0, entropy_weight=0.1, entropy_temperature=0.1,
+            commitment_weight=0.25, over_processes=not published, **shared,
         )  # fmt: skip
         train_tokenizer(settings, folder, resume=resume, machine=machine)
     else:

@@ -329,7 +329,7 @@ class Run:
     def _state(self, done: int, counts: _Counts) -> dict[str, Any]:
         return {
             "step": done,
-            "recipe": state_of(self.recipe),
+            "recipe": state_of(self.fabric, self.recipe),
             "best": dict(self._best),
             "sums": counts.sums,
             "summed": counts.steps,

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 from m2kit.errors import CheckpointError, InputError
 from m2kit.training.checkpoints.file import read_torch_file
 from m2kit.training.recipes.phase import Phase, Recipe
+from m2kit.training.recipes.processes import gathered
 
 _SHOWN = 80  # characters of a value or a path that are shown
 _MOST = 2**53  # of a count
@@ -51,9 +52,13 @@ def _weights(phase: Phase[Any]) -> dict[str, Any]:
     }
 
 
-def state_of(recipe: Recipe) -> dict[str, Any]:
-    """All that a recipe's phases and statistics hold, as `weights_of` does."""
-    state: dict[str, Any] = {"statistics": recipe.statistics.state_dict()}
+def state_of(fabric: Fabric, recipe: Recipe) -> dict[str, Any]:
+    """All that a recipe's phases and statistics hold, as `weights_of` does; of the statistics what
+    each process has, once where all have the same."""
+    own = {name: value.cpu() for name, value in recipe.statistics.state_dict().items()}
+    every = gathered(fabric, own)
+    alike = all(torch.equal(one[name], own[name]) for one in every for name in own)
+    state: dict[str, Any] = {"statistics": every[:1] if alike else every}
     for phase in recipe.phases:
         state[phase.name] = {
             **_weights(phase),
@@ -81,11 +86,15 @@ def _optimizer_state(phase: Phase[Any]) -> dict[str, Any]:
 
 def restore(fabric: Fabric, recipe: Recipe, state: Mapping[str, Any], step: int) -> None:
     """Take what `state_of` gave after so many steps; the first process has it, the others get their
-    part of it."""
+    part of it. Where there were more or fewer processes, each takes the mean of the statistics."""
     loaded = StateDictOptions(
         full_state_dict=True, broadcast_from_rank0=distributed.is_initialized()
     )
-    recipe.statistics.load_state_dict(fabric.broadcast(state.get("statistics", {})))
+    statistics = fabric.broadcast(state.get("statistics", []))
+    if len(statistics) == fabric.world_size:
+        statistics = [statistics[fabric.global_rank]]
+    means = {name: torch.stack([one[name] for one in statistics]).mean(0) for name in statistics[0]}
+    recipe.statistics.load_state_dict(means)
     for phase in recipe.phases:
         found = state.get(phase.name, {"network": {}, "average": {}, "optimizer": {}})
         set_model_state_dict(phase.network, found["network"], options=loaded)
@@ -136,7 +145,7 @@ def read_resume(path: Path, expected: Mapping[str, Any], steps: int) -> Mapping[
     """
     content = _read(path)
     try:
-        _require_like(content, expected)
+        _require_like(content, _with_processes(expected, content))
         if content["step"] > steps:
             raise Unlike(f"step: expected {steps} at most, found {content['step']}")
         scaler = content["scaler"]
@@ -152,6 +161,16 @@ def read_resume(path: Path, expected: Mapping[str, Any], steps: int) -> Mapping[
     except Unlike as error:
         raise not_of_this_run(path, error) from error
     return content
+
+
+def _with_processes(expected: Mapping[str, Any], content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is expected, with the statistics of as many processes as the file has them of."""
+    recipe = expected["recipe"]
+    found = (
+        content["recipe"].get("statistics") if isinstance(content.get("recipe"), Mapping) else None
+    )
+    count = len(found) if isinstance(found, list) and found else 1
+    return {**expected, "recipe": {**recipe, "statistics": recipe["statistics"][:1] * count}}
 
 
 def not_of_this_run(path: Path, reason: object) -> InputError:

@@ -56,6 +56,9 @@ def runs(tmp_path_factory):
         sharded("tokenizer", "sharded"),
         sharded("tokenizer", "resumed", stop=2, keep=str(root / "tokenizer-taken-over")),
         sharded("tokenizer", "resumed"),
+        job("tokenizer", "published", published=True),
+        job("tokenizer", "published-resumed", published=True, stop=2),
+        job("tokenizer", "published-resumed", published=True),
         job("ar", "ddp"),
         sharded("ar", "sharded", stop=2),
         sharded("ar", "sharded"),
@@ -120,9 +123,14 @@ def test_two_processes_give_what_one_gives_of_the_whole_batch(runs, kind, name):
         assert row == pytest.approx(other, abs=1e-6, nan_ok=True)
 
 
-def test_a_sharded_run_that_was_stopped_between_rows_ends_as_one_that_was_not(runs):
-    stopped, whole = runs / "tokenizer-resumed", runs / "tokenizer-sharded"
-    assert content(runs / "tokenizer-taken-over" / "resume.ckpt")[("step",)] == scaled_runs.STEPS
+@pytest.mark.parametrize("name", ["sharded", "published"])
+def test_a_run_that_was_stopped_between_rows_ends_as_one_that_was_not(runs, name):
+    resumed = {"sharded": "resumed", "published": "published-resumed"}[name]
+    stopped, whole = runs / f"tokenizer-{resumed}", runs / f"tokenizer-{name}"
+    assert (
+        len(json.loads((stopped / "seen-0.json").read_text()))
+        < scaled_runs.STEPS * scaled_runs.BATCH // 2
+    )
     assert (stopped / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     found, expected = content(stopped / "resume.ckpt"), content(whole / "resume.ckpt")
     assert found.keys() == expected.keys()
@@ -131,8 +139,19 @@ def test_a_sharded_run_that_was_stopped_between_rows_ends_as_one_that_was_not(ru
         assert same(found[name], value), name
 
 
+def test_each_process_keeps_its_own_averages_where_they_are_not_over_all(runs):
+    first, second = (
+        torch.load(runs / f"tokenizer-{name}" / "resume.ckpt", weights_only=True)
+        for name in ("published", "sharded")
+    )
+    (one, other), (of_all,) = (c["recipe"]["statistics"] for c in (first, second))
+    assert one["real"] != other["real"]
+    assert of_all["real"] != 0
+
+
 def test_one_process_goes_on_with_what_two_have_sharded(runs):
     taken_over, one = runs / "tokenizer-taken-over", runs / "tokenizer-one"
+    assert content(taken_over / "resume.ckpt")[("step",)] == scaled_runs.STEPS
     assert_like(taken_over / "resume.ckpt", one / "resume.ckpt")
     found, expected = rows(taken_over), rows(one)
     assert found[1] == pytest.approx(expected[1], abs=1e-6, nan_ok=True)

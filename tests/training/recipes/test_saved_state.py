@@ -16,6 +16,7 @@ from m2kit.training.recipes.metrics import read_metrics
 
 GONE = object()
 FIRST = ("recipe", "first")
+STATISTICS = ("recipe", "statistics")
 WEIGHT = (*FIRST, "network", "0.weight")
 GROUP = (*FIRST, "optimizer", "param_groups", 0)
 ADAM = (*FIRST, "optimizer", "state", "0.weight")
@@ -90,6 +91,15 @@ def test_tensors_that_share_their_numbers_are_taken_apart(run, monkeypatch):
     fit(run)
 
 
+def test_one_process_goes_on_with_the_mean_of_what_several_kept(run):
+    kept = [{"mean": torch.tensor(value)} for value in (1.0, 2.0, 6.0)]
+    forge(run, "resume.ckpt", STATISTICS, kept)
+    forge(run, "resume.ckpt", ("step",), 12)  # there is no more to do
+    recipe = TwoPhases()
+    fit(run, recipe)
+    assert recipe.statistics.mean.item() == 3.0
+
+
 @pytest.mark.parametrize(
     ("path", "new", "complaint"),
     [
@@ -104,7 +114,10 @@ def test_tensors_that_share_their_numbers_are_taken_apart(run, monkeypatch):
         (("x" * 9999,), 1, r"xxx\.\.\. is not known"),
         (("recipe",), [], "recipe: expected a dict, found list"),
         (FIRST, GONE, "recipe.first is missing"),
-        (("recipe", "statistics", "mean"), torch.zeros(1), r"expected a tensor \[\] of float32"),
+        (STATISTICS, {}, r"statistics: expected a list of 1, found dict"),
+        (STATISTICS, [], r"statistics: expected a list of 1, found list \[\]"),
+        (STATISTICS, [{"mean": torch.zeros(())}, {}], r"statistics\[1\]\.mean is missing"),
+        ((*STATISTICS, 0, "mean"), torch.zeros(1), r"expected a tensor \[\] of float32"),
         (WEIGHT, GONE, r"recipe\.first\.network\.0\.weight is missing"),
         ((*FIRST, "average", "odd"), torch.zeros(1), "recipe.first.average.odd is not known"),
         (WEIGHT, torch.zeros(2, 3), OF_WEIGHT + r"a tensor \[2, 3\]"),

@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 M2KIT := $(BIN)/m2kit
 DIGITS := examples/digits
+EMOJI := examples/emoji
 
-.PHONY: help install demo demo-train demo-evaluate test test-hostile test-oracles test-gpu check mypy docs bench \
-  bench-entropy bench-export bench-plans clean
+.PHONY: help install demo demo-digits demo-train demo-evaluate test test-hostile test-oracles \
+  test-gpu check mypy docs bench bench-entropy bench-export bench-plans clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,17 +19,22 @@ install: .venv/.installed  ## make .venv with everything for development on a CP
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: install  ## export, build and draw digits from the shipped checkpoint
+demo: install  ## export, build and draw emoji from the shipped checkpoint
+	$(M2KIT) export --ckpt $(EMOJI)/emoji.pt -o build/demo/emoji.bundle
+	$(M2KIT) build-engine build/demo/emoji.bundle -o build/demo/emoji.engine
+	$(M2KIT) generate --engine build/demo/emoji.engine -n 12 --seed 1 -o build/demo/emoji.png
+
+demo-digits: install  ## the same of digits, the fast model that tests use
 	$(M2KIT) export --ckpt $(DIGITS)/digits.pt -o build/demo/digits.bundle
 	$(M2KIT) build-engine build/demo/digits.bundle -o build/demo/digits.engine
 	$(M2KIT) generate --engine build/demo/digits.engine --seed 1 -o build/demo/digits.png
 
-demo-train: install  ## train the shipped checkpoint again, from nothing
+demo-train: install  ## train the digits' checkpoint again, from nothing
 	rm -rf build/train
 	$(M2KIT) train tokenizer --seed 0 -o build/train/tokenizer
 	$(M2KIT) train ar --seed 0 --tokenizer build/train/tokenizer/tokenizer.pt -o build/train/ar
 
-demo-evaluate: demo  ## are the digits digits, and not copies?
+demo-evaluate: demo-digits  ## are the digits digits, and not copies?
 	$(BIN)/python examples/evaluate.py build/demo/digits.engine
 
 test: install  ## the whole suite

@@ -19,6 +19,7 @@ from m2kit.families.image import ImageTokenizerSpec
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 DIGITS_CHECKPOINT = ROOT / "examples" / "digits" / "digits.pt"
+EMOJI_CHECKPOINT = ROOT / "examples" / "emoji" / "emoji.pt"
 # Everything Orin's TensorRT 10.3 parses; none of the fused transformer or normalization ops.
 PORTABLE_OPS = {
     "Add", "Cast", "Concat", "Conv", "DepthToSpace", "Div", "Equal", "Gather", "Greater",
@@ -123,6 +124,12 @@ def digits_engine(request):
     if given:
         return given
     return request.getfixturevalue("exported")(DIGITS_CHECKPOINT)[1]
+
+
+@pytest.fixture(scope="session")
+def emoji_engine(exported):
+    """The engine folder of the emoji example."""
+    return exported(EMOJI_CHECKPOINT)[1]
 
 
 _SHIM = """import sys

@@ -60,15 +60,15 @@ def test_its_figures_are_those_of_the_shipped_checkpoint():
     assert f"| {held_out:.3f} / {own:.3f} |" in performance
 
 
-def test_its_picture_is_what_the_demo_draws(digits_engine):
+def test_its_picture_is_what_the_demo_draws(emoji_engine):
     import m2kit
     from m2kit.runtime.drawing import draw_images
     from m2kit.runtime.saving import write_grid
 
-    with m2kit.open_engine(digits_engine) as engine, tempfile.TemporaryDirectory() as folder:
-        batches = draw_images(engine, range(10), 8, m2kit.Sampling(seed=1))
+    with m2kit.open_engine(emoji_engine) as engine, tempfile.TemporaryDirectory() as folder:
+        batches = draw_images(engine, range(9), 12, m2kit.Sampling(seed=1))
         images = np.concatenate([batch.images for batch in batches])
-        write_grid(Path(folder) / "digits.png", images, columns=8)
-        drawn = picture(Path(folder) / "digits.png").astype(int)
-    shown = picture(ROOT / "docs" / "images" / "digits.png").astype(int)
+        write_grid(Path(folder) / "emoji.png", images, columns=12)
+        drawn = picture(Path(folder) / "emoji.png").astype(int)
+    shown = picture(ROOT / "docs" / "images" / "emoji.png").astype(int)
     assert np.abs(drawn - shown).max() <= 1  # one grey level: another machine may round otherwise

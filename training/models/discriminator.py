@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from m2kit.errors import InputError
 from m2kit.families.image import GROUPS
 
 Kind = Literal["patch", "blur"]
 _INITIAL_DEVIATION = 0.02
 _BLUR = (1.0, 3.0, 3.0, 1.0)
+_LEAST_PIXELS = 24  # of a side, of which PatchGAN's layers leave one position
 
 
 class PatchDiscriminator(nn.Module):
@@ -116,3 +118,17 @@ def discriminator(kind: Kind, width: int | None = None) -> PatchDiscriminator | 
     """A new discriminator, of the published width unless another one is named."""
     make = PatchDiscriminator if kind == "patch" else BlurDiscriminator
     return make() if width is None else make(width)
+
+
+def check_judged(kind: str, size: int) -> None:
+    """Refuse pictures (height and width in pixels) of which a discriminator is left nothing.
+
+    Raises:
+        InputError: They are too small for PatchGAN.
+    """
+    if kind == "patch" and size < _LEAST_PIXELS:
+        raise InputError(
+            f"PatchGAN judges pictures of {_LEAST_PIXELS} x {_LEAST_PIXELS} pixels and more, found "
+            f"{size} x {size}; take larger ones, or another discriminator",
+            option="--size, --adversary",
+        )

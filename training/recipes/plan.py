@@ -18,6 +18,7 @@ from m2kit.records import JsonObject, to_json
 from m2kit.token_cache import open_cache
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
+from m2kit.training.models.discriminator import check_judged
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.ar import ARRecipe, ARSettings
@@ -180,6 +181,7 @@ def tokenizer_plan(settings: TokenizerSettings, machine: Machine, data: Data) ->
         InputError: It does not fit the images, or the batch cannot be divided.
     """
     latent_grid(data.size_pixels, settings.spec)
+    check_judged(settings.adversary, data.size_pixels)
     with torch.device("meta"):
         perceptual = PerceptualNetwork() if settings.perceptual_weight else None
         recipe = TokenizerRecipe(settings, data.images_per_epoch, perceptual)

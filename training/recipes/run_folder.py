@@ -113,11 +113,17 @@ def open_run(
                     option="--resume, -o",
                 )
             settings = _gone_on(stored, settings, tell)
+        begins = not stored.is_file()
         with new_file(stored) as path:
             path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
         checkpoint = folder / RESUME_FILE
-        with _memory_told():
-            yield settings, checkpoint if resume and checkpoint.exists() else None
+        try:
+            with _memory_told():
+                yield settings, checkpoint if resume and checkpoint.exists() else None
+        except BaseException:
+            if begins and not checkpoint.exists():  # nothing to go on with: the folder stays free
+                stored.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -152,11 +158,11 @@ def _gone_on(stored: Path, wanted: Settings, tell: Callable[[str], None]) -> Set
         for settings in (found, wanted)
     )
     grown = {"steps" if wanted.steps else "epochs"} if more else set()
-    changed = {name for name in asked if own[name] != asked[name]} - grown
+    changed = {name for name in {*own, *asked} if own.get(name) != asked.get(name)} - grown
     if changed:
         raise InputError(
             f"{stored.parent} was started with other settings: "
-            + ", ".join(f"{n} {own[n]} (now {asked[n]})" for n in sorted(changed))
+            + ", ".join(f"{n} {own.get(n)} (now {asked.get(n)})" for n in sorted(changed))
             + "; repeat them, or choose another folder",
             option="-o",
         )

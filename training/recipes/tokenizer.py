@@ -27,7 +27,7 @@ from m2kit.training.evaluation.tokenizer import codebook_of_crops, psnr_of_crops
 from m2kit.training.losses.adversary import LeCam, generator_loss, hinge_loss
 from m2kit.training.losses.entropy import entropies
 from m2kit.training.models import lfq
-from m2kit.training.models.discriminator import discriminator
+from m2kit.training.models.discriminator import check_judged, discriminator
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.batches import check_batch
@@ -326,6 +326,7 @@ def train_tokenizer(
     data = dataset_named(settings.data)
     train, held_out = examples(settings, data.load())
     latent_grid(train.cut.size[0], settings.spec)
+    check_judged(settings.adversary, train.cut.size[0])
     check_batch(settings.batch, len(train))
     with (
         open_run(folder, settings, resume, tell, first=first) as opened,

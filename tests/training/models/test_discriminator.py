@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from m2kit.training.models.discriminator import BlurDiscriminator, discriminator
+from m2kit.errors import InputError
+from m2kit.training.models.discriminator import BlurDiscriminator, check_judged, discriminator
 
 
 def parameters(net):
@@ -63,3 +64,11 @@ def test_the_blur_is_a_normalised_filter_that_keeps_every_second_place():
     assert found[0, 0, 1, 1].item() == pytest.approx((row @ window @ row).item())
     corner = row[1:] @ x[0, 0, :3, :3] @ row[1:]
     assert found[0, 0, 0, 0].item() == pytest.approx(corner.item())
+
+
+def test_pictures_that_leave_patches_nothing_to_judge_are_refused():
+    check_judged("patch", 24)
+    assert discriminator("patch", 8)(torch.zeros(2, 3, 24, 24)).shape[-2:] == (1, 1)
+    check_judged("blur", 16)
+    with pytest.raises(InputError, match="24 x 24 pixels and more, found 16 x 16"):
+        check_judged("patch", 16)

@@ -33,6 +33,31 @@ def test_a_run_is_resumed_only_when_asked_and_with_its_own_settings(tmp_path, ar
         opened(tmp_path / "run", replace(settings, seed=4), resume=True)
 
 
+def test_a_setting_that_one_of_both_leaves_open_is_another_setting(tmp_path, ar_settings):
+    open_size, given = ar_settings(), ar_settings(size=32)
+    opened(tmp_path, open_size, resume=False)
+    with pytest.raises(InputError, match=r"other settings: size None \(now 32\)"):
+        opened(tmp_path, given, resume=True)
+    opened(tmp_path / "other", given, resume=False)
+    with pytest.raises(InputError, match=r"other settings: size 32 \(now None\)"):
+        opened(tmp_path / "other", open_size, resume=True)
+
+
+def test_a_start_that_fails_leaves_the_folder_free(tmp_path, ar_settings):
+    def fails(resume):
+        with (
+            pytest.raises(InputError, match="in the block"),
+            open_run(tmp_path, ar_settings(), resume, lambda text: None, first=True),
+        ):
+            raise InputError("in the block")
+
+    fails(resume=False)
+    assert not (tmp_path / "settings.json").exists()
+    opened(tmp_path, ar_settings(), resume=False)
+    fails(resume=True)
+    assert (tmp_path / "settings.json").exists()  # of a run that was there before
+
+
 def test_a_run_may_be_given_more_epochs_which_its_schedule_does_not_see(tmp_path, ar_settings):
     told, settings = [], ar_settings(epochs=3)
     opened(tmp_path, settings, resume=False, tell=told.append)

@@ -15,14 +15,13 @@ from m2kit.cli.options import (
     INTEGERS,
     PATH,
     Numbers,
-    Real,
     given,
     json_option,
     output_option,
 )
 from m2kit.cli.output import note, print_result, stages
 from m2kit.cli.planning import show_ar_plan, show_tokenizer_plan
-from m2kit.cli.training_options import machine_of, preset, real, run_options, share, whole
+from m2kit.cli.training_options import machine_of, preset, real, run_options, share, warp, whole
 from m2kit.errors import require
 from m2kit.progress import silent
 
@@ -58,12 +57,7 @@ def _require_training() -> None:
 @real("--warm-up", 0.6, "Epochs or steps until the learning rate's peak.", lowest=0)
 @share("--floor", 0.05, "The learning rate's last value, as a share of its peak.")
 @real("--clip", 1.0, "Greatest norm of the gradients; 0 is none.", lowest=0)
-@click.option(
-    "--warp",
-    type=Real(0, 1),
-    default=0.0,
-    help="How much images are turned, scaled and moved at random.",
-)
+@warp(0.0)
 @share("--ema-decay", 0.98, "Decay of the weights' moving average per step.")
 @click.option(
     "--adversary",
@@ -185,12 +179,7 @@ def tokenizer(
 @share("--flat", 0.0, "Share of the time after that at the peak.")
 @share("--floor", 0.1, "The learning rate's last value, as a share of its peak.")
 @real("--clip", 1.0, "Greatest norm of the gradients; 0 is none.", lowest=0)
-@click.option(
-    "--warp",
-    type=Real(0, 1),
-    default=1.0,
-    help="How much images are turned, scaled and moved at random.",
-)
+@warp(1.0)
 @share("--ema-decay", 0.99, "Decay of the weights' moving average per step; 0 keeps none.")
 @click.option(
     "--versions",

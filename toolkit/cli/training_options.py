@@ -198,6 +198,16 @@ def share(name: str, default: float, text: str) -> Decorator:
     return click.option(name, type=Real(0, 1, max_open=True), default=default, help=text)
 
 
+def warp(default: float) -> Decorator:
+    """The option of random warps."""
+    return click.option(
+        "--warp",
+        type=Real(0, 1),
+        default=default,
+        help="How much images are turned, scaled and moved at random.",
+    )
+
+
 def machine_of(options: dict[str, Any]) -> Machine:
     """Where to train, which these options say; they leave the others."""
     from m2kit.training.recipes.machine import Machine

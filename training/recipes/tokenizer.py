@@ -128,7 +128,8 @@ class TokenizerTraining(Trained):
         codebook_usage: Share of the codes that the training images use.
         codebook_perplexity: As many equally likely codes would have the entropy of theirs.
         dead_bits: Bits that have one sign in all of them.
-        held_out_psnr_db: Of the held-out images' reconstructions: the mean over images.
+        held_out_psnr_db: Of the held-out images' reconstructions: the mean over images, on 8
+            bits a colour, where metrics.csv takes floats.
     """
 
     settings: TokenizerSettings

@@ -23,6 +23,7 @@ from m2kit.inputs import open_input
 Colour = tuple[int, int, int]  # red, green, blue in 0..255
 WHITE: Colour = (255, 255, 255)
 MOST_PIXELS = 2**27  # of a picture: 400 MB
+MOST_SIDE = 4096  # of the squares that a data set's pictures are cut to: 200 MB as float32
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _READABLE = "a picture (PNG, JPEG, WebP, GIF, BMP, TIFF or PPM)"
 _TOO_LARGE = f"expected a picture of {MOST_PIXELS:,} pixels at most; make it smaller"

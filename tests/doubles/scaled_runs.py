@@ -21,10 +21,11 @@ from torch.nn import functional
 from m2kit.errors import TrainingInterrupted
 from m2kit.host import process_rank
 from m2kit.training.datasets.crops import Crops
-from m2kit.training.recipes.ar import settings_for, train_ar
+from m2kit.training.recipes.ar import train_ar
 from m2kit.training.recipes.loop import Run
 from m2kit.training.recipes.machine import Machine
-from m2kit.training.recipes.tokenizer import TokenizerSettings, train_tokenizer
+from m2kit.training.recipes.settings import TokenizerSettings, settings_for
+from m2kit.training.recipes.tokenizer import train_tokenizer
 
 STEPS, BATCH = 4, 8
 

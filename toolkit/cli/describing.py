@@ -9,7 +9,7 @@ import click
 
 import m2kit
 from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, read_named
-from m2kit.cli.options import COUNT, Real, json_option
+from m2kit.cli.options import SIDE, Real, json_option
 from m2kit.cli.output import label, print_result, stages
 from m2kit.cli.reporting import manifest_of
 from m2kit.cli.training_options import DataSetName
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--size",
-    type=COUNT,
+    type=SIDE,
     help="Height and width of its pictures.  [default: the model's, else the pictures' own]",
 )
 @click.option(

@@ -18,7 +18,7 @@ from m2kit.host import check_threads
 from m2kit.manifest import BUNDLE, ENGINE
 from m2kit.manifest_file import kind_of_folder
 from m2kit.runtime.backend import CPU, CUDA
-from m2kit.runtime.pictures import colour_from_text
+from m2kit.runtime.pictures import MOST_SIDE, colour_from_text
 
 if TYPE_CHECKING:
     from m2kit.runtime.engine import Engine
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OpenEngine = Callable[[], "Engine"]
 Decorator = Callable[[Any], Any]
 COUNT = click.IntRange(min=1)
+SIDE = click.IntRange(1, MOST_SIDE)  # pixels
 _MAKERS = {
     BUNDLE: "make one with `m2kit export --ckpt FILE`",
     ENGINE: "make one with `m2kit build-engine`",

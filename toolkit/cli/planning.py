@@ -42,7 +42,7 @@ def show_tokenizer_plan(
     from m2kit.training.models.perceptual import missing_files
     from m2kit.training.recipes.initial import digest, read_initial
     from m2kit.training.recipes.plan import tokenizer_plan
-    from m2kit.training.recipes.tokenizer import TokenizerSettings
+    from m2kit.training.recipes.settings import TokenizerSettings
 
     start = "not fetched" if init is not None else None
     start = digest(init) if isinstance(init, Path) else start
@@ -66,8 +66,8 @@ def show_ar_plan(
         as_json: As one line of JSON.
     """
     from m2kit.training.checkpoints.reading import read_checkpoint
-    from m2kit.training.recipes.ar import ARSettings, settings_for
     from m2kit.training.recipes.plan import ar_plan
+    from m2kit.training.recipes.settings import ARSettings, settings_for
 
     name = is_assumed("tokenizer_file")
     if name is not None:

@@ -21,7 +21,16 @@ from m2kit.cli.options import (
 )
 from m2kit.cli.output import note, print_result, stages
 from m2kit.cli.planning import show_ar_plan, show_tokenizer_plan
-from m2kit.cli.training_options import machine_of, preset, real, run_options, share, warp, whole
+from m2kit.cli.training_options import (
+    machine_options,
+    preset,
+    real,
+    run_options,
+    share,
+    usage_checked,
+    warp,
+    whole,
+)
 from m2kit.errors import require
 from m2kit.progress import silent
 
@@ -42,7 +51,7 @@ def _require_training() -> None:
 @train.command()
 @preset("TOKENIZERS")
 @run_options
-@whole("--base-channels", 32, "Channels after the first convolution.")
+@whole("--base-channels", 32, "Channels after the first convolution, a multiple of 32.")
 @click.option(
     "--channel-multipliers",
     type=INTEGERS,
@@ -117,15 +126,21 @@ def tokenizer(
     **options: Any,
 ) -> None:
     """Train the image tokenizer; leaves tokenizer.pt, report.html, curves.png and samples.png."""
+    from m2kit.training.recipes.settings import TokenizerSettings
+
+    with usage_checked(options):
+        where = machine_options(options)
+        vgg, heads = options.pop("perceptual_vgg"), options.pop("perceptual_heads")
+        if options.pop("perceptual") == "none":
+            options["perceptual_weight"] = 0.0
+        TokenizerSettings(**options, init_sha256=None if init is None else "")
     _require_training()
     from m2kit.training.models.perceptual import perceptual_network
     from m2kit.training.recipes.initial import digest
-    from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, TokenizerSettings, train_tokenizer
+    from m2kit.training.recipes.machine import Machine
+    from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, train_tokenizer
 
-    machine, network = machine_of(options), None
-    vgg, heads = options.pop("perceptual_vgg"), options.pop("perceptual_heads")
-    if options.pop("perceptual") == "none":
-        options["perceptual_weight"] = 0.0
+    machine, network = Machine(**where), None
     if dry_run:
         return show_tokenizer_plan(options, machine, init, (vgg, heads), as_json)
     start = local_file(init) if init is not None else None
@@ -209,13 +224,14 @@ def ar(
     --data takes a token cache of `m2kit encode --crops`, too: then no picture is read, and each
     step draws one of the crops that it has of each.
     """
-    _require_training()
-    from m2kit.training.recipes.ar import CHECKPOINT_FILE, settings_for, train_ar
-    from m2kit.training.recipes.token_source import OF_CROPS, cache_path, settings_of_cache
+    from m2kit.training.datasets.table import cache_path
+    from m2kit.training.recipes.settings import (
+        OF_CROPS,
+        ARSettings,
+        settings_for,
+        settings_of_cache,
+    )
 
-    guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
-    options["guidance"] = guidance.guidance
-    machine = machine_of(options)
     cache = cache_path(options["data"])
     if cache is not None:
         told = given(*OF_CROPS)
@@ -225,6 +241,16 @@ def ar(
                 "encoded already."
             )
         options |= settings_of_cache(cache)
+    with usage_checked(options):
+        where = machine_options(options)
+        guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
+        options["guidance"] = guidance.guidance
+        ARSettings(tokenizer_sha256="", **options)
+    _require_training()
+    from m2kit.training.recipes.ar import CHECKPOINT_FILE, train_ar
+    from m2kit.training.recipes.machine import Machine
+
+    machine = Machine(**where)
     if dry_run:
         return show_ar_plan(options, machine, tokenizer_file, as_json)
     path = local_file(tokenizer_file)

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from m2kit.cli.options import COUNT, Decorator, Numbers, Real, together
-
-if TYPE_CHECKING:
-    from m2kit.training.recipes.machine import Machine
+from m2kit.cli.options import COUNT, SIDE, Decorator, Numbers, Real, given, together
+from m2kit.errors import InputError, SpecError
 
 PRESET = "m2kit.preset"  # of a click context
+_IDLE: tuple[tuple[str, Callable[[dict[str, Any]], bool], tuple[str, ...]], ...] = (
+    # where options are without effect, and which ones
+    ("the learning rate falls in no drops", lambda o: o["decay"] != "drops", ("drops",)),
+    ("the learning rate falls in drops", lambda o: o["decay"] == "drops", ("flat", "floor")),
+    ("there is no warm-up", lambda o: not o["warm_up"], ("warm_up_from",)),
+    ("the run's length is in steps", lambda o: o["steps"] is not None, ("epochs",)),
+    (
+        "there is no adversary",
+        lambda o: o.get("adversary") == "none",
+        ("adversary_width", "adversary_from", "adversary_weight", "lecam_weight"),
+    ),
+    (
+        "there is no perceptual loss",
+        lambda o: o.get("perceptual") == "none",
+        ("perceptual_weight", "perceptual_vgg", "perceptual_heads"),
+    ),
+)
 
 
 class DataSetName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -73,7 +90,7 @@ def preset(kind: str) -> Decorator:
 
 run_options = together(  # what both trainers take
     click.option(
-        "--size", type=COUNT, help="Height and width of the images.  [default: the pictures' own]"
+        "--size", type=SIDE, help="Height and width of the images.  [default: the pictures' own]"
     ),
     click.option(
         "--place",
@@ -141,7 +158,7 @@ run_options = together(  # what both trainers take
         "--compile", is_flag=True, help="Compile the networks' blocks, which then compute faster."
     ),
     click.option(
-        "--workers", type=click.IntRange(0), default=0, help="Processes that read pictures."
+        "--workers", type=click.IntRange(0, 256), default=0, help="Processes that read pictures."
     ),
     click.option(
         "--save-every", type=COUNT, help="Steps between two saves.  [default: --validate-every]"
@@ -208,13 +225,39 @@ def warp(default: float) -> Decorator:
     )
 
 
-def machine_of(options: dict[str, Any]) -> Machine:
-    """Where to train, which these options say; they leave the others."""
-    from m2kit.training.recipes.machine import Machine
-
+def machine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of where to train, which leave the other options."""
     names = (
         *("accelerator", "nodes", "strategy", "precision", "accumulate"),
         *("workers", "compile", "save_every"),
     )
-    devices = options.pop("devices") or 0
-    return Machine(devices=devices, **{name: options.pop(name) for name in names})
+    return {"devices": options.pop("devices") or 0} | {name: options.pop(name) for name in names}
+
+
+@contextlib.contextmanager
+def usage_checked(options: dict[str, Any]) -> Iterator[None]:
+    """For the settings that options make: what they cannot be is an error of usage, exit status 2,
+    before anything is loaded that takes its time.
+
+    Args:
+        options: As click gives them; the drops of a preset go where another decay was chosen.
+
+    Raises:
+        click.UsageError: Some of those given are without effect, a batch cannot be divided, or the
+            block raised InputError or SpecError.
+    """
+    from m2kit.training.recipes.division import Division
+
+    for why, holds, names in _IDLE:
+        told = given(*names)
+        if told and holds(options):
+            raise click.UsageError(f"leave out {', '.join(told)}: without effect, as {why}.")
+    if options["decay"] != "drops":
+        options["drops"] = ()
+    processes = options["nodes"] * (options["devices"] or 1)  # at least
+    try:
+        Division(options["batch"], options["accumulate"], 0, processes)
+        yield
+    except (InputError, SpecError) as error:
+        hint = f" ({error.option})" if error.option else ""
+        raise click.UsageError(f"{error}{hint}") from error

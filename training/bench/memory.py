@@ -18,12 +18,13 @@ from m2kit.config import PRESETS, ModelSpec
 from m2kit.families.image import ImageTokenizerSpec
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.recipes.ar import ARRecipe, ARSettings
+from m2kit.training.recipes.ar import ARRecipe
 from m2kit.training.recipes.machine import Machine, place
 from m2kit.training.recipes.phase import Recipe
 from m2kit.training.recipes.plan import Data, Plan, ar_plan, tokenizer_plan
 from m2kit.training.recipes.presets import published
-from m2kit.training.recipes.tokenizer import TokenizerRecipe, TokenizerSettings
+from m2kit.training.recipes.settings import ARSettings, TokenizerSettings
+from m2kit.training.recipes.tokenizer import TokenizerRecipe
 
 _STEPS, _PICTURES, _CLASSES = 3, 1000, 10
 _TOKENIZER = {**published("tokenizer-256"), "size": 64, "batch": 16, "base_channels": 64}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from m2kit.errors import InputError
+from m2kit.runtime.pictures import MOST_SIDE
 from m2kit.training.datasets.pictures import Pictures
 
 _MOST_TIMES = 1000  # that a side of a picture may be longer than the other
@@ -40,6 +41,15 @@ class Cut:
     flip: bool = False
     warp: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a size of which a batch fills any memory."""
+        if max(self.size) > MOST_SIDE:
+            raise InputError(
+                f"expected images of {MOST_SIDE:,} x {MOST_SIDE:,} pixels at most, found "
+                f"{self.size[0]:,} x {self.size[1]:,}; choose a smaller size",
+                option="--size",
+            )
 
     def random(self, epoch: int, index: int) -> np.random.Generator:
         """What decides about the crop of a picture in an epoch."""

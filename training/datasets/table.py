@@ -49,4 +49,10 @@ def dataset_named(name: str) -> DataSet:
     return DataSet(name, path.resolve().name, partial(collection_at, path), judge)
 
 
+def cache_path(data: str) -> Path | None:
+    """The token cache that a data set's name means, if it means one."""
+    path = Path(data)
+    return path if data not in DATASETS and path.exists() and is_token_cache(path) else None
+
+
 register(DIGITS)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from m2kit.config import ModelSpec, TransformerSpec
-from m2kit.errors import InputError
-from m2kit.hashes import sha256_of_file
+from m2kit.config import ModelSpec
 from m2kit.progress import Begin, silent
-from m2kit.records import JsonObject, Range, Text
+from m2kit.records import JsonObject
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.saving import write_grid
@@ -32,7 +30,7 @@ from m2kit.training.losses.tokens import token_nats
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
-from m2kit.training.recipes.batches import check_batch
+from m2kit.training.recipes.division import check_batch
 from m2kit.training.recipes.environment import environment_of
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
@@ -47,13 +45,11 @@ from m2kit.training.recipes.run_folder import (
     open_run,
 )
 from m2kit.training.recipes.saved_state import read_best
-from m2kit.training.recipes.settings import Number, RunSettings, Share
+from m2kit.training.recipes.settings import ARSettings
 from m2kit.training.recipes.token_source import (
     FromPictures,
     Tokens,
-    cache_path,
     codebook_of_tokens,
-    settings_of_cache,
     token_source,
 )
 from m2kit.training.torch_backend import TorchBackend
@@ -63,56 +59,6 @@ _TRAIN_BITS, _HELD_OUT_BITS = "train_bits", "held_out_bits"
 _SAMPLES_PER_CLASS = 8
 _ROWS_WHILE_TRAINING, _ROWS_AT_THE_END = 10, 100  # classes
 _AT_ONCE = 64
-Versions = Annotated[int, Range(0, 1000)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ARSettings(RunSettings):
-    """An AR run.
-
-    Attributes:
-        bits: Bits of each sub-token; they sum to the tokenizer's code bits.
-        weight_decay: Of AdamW, on every weight but those of the norms.
-        dropout: On the input embedding and both residual branches.
-        class_dropout: Share of images trained under the unconditional class.
-        versions: Training images are encoded so many times before training begins, with other crops
-            each time, of which every step draws one; 0 encodes the images of each step anew. Of a
-            token cache it is the number of its crops.
-        guidance: Default guidance scale per sub-token, kept in the checkpoint.
-        tokenizer_sha256: Of the tokenizer file.
-    """
-
-    width: Number
-    heads: Number
-    inter_layers: Number
-    intra_layers: Number
-    ffn_width: Number
-    bits: tuple[Number, ...]
-    weight_decay: Share
-    dropout: Share
-    class_dropout: Share
-    versions: Versions
-    guidance: tuple[float, ...]
-    tokenizer_sha256: Text
-
-    def __post_init__(self) -> None:
-        """Refuse a field out of its range, and guidance that no sampling takes."""
-        RunSettings.__post_init__(self)  # super() knows no class that has slots
-        Sampling(guidance=self.guidance).resolve(len(self.bits), None)
-
-    def spec(self, grid: tuple[int, ...], classes: int) -> TransformerSpec:
-        """The architecture on a latent grid (h, w)."""
-        return TransformerSpec(
-            width=self.width,
-            heads=self.heads,
-            inter_layers=self.inter_layers,
-            intra_layers=self.intra_layers,
-            ffn_width=self.ffn_width,
-            grid=grid,
-            classes=classes,
-            vocabularies=tuple(2**count for count in self.bits),
-            rope_base=10000.0,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,19 +309,6 @@ def _write_results(
     images = drawn(model, training["guidance"], _ROWS_AT_THE_END)
     write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS)
     return images
-
-
-def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
-    """Settings of a run on a tokenizer file; a token cache decides about its crops where they are
-    not given."""
-    if not tokenizer_file.is_file():
-        raise InputError(
-            f"{tokenizer_file}: no such tokenizer file; train one with `m2kit train tokenizer`"
-        )
-    cache = cache_path(values["data"])
-    if cache is not None:
-        values = settings_of_cache(cache) | values
-    return ARSettings(tokenizer_sha256=sha256_of_file(tokenizer_file), **values)
 
 
 @torch.no_grad()

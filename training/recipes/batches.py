@@ -9,43 +9,11 @@ batches are of one size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
 
-from m2kit.errors import InputError
-
-
-@dataclass(frozen=True, slots=True)
-class Division:
-    """How a batch is divided.
-
-    Attributes:
-        batch: Examples of a step, over all processes.
-        parts: Parts that a process computes one after the other, before it takes the step.
-        rank: Of this process.
-        processes: How many there are.
-    """
-
-    batch: int
-    parts: int = 1
-    rank: int = 0
-    processes: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a batch that cannot be divided."""
-        if self.batch % (self.processes * self.parts):
-            raise InputError(
-                f"a batch of {self.batch} cannot be divided among {self.processes} processes of "
-                f"{self.parts} parts each; choose a multiple of {self.processes * self.parts}",
-                option="--batch, --accumulate, --devices",
-            )
-
-    @property
-    def size(self) -> int:
-        """Examples of a part."""
-        return self.batch // (self.processes * self.parts)
+from m2kit.training.recipes.division import Division
 
 
 class TrainingBatches(Sampler[list[int]]):
@@ -109,16 +77,3 @@ class HeldOutBatches(Sampler[list[int]]):
     def counted(self, index: int) -> int:
         """How many examples of a batch, its first ones, no other batch has."""
         return max(0, min(self._division.size, self._examples - self._start(index)))
-
-
-def check_batch(batch: int, pictures: int) -> None:
-    """Refuse a batch of more than an epoch.
-
-    Raises:
-        InputError: There are fewer pictures than one batch.
-    """
-    if batch > pictures:
-        raise InputError(
-            f"a batch of {batch} is more than the {pictures} training images; lower it",
-            option="--batch",
-        )

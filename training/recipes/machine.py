@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from m2kit.errors import InputError
 from m2kit.training.models.tokenizer import ResBlock
 from m2kit.training.models.transformer import Block
-from m2kit.training.recipes.batches import Division
+from m2kit.training.recipes.division import Division
 from m2kit.training.recipes.phase import Phase
 from m2kit.training.recipes.processes import end_with_starter, started_by_torchrun
 

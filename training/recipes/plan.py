@@ -17,21 +17,21 @@ from m2kit.families.image import ImageTokenizerSpec
 from m2kit.records import JsonObject, to_json
 from m2kit.token_cache import open_cache
 from m2kit.training.datasets.dataset import latent_grid
-from m2kit.training.datasets.table import dataset_named
+from m2kit.training.datasets.table import cache_path, dataset_named
 from m2kit.training.models.discriminator import check_judged
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.recipes.ar import ARRecipe, ARSettings
-from m2kit.training.recipes.batches import Division, check_batch
+from m2kit.training.recipes.ar import ARRecipe
+from m2kit.training.recipes.division import Division, check_batch
 from m2kit.training.recipes.examples import examples
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.memory import Memory, step_memory
 from m2kit.training.recipes.phase import Recipe
 from m2kit.training.recipes.presets import PublishedData
 from m2kit.training.recipes.schedule import Corner, corners
-from m2kit.training.recipes.settings import RunSettings
-from m2kit.training.recipes.token_source import FromCache, cache_path
-from m2kit.training.recipes.tokenizer import TokenizerRecipe, TokenizerSettings
+from m2kit.training.recipes.settings import ARSettings, RunSettings, TokenizerSettings
+from m2kit.training.recipes.token_source import FromCache
+from m2kit.training.recipes.tokenizer import TokenizerRecipe
 
 
 @dataclass(frozen=True, slots=True)

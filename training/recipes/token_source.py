@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from m2kit.cache_file import ENCODE_AGAIN, read_cache_file
+from m2kit.cache_file import ENCODE_AGAIN
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
 from m2kit.progress import Begin, silent
 from m2kit.runtime.codebook import CodebookCount, CodebookReport
-from m2kit.token_cache import TokenCache, cache_files, is_token_cache, open_cache
+from m2kit.token_cache import TokenCache, open_cache
 from m2kit.token_file import check_architecture
 from m2kit.training.checkpoints.reading import Checkpoint
 from m2kit.training.datasets.cached import CachedTokens
 from m2kit.training.datasets.crops import Crops
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.pictures import SomePictures
-from m2kit.training.datasets.table import DATASETS, dataset_named
+from m2kit.training.datasets.table import cache_path, dataset_named
 from m2kit.training.datasets.tokens import TokenExamples, encoded
 from m2kit.training.evaluation.tokenizer import MOST_MEASURED
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.examples import examples
-from m2kit.training.recipes.settings import RunSettings
+from m2kit.training.recipes.settings import RunSettings, settings_of_cache
 
-OF_CROPS = ("size", "place", "flip", "warp", "versions")  # settings that a cache decides
 Tokens = TokenExamples | CachedTokens
 _AT_ONCE = 256
 
@@ -161,23 +158,6 @@ def token_source(
                 option=f"--{name}",
             )
     return FromCache(cache, settings.seed, settings.one_of_group)
-
-
-def cache_path(data: str) -> Path | None:
-    """The token cache that a data set's name means, if it means one."""
-    path = Path(data)
-    return path if data not in DATASETS and path.exists() and is_token_cache(path) else None
-
-
-def settings_of_cache(path: Path) -> dict[str, Any]:
-    """The settings of a run that a token cache decides.
-
-    Raises:
-        InputError: Its first file is damaged.
-    """
-    content = read_cache_file(cache_files(path)[0])
-    size, made = content.tokens.image_size[0], content.making
-    return dict(zip(OF_CROPS, (size, made.place, made.flip, 0.0, made.crops), strict=True))
 
 
 def codebook_of_tokens(examples: Tokens, spec: ModelSpec) -> CodebookReport:

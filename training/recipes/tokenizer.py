@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
-from m2kit.families.image import GROUPS, ImageTokenizerSpec
 from m2kit.progress import Begin, silent
-from m2kit.records import JsonObject, Text
+from m2kit.records import JsonObject
 from m2kit.runtime.codebook import CodebookCount
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.datasets.dataset import latent_grid
@@ -30,7 +29,7 @@ from m2kit.training.models import lfq
 from m2kit.training.models.discriminator import check_judged, discriminator
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.recipes.batches import check_batch
+from m2kit.training.recipes.division import check_batch
 from m2kit.training.recipes.environment import environment_of
 from m2kit.training.recipes.examples import examples
 from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator, load_tokenizer
@@ -41,83 +40,11 @@ from m2kit.training.recipes.phase import Batch, Gathered, Losses, Phase, Recipe
 from m2kit.training.recipes.processes import together
 from m2kit.training.recipes.run_folder import Trained, check_run_folder, open_run
 from m2kit.training.recipes.saved_state import weights_of
-from m2kit.training.recipes.settings import Number, Positive, RunSettings, Weight
+from m2kit.training.recipes.settings import TokenizerSettings
 
 CHECKPOINT_FILE = "tokenizer.pt"
 TRAINING_FILE = "tokenizer.train.pt"
 _COLUMNS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerSettings(RunSettings):
-    """A tokenizer run.
-
-    Attributes:
-        l1_weight: Of the mean absolute difference of pixels in [-1, 1].
-        perceptual_weight: Of LPIPS on VGG-16; 0 needs no such network.
-        adversary: The discriminator: PatchGAN, MaskBit's blurring one, or none.
-        adversary_width: Channels after its first convolution.
-        adversary_from: Epoch or step from which on the generator loss counts and the discriminator
-            trains.
-        adversary_weight: Of the generator loss.
-        lecam_weight: Of LeCam regularisation, in the discriminator's loss.
-        entropy_weight: Of (mean entropy per position - entropy of the mean code), in nats.
-        entropy_temperature: Of the soft assignment.
-        entropy_group_bits: None for the exact entropy of the mean, over all codes; else groups of
-            so many bits are taken as independent, for codes of too many bits.
-        commitment_weight: Of the mean squared distance between latent and code.
-        over_processes: Take the entropy of the mean code, and LeCam's averages, over all processes;
-            the published recipe takes each process's own.
-        freeze_encoder: Train the decoder alone, so that tokens stay what they are; the entropy and
-            the commitment then change nothing.
-        init_sha256: Of the checkpoint file whose weights the run starts from, if any.
-    """
-
-    base_channels: Number
-    channel_multipliers: tuple[Number, ...]
-    blocks_per_level: Number
-    code_bits: Number
-    l1_weight: Weight = 1.0
-    perceptual_weight: Weight = 0.0
-    adversary: Literal["none", "patch", "blur"] = "none"
-    adversary_width: Number = 64
-    adversary_from: Weight = 0.0
-    adversary_weight: Weight = 0.1
-    lecam_weight: Weight = 0.05
-    entropy_weight: Weight
-    entropy_temperature: Positive
-    entropy_group_bits: Number | None = None
-    commitment_weight: Weight
-    over_processes: bool = False
-    freeze_encoder: bool = False
-    init_sha256: Text | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a field out of its range, and an encoder that could never learn."""
-        RunSettings.__post_init__(self)  # super() knows no class that has slots
-        if self.adversary == "blur" and self.adversary_width % GROUPS:
-            raise InputError(
-                f"the blurring discriminator's width must be a multiple of {GROUPS}, found "
-                f"{self.adversary_width}",
-                option="--adversary-width",
-            )
-        if self.freeze_encoder and self.init_sha256 is None:
-            raise InputError(
-                "a frozen encoder needs a checkpoint to start from, whose encoder it is",
-                option="--freeze-encoder, --init",
-            )
-
-    @property
-    def spec(self) -> ImageTokenizerSpec:
-        """The architecture, in the released models' bit order and with adaptive GroupNorm."""
-        return ImageTokenizerSpec(
-            base_channels=self.base_channels,
-            channel_multipliers=self.channel_multipliers,
-            blocks_per_level=self.blocks_per_level,
-            code_bits=self.code_bits,
-            adaptive_norm=True,
-            bit_order="lsb",
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from m2kit.training.datasets.digits import DIGITS
 from m2kit.training.datasets.pictures import Collection, SomePictures
 from m2kit.training.datasets.table import DATASETS
 from m2kit.training.recipes import loop
-from m2kit.training.recipes.ar import settings_for
+from m2kit.training.recipes.settings import settings_for
 
 
 @pytest.fixture(scope="session")

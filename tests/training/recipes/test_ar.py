@@ -16,9 +16,10 @@ from m2kit.progress import silent
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.models.model import expected_shapes
 from m2kit.training.recipes import ar
-from m2kit.training.recipes.ar import ARRecipe, settings_for, train_ar
+from m2kit.training.recipes.ar import ARRecipe, train_ar
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.metrics import read_metrics
+from m2kit.training.recipes.settings import settings_for
 
 PANELS = {
     "bits": ["train_bits", "held_out_bits", "held_out_bits_1", "held_out_bits_2"],
@@ -58,7 +59,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer
     train_ar(settings, tokenizer_file, tmp_path / "whole", resume=False)
     script = (
         "from pathlib import Path\n"
-        "from m2kit.training.recipes.ar import ARSettings, train_ar\n"
+        "from m2kit.training.recipes.ar import train_ar\n"
+        "from m2kit.training.recipes.settings import ARSettings\n"
         f"train_ar({settings!r}, Path({str(tokenizer_file)!r}), Path('killed'), "
         "resume=False)"
     )

@@ -3,12 +3,8 @@ from collections import Counter
 import pytest
 
 from m2kit.errors import InputError
-from m2kit.training.recipes.batches import (
-    Division,
-    HeldOutBatches,
-    TrainingBatches,
-    check_batch,
-)
+from m2kit.training.recipes.batches import HeldOutBatches, TrainingBatches
+from m2kit.training.recipes.division import Division, check_batch
 
 
 def indices(batches, examples):

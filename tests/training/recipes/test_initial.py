@@ -10,7 +10,8 @@ from m2kit.training.checkpoints.file import read_file
 from m2kit.training.recipes.initial import DISCRIMINATOR, digest, load_discriminator
 from m2kit.training.recipes.loop import Run
 from m2kit.training.recipes.machine import Machine
-from m2kit.training.recipes.tokenizer import TokenizerSettings, train_tokenizer
+from m2kit.training.recipes.settings import TokenizerSettings
+from m2kit.training.recipes.tokenizer import train_tokenizer
 
 TINY = TokenizerSettings(
     data="few", base_channels=32, channel_multipliers=(1, 1), blocks_per_level=1, code_bits=4,

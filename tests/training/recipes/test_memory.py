@@ -7,7 +7,8 @@ from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.memory import LiveBytes, step_memory
 from m2kit.training.recipes.presets import published
-from m2kit.training.recipes.tokenizer import TokenizerRecipe, TokenizerSettings
+from m2kit.training.recipes.settings import TokenizerSettings
+from m2kit.training.recipes.tokenizer import TokenizerRecipe
 
 SMALL = {"base_channels": 32, "blocks_per_level": 1, "size": 32, "adversary_width": 32}
 

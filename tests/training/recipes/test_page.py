@@ -57,7 +57,14 @@ def page(tmp_path):
         "6,1.5,1.0,2.25,0.01\n"
     )
     settings = RunSettings(
-        data="x", epochs=2, batch=4, learning_rate=0.1, ema_decay=0.5, seed=0, drops=(1.0, 2.0)
+        data="x",
+        epochs=2,
+        batch=4,
+        learning_rate=0.1,
+        ema_decay=0.5,
+        seed=0,
+        decay="drops",
+        drops=(1.0, 2.0),
     )
     tokens = np.array([[[0], [1], [5], [4], [5]]])  # of three bits the second is never set
     write_page(

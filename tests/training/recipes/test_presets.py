@@ -16,7 +16,8 @@ from m2kit.training.recipes.presets import (
     published,
 )
 from m2kit.training.recipes.schedule import learning_rate
-from m2kit.training.recipes.tokenizer import TokenizerSettings, train_tokenizer
+from m2kit.training.recipes.settings import TokenizerSettings
+from m2kit.training.recipes.tokenizer import train_tokenizer
 
 EPOCH = IMAGENET.pictures / 256  # steps
 AR_EPOCH = IMAGENET.pictures / 768
@@ -112,7 +113,7 @@ def test_a_preset_of_a_transformer_is_read_whole(name, tmp_path, monkeypatch, ar
         taken.update(values)
         raise InputError("far enough")
 
-    monkeypatch.setattr("m2kit.training.recipes.ar.settings_for", settings_for)
+    monkeypatch.setattr("m2kit.training.recipes.settings.settings_for", settings_for)
     arguments = ["train", "ar", "--preset", name, "--tokenizer", str(tmp_path / "tokenizer.pt")]
     assert CliRunner().invoke(cli, arguments).exit_code == 1
     assert {key: taken[key] for key in published(name)} == published(name)

@@ -90,7 +90,7 @@ def test_a_run_may_be_given_more_epochs_which_its_schedule_does_not_see(tmp_path
 HOLDER = """import sys, time
 from pathlib import Path
 from m2kit.training.recipes.run_folder import open_run
-from m2kit.training.recipes.tokenizer import TokenizerSettings
+from m2kit.training.recipes.settings import TokenizerSettings
 with open_run(Path(sys.argv[1]), TokenizerSettings(
     data="digits", base_channels=32, channel_multipliers=(1, 1, 2, 2), blocks_per_level=1,
     code_bits=8, epochs=12, batch=32, learning_rate=1e-3, ema_decay=0.98, entropy_weight=0.1,

@@ -9,7 +9,7 @@ import pytest
 
 from m2kit.errors import InputError
 from m2kit.records import to_json
-from m2kit.training.recipes.tokenizer import TokenizerSettings
+from m2kit.training.recipes.settings import TokenizerSettings
 
 TOKENIZER = TokenizerSettings(
     data="digits", base_channels=32, channel_multipliers=(1, 1), blocks_per_level=1, code_bits=4,

@@ -8,7 +8,8 @@ from m2kit.errors import InputError
 from m2kit.runtime.codebook import report_of_tokens
 from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.models.model import expected_shapes
-from m2kit.training.recipes.tokenizer import TokenizerRecipe, TokenizerSettings, train_tokenizer
+from m2kit.training.recipes.settings import TokenizerSettings
+from m2kit.training.recipes.tokenizer import TokenizerRecipe, train_tokenizer
 
 
 def settings_of(data, **changes):

@@ -7,7 +7,8 @@ from conftest import GOLDEN
 
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.recipes.presets import TOKENIZERS, published
-from m2kit.training.recipes.tokenizer import TokenizerRecipe, TokenizerSettings, _write_results
+from m2kit.training.recipes.settings import TokenizerSettings
+from m2kit.training.recipes.tokenizer import TokenizerRecipe, _write_results
 
 # Tensors of a file: live and averaged tokenizer, 33 of LPIPS, the live discriminator (22, or 21 of
 # the blurring one), its averaged parameters (13, or 18), and two of the average itself.

@@ -37,8 +37,8 @@ demo-train: install  ## train the digits' checkpoint again, from nothing
 demo-evaluate: demo-digits  ## are the digits digits, and not copies?
 	$(BIN)/python examples/evaluate.py build/demo/digits.engine
 
-test: install  ## the whole suite
-	$(BIN)/python -m pytest
+test: install  ## the whole suite, in a process for each core
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-hostile: install  ## every forged folder and hostile command, of which make test runs a choice
 	$(BIN)/python -m pytest tests/hostile --all-cases

@@ -16,6 +16,8 @@ from PIL import Image
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.families.image import ImageTokenizerSpec
 
+# Models here are too small for threads, and `make test` has a process on each core already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 DIGITS_CHECKPOINT = ROOT / "examples" / "digits" / "digits.pt"

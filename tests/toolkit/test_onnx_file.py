@@ -247,12 +247,12 @@ def test_no_mutation_raises_anything_else_or_takes_long(read):
             changed[rng.randrange(len(changed))] = rng.randrange(256)
         if rng.random() < 0.2:
             del changed[rng.randrange(len(changed)) :]
-        begin = time.perf_counter()
+        begin = time.process_time()
         try:
             read(bytes(changed))
         except FolderError:
             refusals += 1
-        assert time.perf_counter() - begin < 1
+        assert time.process_time() - begin < 1
     assert refusals > 150
 
 
@@ -279,9 +279,9 @@ def test_a_graph_of_5000_nodes_is_read_at_once(read):
     one = node("Concat", message((1, "axis"), (3, 1), (20, 2))) + message(metadata)
     weights = ((5, external(f"transformer.layers.{i}.weight", 2, 2)) for i in range(1000))
     data = model(*weights, nodes=(one,) * 5000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert read(data).ops == {"Concat": 5000}
-    assert time.perf_counter() - begin < 2  # 0.1 s on the machine it was written on
+    assert time.process_time() - begin < 2  # 0.1 s on the machine it was written on
 
 
 @pytest.mark.parametrize(

@@ -143,10 +143,10 @@ def test_files_of_another_model_are_refused_before_their_grid_is_used(tmp_path):
 def test_a_file_that_unpacks_to_far_more_than_it_is_costs_nothing(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("ids.npy", bytes(1 << 28))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError, match="expected a token file"):
         read_tokens(tmp_path / "a.npz")
-    assert time.monotonic() - began < 0.2
+    assert time.process_time() - began < 0.2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from m2kit.errors import FolderError, InputError, M2KitError
 from m2kit.training.recipes.ar import train_ar
 from m2kit.training.recipes.run_folder import open_run
 
-GONE = object()
+GONE = ...
 
 
 def opened(folder, settings, resume, tell=lambda text: None):

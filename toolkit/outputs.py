@@ -64,7 +64,8 @@ def check_output_folder(path: Path) -> None:
     """
     if os.path.lexists(path) and not os.path.isdir(path):
         raise FolderError(f"{path} is no folder, expected one to write into; choose another output")
-    _check_parent(Path(os.path.realpath(path)) / "file")
+    folder = Path(os.path.realpath(path))
+    _check_parent(folder / "file", told=folder)
 
 
 def check_new_folder(destination: Path, check: Callable[[Path], None]) -> None:
@@ -79,12 +80,13 @@ def check_new_folder(destination: Path, check: Callable[[Path], None]) -> None:
     _check_parent(destination)
 
 
-def _check_parent(path: Path) -> None:
-    """Whether a path can be made: in the nearest folder that is there."""
+def _check_parent(path: Path, told: Path | None = None) -> None:
+    """Whether a path can be made: in the nearest folder that is there. `told` is what a message
+    calls it."""
     parent = next(p for p in path.parents if os.path.exists(p))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise FolderError(
-            f"cannot write {path}: {parent} is not a writable folder; choose another output"
+            f"cannot write {told or path}: {parent} is not a writable folder; choose another output"
         )
     longest = max(len(os.fsencode(part)) for part in path.relative_to(parent).parts)
     most = os.pathconf(parent, "PC_NAME_MAX")

@@ -28,6 +28,8 @@ def show_tokenizer_plan(
     machine: Machine,
     init: Path | HubFile | None,
     files: tuple[Path | None, Path | None],
+    output: Path,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Print what `train tokenizer` would do.
@@ -37,16 +39,20 @@ def show_tokenizer_plan(
         machine: Where it would run.
         init: The checkpoint that it would start from; a published one is not fetched.
         files: Of LPIPS, as the options name them: VGG-16, heads.
+        output: The run folder, which stays as it is.
+        resume: Go on with the run in it.
         as_json: As one line of JSON.
     """
     from m2kit.training.models.perceptual import missing_files
-    from m2kit.training.recipes.initial import digest, read_initial
+    from m2kit.training.recipes.initial import read_initial
     from m2kit.training.recipes.plan import tokenizer_plan
-    from m2kit.training.recipes.settings import TokenizerSettings
+    from m2kit.training.recipes.run_folder import TOKENIZER_FILES, check_run
+    from m2kit.training.recipes.settings import TokenizerSettings, digest
 
     start = "not fetched" if init is not None else None
     start = digest(init) if isinstance(init, Path) else start
     settings = TokenizerSettings(**options, init_sha256=start)
+    check_run(output, settings if start != "not fetched" else None, resume, *TOKENIZER_FILES)
     if isinstance(init, Path):
         read_initial(init, settings.spec)
     plan = tokenizer_plan(settings, machine, _data(settings))
@@ -55,7 +61,12 @@ def show_tokenizer_plan(
 
 
 def show_ar_plan(
-    options: dict[str, Any], machine: Machine, tokenizer: Path | HubFile, as_json: bool
+    options: dict[str, Any],
+    machine: Machine,
+    tokenizer: Path | HubFile,
+    output: Path,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     """Print what `train ar` would do.
 
@@ -63,10 +74,13 @@ def show_ar_plan(
         options: The fields of the run's settings, but for the tokenizer's hash.
         machine: Where it would run.
         tokenizer: The file that it would take; a published one is not fetched.
+        output: The run folder, which stays as it is.
+        resume: Go on with the run in it.
         as_json: As one line of JSON.
     """
     from m2kit.training.checkpoints.reading import read_checkpoint
     from m2kit.training.recipes.plan import ar_plan
+    from m2kit.training.recipes.run_folder import AR_FILE, check_run
     from m2kit.training.recipes.settings import ARSettings, settings_for
 
     name = is_assumed("tokenizer_file")
@@ -83,6 +97,7 @@ def show_ar_plan(
             "take that of a preset",
             option="--tokenizer, --preset",
         )
+    check_run(output, settings if name is None else None, resume, AR_FILE)
     plan = ar_plan(settings, machine, _data(settings), spec)
     _show(plan, {"tokenizer": told}, {"tokenizer": told}, as_json)
 

@@ -32,6 +32,7 @@ from m2kit.cli.training_options import (
     whole,
 )
 from m2kit.errors import require
+from m2kit.host import process_rank
 from m2kit.progress import silent
 
 if TYPE_CHECKING:
@@ -43,7 +44,12 @@ def train() -> None:
     """Train the tokenizer, then the autoregressive model on its tokens."""
 
 
-def _require_training() -> None:
+def _before_loading(output: Path, resume: bool, files: tuple[str, ...]) -> None:
+    """Refuse a run folder that the first process could not train in; then load what trains."""
+    from m2kit.training.recipes.run_folder import check_run
+
+    if not process_rank():
+        check_run(output, None, resume, *files)
     for module in ("torch", "lightning", "sklearn", "matplotlib", "tensorboardX"):
         require(module, extra="train", what="training")
 
@@ -126,7 +132,8 @@ def tokenizer(
     **options: Any,
 ) -> None:
     """Train the image tokenizer; leaves tokenizer.pt, report.html, curves.png and samples.png."""
-    from m2kit.training.recipes.settings import TokenizerSettings
+    from m2kit.training.recipes.run_folder import TOKENIZER_FILES
+    from m2kit.training.recipes.settings import TokenizerSettings, digest
 
     with usage_checked(options):
         where = machine_options(options)
@@ -134,15 +141,15 @@ def tokenizer(
         if options.pop("perceptual") == "none":
             options["perceptual_weight"] = 0.0
         TokenizerSettings(**options, init_sha256=None if init is None else "")
-    _require_training()
+    _before_loading(output, resume, TOKENIZER_FILES)
     from m2kit.training.models.perceptual import perceptual_network
-    from m2kit.training.recipes.initial import digest
     from m2kit.training.recipes.machine import Machine
-    from m2kit.training.recipes.tokenizer import CHECKPOINT_FILE, train_tokenizer
+    from m2kit.training.recipes.tokenizer import train_tokenizer
 
     machine, network = Machine(**where), None
     if dry_run:
-        return show_tokenizer_plan(options, machine, init, (vgg, heads), as_json)
+        files = vgg, heads
+        return show_tokenizer_plan(options, machine, init, files, output, resume, as_json)
     start = local_file(init) if init is not None else None
     settings = TokenizerSettings(**options, init_sha256=digest(start) if start else None)
     if settings.perceptual_weight:
@@ -158,7 +165,7 @@ def tokenizer(
             begin=begin if progress else silent,
             tell=note,
         )
-    about = {"checkpoint": str(output / CHECKPOINT_FILE)}
+    about = {"checkpoint": str(output / TOKENIZER_FILES[0])}
     shown = {
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
         "codebook perplexity": f"{training.codebook_perplexity:,}",
@@ -225,6 +232,7 @@ def ar(
     step draws one of the crops that it has of each.
     """
     from m2kit.training.datasets.table import cache_path
+    from m2kit.training.recipes.run_folder import AR_FILE
     from m2kit.training.recipes.settings import (
         OF_CROPS,
         ARSettings,
@@ -246,13 +254,13 @@ def ar(
         guidance = m2kit.Sampling(guidance=options["guidance"]).resolve(len(options["bits"]), None)
         options["guidance"] = guidance.guidance
         ARSettings(tokenizer_sha256="", **options)
-    _require_training()
-    from m2kit.training.recipes.ar import CHECKPOINT_FILE, train_ar
+    _before_loading(output, resume, (AR_FILE,))
+    from m2kit.training.recipes.ar import train_ar
     from m2kit.training.recipes.machine import Machine
 
     machine = Machine(**where)
     if dry_run:
-        return show_ar_plan(options, machine, tokenizer_file, as_json)
+        return show_ar_plan(options, machine, tokenizer_file, output, resume, as_json)
     path = local_file(tokenizer_file)
     settings = settings_for(path, **options)
     with stages("steps") as begin:
@@ -265,7 +273,7 @@ def ar(
             begin=begin if progress else silent,
             tell=note,
         )
-    about = {"checkpoint": str(output / CHECKPOINT_FILE)}
+    about = {"checkpoint": str(output / AR_FILE)}
     shown = {
         "chosen step": training.chosen_step,
         "held-out bits per token": training.held_out_bits_per_token,

@@ -38,6 +38,7 @@ from m2kit.training.recipes.page import figure_of_reconstructions, figure_of_sam
 from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
 from m2kit.training.recipes.processes import together
 from m2kit.training.recipes.run_folder import (
+    AR_FILE,
     BEST_FILE,
     SAMPLES_FILE,
     Trained,
@@ -54,7 +55,6 @@ from m2kit.training.recipes.token_source import (
 )
 from m2kit.training.torch_backend import TorchBackend
 
-CHECKPOINT_FILE = "ar.pt"
 _TRAIN_BITS, _HELD_OUT_BITS = "train_bits", "held_out_bits"
 _SAMPLES_PER_CLASS = 8
 _ROWS_WHILE_TRAINING, _ROWS_AT_THE_END = 10, 100  # classes
@@ -230,7 +230,8 @@ def train_ar(
     if not first:
         begin, tell = silent, lambda text: None
     machine.division(settings.batch, fabric)
-    check_run_folder(folder, CHECKPOINT_FILE)
+    if first:
+        check_run_folder(folder, AR_FILE)
     checkpoint = read_checkpoint(tokenizer_file)
     tokenizer = model_from_checkpoint(checkpoint)
     source = token_source(settings, settings.versions, checkpoint, begin)
@@ -305,7 +306,7 @@ def _write_results(
     """ar.pt, and samples.png with a row per class, which it gives."""
     sampling = {"guidance": training["guidance"]}
     notes = {"spec": model.spec.to_json(), "sampling": sampling, "training": training}
-    write_ar_checkpoint(folder / CHECKPOINT_FILE, model.tensors(), notes)
+    write_ar_checkpoint(folder / AR_FILE, model.tensors(), notes)
     images = drawn(model, training["guidance"], _ROWS_AT_THE_END)
     write_grid(folder / SAMPLES_FILE, images, columns=_SAMPLES_PER_CLASS)
     return images

@@ -9,24 +9,12 @@ from torch import Tensor, nn
 
 from m2kit.errors import CheckpointError, InputError
 from m2kit.families.image import ImageTokenizerSpec
-from m2kit.hashes import sha256_of_file
 from m2kit.records import to_json
 from m2kit.training.checkpoints.file import read_file
 from m2kit.training.checkpoints.reading import Checkpoint, read_checkpoint
 from m2kit.training.models.model import TRANSFORMER
 
 DISCRIMINATOR = "loss.discriminator."  # begins the names of its tensors in training files
-
-
-def digest(path: Path) -> str:
-    """sha256 of the file to start from.
-
-    Raises:
-        InputError: There is none.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint file to start from", option="--init")
-    return sha256_of_file(path)
 
 
 def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ImageTokenizerSpec) -> None:

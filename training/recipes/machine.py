@@ -122,6 +122,12 @@ class Machine:
     def _check(self) -> None:
         """Refuse devices and machines that are not there, and a compiler that does not work."""
         gpus, here = self._gpus(), self.devices_here
+        if self.accelerator == "cuda" and not gpus:
+            raise InputError(
+                f"expected a GPU that PyTorch {torch.__version__} can use, found none; train on "
+                "the CPU, or see what `m2kit doctor` says",
+                option="--accelerator",
+            )
         if gpus and here > gpus:
             raise InputError(
                 f"{here} devices were asked for, and this machine has {gpus} GPUs; ask for fewer, "

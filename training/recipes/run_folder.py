@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ BEST_FILE = "best.ckpt"
 CURVES_FILE = "curves.png"
 SAMPLES_FILE = "samples.png"
 REPORT_FILE = "report.html"
+TOKENIZER_FILES = "tokenizer.pt", "tokenizer.train.pt"  # the released one, and with the losses
+AR_FILE = "ar.pt"
 _OUT_OF_MEMORY = ("allocate memory", "out of memory")  # in torch's errors, of a CPU and of a GPU
 
 
@@ -49,19 +52,80 @@ class Trained:
 
 
 def check_run_folder(folder: Path, *checkpoint_files: str) -> None:
-    """Refuse a run folder that cannot be written, before any work is spent on it.
+    """Refuse a run folder that cannot be written, or that has what a new run would write over,
+    before any work is spent on it.
 
     Args:
         folder: The folder.
         checkpoint_files: Names of the files that the run leaves in the official layout.
 
     Raises:
-        FolderError: It is no folder, or what stands in the place of one of its files is no file.
+        FolderError: It is no folder, what stands in the place of one of its files is no file, or
+            there are files of a run and no settings.json to go on with.
     """
     check_output_folder(folder)
     own = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, SAMPLES_FILE, REPORT_FILE)
     for name in (*own, *checkpoint_files):
         check_output_file(folder / name)
+    if not (folder / SETTINGS_FILE).exists():
+        made = (*checkpoint_files, REPORT_FILE, CURVES_FILE, SAMPLES_FILE, RESUME_FILE, BEST_FILE)
+        there = [name for name in made if os.path.lexists(folder / name)]
+        if there:
+            raise FolderError(
+                f"{folder} holds {', '.join(there)} and no {SETTINGS_FILE}: nothing to go on with, "
+                "and a run would write over it; move it away, or choose another folder",
+                option="-o",
+            )
+
+
+def check_run(
+    folder: Path, settings: Settings | None, resume: bool, *checkpoint_files: str
+) -> None:
+    """Refuse what `check_run_folder` and `open_run` would, and leave the folder as it is.
+
+    Args:
+        folder: The folder.
+        settings: What was asked for; None is not known yet, and not compared.
+        resume: Go on with the run that the folder holds.
+        checkpoint_files: Names of the files that the run leaves in the official layout.
+
+    Raises:
+        InputError: The folder holds a run and `resume` was not asked for, or other settings or
+            none, or another process trains in it.
+        FolderError: As `check_run_folder`.
+    """
+    check_run_folder(folder, *checkpoint_files)
+    _check_resume(folder, resume)
+    if folder.exists():
+        with _alone(folder):
+            _check_new(folder, resume)
+            if resume and settings is not None:
+                _gone_on(folder / SETTINGS_FILE, settings, lambda text: None)
+
+
+def _check_resume(folder: Path, resume: bool) -> None:
+    if resume and not (folder / SETTINGS_FILE).is_file():
+        raise InputError(f"{folder} holds no run to resume; start one without resuming")
+
+
+def _check_new(folder: Path, resume: bool) -> None:
+    if not resume and (folder / SETTINGS_FILE).is_file():
+        raise InputError(
+            f"{folder} already holds a training run; resume it, or choose another folder",
+            option="--resume, -o",
+        )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a run folder."""
+    with held(folder) as free:
+        if not free:
+            raise InputError(
+                f"another process trains in {folder}; wait until it ends, or choose another folder",
+                option="-o",
+            )
+        yield
 
 
 @contextlib.contextmanager
@@ -92,26 +156,16 @@ def open_run(
         with _memory_told():
             yield settings, None
         return
-    if resume and not stored.is_file():
-        raise InputError(f"{folder} holds no run to resume; start one instead", option="--resume")
+    _check_resume(folder, resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FolderError(
             f"cannot write {folder}: {error.strerror}; choose another folder", option="-o"
         ) from error
-    with held(folder) as free:
-        if not free:
-            raise InputError(
-                f"another process trains in {folder}; wait until it ends, or choose another folder",
-                option="-o",
-            )
-        if stored.is_file():
-            if not resume:
-                raise InputError(
-                    f"{folder} already holds a training run; resume it, or choose another folder",
-                    option="--resume, -o",
-                )
+    with _alone(folder):
+        _check_new(folder, resume)
+        if resume:
             settings = _gone_on(stored, settings, tell)
         begins = not stored.is_file()
         with new_file(stored) as path:
@@ -122,7 +176,8 @@ def open_run(
                 yield settings, checkpoint if resume and checkpoint.exists() else None
         except BaseException:
             if begins and not checkpoint.exists():  # nothing to go on with: the folder stays free
-                stored.unlink(missing_ok=True)
+                for name in (SETTINGS_FILE, SAMPLES_FILE, BEST_FILE):
+                    (folder / name).unlink(missing_ok=True)
             raise
 
 

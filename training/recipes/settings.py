@@ -245,6 +245,17 @@ class ARSettings(RunSettings):
         )
 
 
+def digest(path: Path) -> str:
+    """sha256 of the file to start from.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file to start from", option="--init")
+    return sha256_of_file(path)
+
+
 def settings_for(tokenizer_file: Path, **values: Any) -> ARSettings:
     """Settings of a run on a tokenizer file; a token cache decides about its crops where they are
     not given."""

@@ -38,12 +38,15 @@ from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.page import figure_of_reconstructions, write_page
 from m2kit.training.recipes.phase import Batch, Gathered, Losses, Phase, Recipe
 from m2kit.training.recipes.processes import together
-from m2kit.training.recipes.run_folder import Trained, check_run_folder, open_run
+from m2kit.training.recipes.run_folder import (
+    TOKENIZER_FILES,
+    Trained,
+    check_run_folder,
+    open_run,
+)
 from m2kit.training.recipes.saved_state import weights_of
 from m2kit.training.recipes.settings import TokenizerSettings
 
-CHECKPOINT_FILE = "tokenizer.pt"
-TRAINING_FILE = "tokenizer.train.pt"
 _COLUMNS = 10
 
 
@@ -248,7 +251,8 @@ def train_tokenizer(
     if not first:
         begin, tell = silent, lambda text: None
     machine.division(settings.batch, fabric)
-    check_run_folder(folder, CHECKPOINT_FILE, TRAINING_FILE)
+    if first:
+        check_run_folder(folder, *TOKENIZER_FILES)
     if (perceptual is not None) != bool(settings.perceptual_weight):
         raise InputError("a perceptual weight needs its network, and the network a weight")
     data = dataset_named(settings.data)
@@ -306,9 +310,10 @@ def _write_results(
 ) -> None:
     """tokenizer.pt, as models are released; with an adversary tokenizer.train.pt too, from which a
     training can go on, with the losses' networks."""
+    checkpoint, training = (folder / name for name in TOKENIZER_FILES)
     decay = recipe.settings.ema_decay
     live, ema = weights["generator"]["network"], weights["generator"]["average"]
-    write_tokenizer_checkpoint(folder / CHECKPOINT_FILE, live, ema, ema_decay=decay, notes=notes)
+    write_tokenizer_checkpoint(checkpoint, live, ema, ema_decay=decay, notes=notes)
     if "discriminator" not in weights:
         return
     theirs = {kind: _prefixed(part) for kind, part in weights["discriminator"].items()}
@@ -318,9 +323,7 @@ def _write_results(
         live |= {f"loss.perceptual_loss.{name}": tensor for name, tensor in own.items()}
     parameters = {DISCRIMINATOR + n for n, _ in recipe.discriminator.network.named_parameters()}
     averaged = {name: t for name, t in theirs["average"].items() if name in parameters}
-    write_tokenizer_checkpoint(
-        folder / TRAINING_FILE, live, {**ema, **averaged}, ema_decay=decay, notes=notes
-    )
+    write_tokenizer_checkpoint(training, live, {**ema, **averaged}, ema_decay=decay, notes=notes)
 
 
 def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:

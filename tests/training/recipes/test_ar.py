@@ -149,8 +149,8 @@ def test_an_ar_model_of_any_number_of_sub_tokens_trains_and_samples(
 
 def test_a_mistake_in_the_settings_leaves_no_run_behind(tmp_path, tokenizer_file, ar_settings):
     for change in ({"heads": 3}, {"batch": 2000}, {"bits": (3, 6)}):
-        settings = ar_settings(**change)
         with pytest.raises(M2KitError):
+            settings = ar_settings(**change)
             train_ar(settings, tokenizer_file, tmp_path / "run", resume=False)
         assert not (tmp_path / "run").exists()
 

@@ -7,10 +7,10 @@ import torch
 
 from m2kit.errors import CheckpointError, InputError, TrainingInterrupted
 from m2kit.training.checkpoints.file import read_file
-from m2kit.training.recipes.initial import DISCRIMINATOR, digest, load_discriminator
+from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator
 from m2kit.training.recipes.loop import Run
 from m2kit.training.recipes.machine import Machine
-from m2kit.training.recipes.settings import TokenizerSettings
+from m2kit.training.recipes.settings import TokenizerSettings, digest
 from m2kit.training.recipes.tokenizer import train_tokenizer
 
 TINY = TokenizerSettings(

@@ -70,6 +70,17 @@ def test_more_devices_than_gpus_are_refused(monkeypatch):
     assert Machine(accelerator="cpu").devices_here == 1
 
 
+def test_a_gpu_that_is_not_there_is_one_line_of_our_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for devices in (0, 2):
+        with pytest.raises(InputError) as caught:
+            Machine(accelerator="cuda", devices=devices).fabric()
+        assert str(caught.value) == (
+            f"expected a GPU that PyTorch {torch.__version__} can use, found none; train on the "
+            "CPU, or see what `m2kit doctor` says"
+        )
+
+
 @compiles
 def test_compiled_networks_learn_the_same_and_keep_their_names(
     ar_settings, tokenizer_file, tmp_path, few

@@ -1,6 +1,7 @@
 """--dry-run: it prints what would run of every published recipe, refuses what a run would, and
 leaves nothing."""
 
+import contextlib
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from m2kit.cli import cli
+from m2kit.outputs import held
 from m2kit.training.recipes.presets import IMAGENET, TOKENIZERS, TRANSFORMERS
 
 EPOCH, AR_EPOCH = IMAGENET.pictures / 256, IMAGENET.pictures / 768  # steps
@@ -136,3 +138,35 @@ def test_what_a_run_refuses_is_refused_in_the_same_line(wrong, status, empty, fe
     real = CliRunner().invoke(cli, arguments)
     assert told.exit_code == real.exit_code == status
     assert told.stderr == real.stderr != ""
+
+
+@pytest.mark.parametrize("state", ["held", "stopped", "changed", "none", "foreign"])
+def test_what_stands_in_the_folder_is_refused_in_the_same_line(state, empty, few):
+    """A run that holds it, one that could be gone on with, with other settings, or without being
+    one; a file of something else."""
+    run, options = empty / "run", ["--seed", "1"] if state == "changed" else []
+    arguments = ["train", "tokenizer", "--data", "few", "-o", str(run), *options]
+    run.mkdir()
+    if state == "foreign":
+        (run / "tokenizer.pt").write_text("mine")
+    elif state != "none":
+        values = ["--steps", "1", "--batch", "8", "--channel-multipliers", "1", "--code-bits", "2"]
+        arguments += values
+        done = CliRunner().invoke(cli, [*arguments[:6], *values, "--no-progress"])
+        assert done.exit_code == 0, done.stderr
+    if state in ("changed", "none"):
+        arguments.append("--resume")
+    before = {path: path.stat().st_mtime_ns for path in empty.rglob("*")}
+    with held(run) if state == "held" else contextlib.nullcontext():
+        told = CliRunner().invoke(cli, [*arguments, "--dry-run"])
+        assert {path: path.stat().st_mtime_ns for path in empty.rglob("*")} == before
+        real = CliRunner().invoke(cli, arguments)
+    assert told.exit_code == real.exit_code == 1
+    assert told.stderr == real.stderr
+    assert {
+        "held": "another process trains in",
+        "stopped": "already holds a training run; resume it, or choose another folder (--resume",
+        "changed": "was started with other settings: seed 0 (now 1)",
+        "none": "holds no run to resume; start one without resuming\n",
+        "foreign": "holds tokenizer.pt and no settings.json",
+    }[state] in told.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from m2kit.errors import FolderError, InputError, M2KitError
 from m2kit.training.recipes.ar import train_ar
-from m2kit.training.recipes.run_folder import open_run
+from m2kit.training.recipes.run_folder import check_run, open_run
 
 GONE = ...
 
@@ -135,6 +135,40 @@ def test_what_stands_in_the_place_of_a_file_is_noticed_before_the_training(
     monkeypatch.setattr("m2kit.training.recipes.ar.read_checkpoint", None)
     with pytest.raises(FolderError, match=f"{name} is (no regular file|a folder)"):
         train_ar(ar_settings(), tokenizer_file, tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("name", ["ar.pt", "report.html", "samples.png", "resume.ckpt"])
+def test_what_a_run_would_write_over_is_refused_before_anything_is_loaded(
+    tmp_path, tokenizer_file, ar_settings, monkeypatch, name
+):
+    (tmp_path / name).write_text("mine")
+    monkeypatch.setattr("m2kit.training.recipes.ar.read_checkpoint", None)
+    with pytest.raises(FolderError, match=f"holds {name} and no settings.json: .*; move it away"):
+        train_ar(ar_settings(), tokenizer_file, tmp_path, resume=False)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_start_that_fails_leaves_nothing_that_a_second_one_would_refuse(tmp_path, ar_settings):
+    def fails():
+        with open_run(tmp_path, ar_settings(), False, print, first=True):
+            for name in ("samples.png", "best.ckpt", "metrics.csv"):
+                (tmp_path / name).write_text("of the first one")
+            raise InputError("in the block")
+
+    for _ in range(2):
+        with pytest.raises(InputError, match="in the block"):
+            fails()
+        check_run(tmp_path, ar_settings(), False, "ar.pt")
+    assert os.listdir(tmp_path) == ["metrics.csv"]
+
+
+def test_a_folder_that_cannot_be_written_is_called_by_its_name(tmp_path, ar_settings, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # a root may write anywhere
+    with pytest.raises(FolderError) as caught:
+        check_run(tmp_path, ar_settings(), False)
+    assert str(caught.value) == (
+        f"cannot write {tmp_path}: {tmp_path} is not a writable folder; choose another output"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
 from m2kit.training.datasets.digits import DIGITS
 from m2kit.training.datasets.pictures import Collection, SomePictures
 from m2kit.training.datasets.table import DATASETS
-from m2kit.training.recipes import loop
+from m2kit.training.recipes import loop, page
 from m2kit.training.recipes.settings import settings_for
 
 
@@ -60,6 +60,7 @@ def few():
 def uncurved(monkeypatch):
     """Runs draw no curves, which takes longer than their steps."""
     monkeypatch.setattr(loop, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(page, "curves_png", lambda *_, **__: b"")
 
 
 @pytest.fixture(autouse=True)

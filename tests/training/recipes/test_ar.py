@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import picture
+from doubles import scaled_runs
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError, M2KitError, SpecError
@@ -28,21 +29,22 @@ PANELS = {
 
 
 def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(
-    tmp_path, tokenizer_file, ar_settings
+    tmp_path, tokenizer_file, ar_settings, few, uncurved
 ):
-    settings = ar_settings()
+    settings = ar_settings(data="few", batch=32)
     training = train_ar(settings, tokenizer_file, tmp_path, resume=False)
     checkpoint = read_checkpoint(tmp_path / "ar.pt")
-    assert set(checkpoint.tensors()) == set(expected_shapes(checkpoint.spec))
+    tensors = checkpoint.tensors()
+    assert set(tensors) == set(expected_shapes(checkpoint.spec))
     assert checkpoint.spec.transformer.grid == (4, 4)
     assert checkpoint.sampling.guidance == (2.0, 2.0)
     assert checkpoint.training["classes"] == [str(digit) for digit in range(10)]
     original = read_checkpoint(tokenizer_file).tensors()
     for name in original:
-        assert torch.equal(checkpoint.tensors()[name], original[name]), name
+        assert torch.equal(tensors[name], original[name]), name
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)["weights"]["transformer"]
     name = "head.1.weight"
-    stored = checkpoint.tensors()[f"transformer.{name}"]
+    stored = tensors[f"transformer.{name}"]
     assert torch.equal(stored, best["average"][name])
     assert not torch.equal(stored, best["network"][name])
     rows = read_metrics(tmp_path / "metrics.csv", PANELS)
@@ -54,8 +56,11 @@ def test_an_ar_file_carries_its_tokenizer_and_the_averaged_weights(
     assert rows[0]["train_bits"] == pytest.approx(8, abs=0.5)  # 8 bits a token, untrained
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer_file, ar_settings):
-    settings = ar_settings()
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+    tmp_path, tokenizer_file, ar_settings, uncurved
+):
+    scaled_runs.pictures(tmp_path / "pictures.npz", count=128)
+    settings = ar_settings(data=str(tmp_path / "pictures.npz"), batch=16, epochs=8)
     train_ar(settings, tokenizer_file, tmp_path / "whole", resume=False)
     script = (
         "from pathlib import Path\n"
@@ -85,10 +90,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, tokenizer
 
 
 def test_a_run_that_was_given_more_epochs_is_the_run_that_was_planned_so(
-    tmp_path, tokenizer_file, ar_settings
+    tmp_path, tokenizer_file, ar_settings, few
 ):
     def train(name, resume, **changes):
-        settings = ar_settings(**changes)
+        settings = ar_settings(data="few", batch=32, **changes)
         return train_ar(settings, tokenizer_file, tmp_path / name, resume=resume)
 
     train("extended", False, epochs=2)
@@ -136,9 +141,9 @@ def test_class_dropout_trains_the_unconditional_class(ar_settings, tokenizer_fil
 
 @pytest.mark.parametrize("bits", [(8,), (2, 2, 4)], ids=str)
 def test_an_ar_model_of_any_number_of_sub_tokens_trains_and_samples(
-    tmp_path, tokenizer_file, ar_settings, bits
+    tmp_path, tokenizer_file, ar_settings, few, uncurved, bits
 ):
-    values = {"bits": bits, "guidance": (2.0,) * len(bits), "epochs": 1}
+    values = {"data": "few", "bits": bits, "guidance": (2.0,) * len(bits), "epochs": 1}
     settings = ar_settings(**values)
     train_ar(settings, tokenizer_file, tmp_path, resume=False)
     checkpoint = read_checkpoint(tmp_path / "ar.pt")
@@ -155,8 +160,8 @@ def test_a_mistake_in_the_settings_leaves_no_run_behind(tmp_path, tokenizer_file
         assert not (tmp_path / "run").exists()
 
 
-def test_a_diverging_training_is_an_error(tmp_path, tokenizer_file, ar_settings):
-    settings = ar_settings(learning_rate=1e6)
+def test_a_diverging_training_is_an_error(tmp_path, tokenizer_file, ar_settings, few):
+    settings = ar_settings(data="few", batch=32, learning_rate=1e6)
     with pytest.raises(M2KitError, match=r"diverged in step \d.*lower learning rate"):
         train_ar(settings, tokenizer_file, tmp_path, resume=False)
     assert not (tmp_path / "ar.pt").exists()

@@ -83,7 +83,7 @@ def test_a_gpu_that_is_not_there_is_one_line_of_our_own(monkeypatch):
 
 @compiles
 def test_compiled_networks_learn_the_same_and_keep_their_names(
-    ar_settings, tokenizer_file, tmp_path, few
+    ar_settings, tokenizer_file, tmp_path, few, uncurved
 ):
     settings = ar_settings(data="few", steps=1, batch=8, dropout=0.0, class_dropout=0.0)
     for compiled in (False, True):

@@ -41,7 +41,9 @@ SCHEDULES["ar-l"] = SCHEDULES["ar-b"]
 
 def dry_run(*arguments):
     kind = "ar" if any(str(a).startswith("ar-") for a in arguments) else "tokenizer"
-    return CliRunner(env={"COLUMNS": "300"}).invoke(cli, ["train", kind, *map(str, arguments), "--dry-run"])
+    return CliRunner(env={"COLUMNS": "300"}).invoke(
+        cli, ["train", kind, *map(str, arguments), "--dry-run"]
+    )
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_what_distinguishes_the_published_tokenizers():
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_published_tokenizer_recipe_takes_a_step_when_it_is_shrunk(
-    name, ar_settings, few, tmp_path
+    name, ar_settings, few, uncurved, tmp_path
 ):
     small = {"base_channels": 32, "blocks_per_level": 1, "size": 32, "batch": 2, "steps": 1}
     settings = settings_of(
@@ -75,7 +75,7 @@ def test_a_published_tokenizer_recipe_takes_a_step_when_it_is_shrunk(
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_a_published_transformer_recipe_takes_a_step_when_it_is_shrunk(
-    name, ar_settings, few, tokenizer_file, tmp_path
+    name, ar_settings, few, uncurved, tokenizer_file, tmp_path
 ):
     small = {"width": 32, "heads": 2, "inter_layers": 1, "intra_layers": 1, "ffn_width": 32}
     settings = settings_of(
@@ -85,7 +85,7 @@ def test_a_published_transformer_recipe_takes_a_step_when_it_is_shrunk(
     assert training.chosen_step == 1
 
 
-def test_a_preset_sets_the_defaults_and_options_override_it(tmp_path, few):
+def test_a_preset_sets_the_defaults_and_options_override_it(tmp_path, few, uncurved):
     run = tmp_path / "run"
     arguments = (
         "train tokenizer --data few --preset tokenizer-128 --perceptual none --base-channels 32 "

@@ -28,12 +28,19 @@ from m2kit.parity_report import ParityReport
 from m2kit.precision import Precision
 
 pytest.importorskip("torch")
+SIZES = ((16, 16),)  # of a tokenizer alone
 VERSIONS = ["10.3.0", "10.9.0.34", "10.16.0.72", "11.4.0.106"]
 
 
 @pytest.fixture
 def bundle(exported):
     return exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
+
+
+@pytest.fixture
+def tokenizer(exported):
+    """The bundle that is built fastest."""
+    return exported(GOLDEN / "tokenizer_tiny.ckpt")[0]
 
 
 def build(bundle, folder, **options):
@@ -68,18 +75,18 @@ def test_every_version_builds_and_passes_the_gate(bundle, tmp_path, gpu, version
         assert engine.sample([1]).shape == (1, 4, 4, 2)
 
 
-def test_options_reach_the_builder(bundle, tmp_path, gpu):
+def test_options_reach_the_builder(tokenizer, tmp_path, gpu):
     gpu("11.4.0.106")
     build(
-        bundle, tmp_path / "a.engine", version_compatible=True,
+        tokenizer, tmp_path / "a.engine", image_sizes=SIZES, version_compatible=True,
         hardware_compatible="same-capability", opt_level=0, workspace=64,
     )  # fmt: skip
-    found = asked(tmp_path / "a.engine")
+    found = asked(tmp_path / "a.engine", "encoder.16x16.plan")
     assert found["flags"] == ["VERSION_COMPATIBLE"]
     assert found["hardware"] == "SAME_COMPUTE_CAPABILITY"
     assert (found["level"], found["limits"]) == (0, {"WORKSPACE": 64 << 20})
-    build(bundle, tmp_path / "b.engine", low_memory=True)
-    found = asked(tmp_path / "b.engine")
+    build(tokenizer, tmp_path / "b.engine", image_sizes=SIZES, low_memory=True)
+    found = asked(tmp_path / "b.engine", "encoder.16x16.plan")
     assert found["limits"] == {"WORKSPACE": 256 << 20}
     assert found["level"] == 2
 
@@ -91,9 +98,9 @@ def test_an_option_that_a_version_lacks_is_refused(bundle, tmp_path, gpu):
     assert not list(tmp_path.iterdir())
 
 
-def test_timings_are_kept_for_a_gpu_and_a_version(bundle, tmp_path, gpu, home):
+def test_timings_are_kept_for_a_gpu_and_a_version(tokenizer, tmp_path, gpu, home):
     def cache(name, **options):
-        build(bundle, tmp_path / name, **options)
+        build(tokenizer, tmp_path / name, image_sizes=SIZES, **options)
         return asked(tmp_path / name, "encoder.16x16.plan")["timing_cache"]
 
     gpu()
@@ -113,9 +120,8 @@ def test_timings_are_kept_for_a_gpu_and_a_version(bundle, tmp_path, gpu, home):
     assert cache("read-only") == ""
 
 
-def test_a_float32_engine_needs_a_float32_bundle(bundle, tmp_path, gpu):
+def test_a_float32_engine_needs_a_float32_bundle(bundle, half, tmp_path, gpu):
     gpu()
-    half = export_half(tmp_path)
     with pytest.raises(InputError, match="is half precision already"):
         build(half, tmp_path / "x", precision=Precision.FLOAT32)
     manifest = build(half, tmp_path / "h.engine")
@@ -126,7 +132,10 @@ def test_a_float32_engine_needs_a_float32_bundle(bundle, tmp_path, gpu):
     assert manifest.parity == same.parity
 
 
-def export_half(folder):
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A bundle in half precision, by the command line."""
+    folder = tmp_path_factory.mktemp("half")
     result = CliRunner().invoke(
         cli,
         ["export", "--ckpt", str(GOLDEN / "ar_tiny.ckpt"), "--spec", '{"heads": 4}',
@@ -139,8 +148,7 @@ def export_half(folder):
     return folder / "half.bundle"
 
 
-def test_a_half_bundle_is_for_tensorrt_and_holds_only_what_it_needs(tmp_path, bundle):
-    half = export_half(tmp_path)
+def test_a_half_bundle_is_for_tensorrt_and_holds_only_what_it_needs(bundle, half):
     fused = {contract.onnx_file(graph, contract.ONNXRUNTIME) for graph in contract.STEP_GRAPHS}
     names = {path.name for path in bundle.iterdir()}
     assert {path.name for path in half.iterdir()} == names - fused and fused < names
@@ -156,10 +164,10 @@ def test_a_half_bundle_is_for_tensorrt_and_holds_only_what_it_needs(tmp_path, bu
     assert json.loads(result.stdout)["passed"]
 
 
-def test_a_device_with_a_half_bundle_needs_no_onnx(tmp_path):
+def test_a_device_with_a_half_bundle_needs_no_onnx(half, tmp_path):
     """Neither this process nor the ones that build; TensorRT-RTX's parser is the real one."""
     pytest.importorskip("tensorrt_rtx")
-    half, absent = export_half(tmp_path), tmp_path / "absent"
+    absent = tmp_path / "absent"
     absent.mkdir()
     for name in ("torch", "onnx", "onnx_ir", "onnxruntime"):
         (absent / f"{name}.py").write_text("raise ImportError('absent')")
@@ -177,13 +185,13 @@ def test_a_device_with_a_half_bundle_needs_no_onnx(tmp_path):
     assert read_manifest(tmp_path / "x.engine", ENGINE).precision is Precision.FLOAT16
 
 
-def test_a_bundle_behind_a_link_is_built_in_place(bundle, tmp_path, gpu):
+def test_a_bundle_behind_a_link_is_built_in_place(tokenizer, tmp_path, gpu):
     gpu()
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     (tmp_path / "home").symlink_to(tmp_path / "disk" / "deep")
-    shutil.copytree(bundle, tmp_path / "home" / "m.bundle")
+    shutil.copytree(tokenizer, tmp_path / "home" / "m.bundle")
     home = tmp_path / "home"
-    build(home / "m.bundle", home / "m.engine", precision=Precision.FLOAT32)
+    build(home / "m.bundle", home / "m.engine", image_sizes=SIZES, precision=Precision.FLOAT32)
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def test_the_state_of_optimizer_and_scheduler_does_not_stand_in_the_way(tmp_path
         "hyper_parameters": {"resolution": 128, "dtype": torch.float32, "shape": torch.Size([1])},
     }
     torch.save(content, tmp_path / "run.ckpt")
-    found = read_checkpoint(tmp_path / "run.ckpt")
+    tensors = read_checkpoint(tmp_path / "run.ckpt").tensors()
     for name, tensor in read_checkpoint(TOKENIZER).tensors().items():
-        assert torch.equal(found.tensors()[name], tensor)
+        assert torch.equal(tensors[name], tensor)
 
 
 class Exploit:
@@ -243,14 +243,16 @@ def test_safetensors_and_plain_state_dicts_are_the_same_model(tmp_path, source):
     overrides = {"heads": 4} if source == AR else {}
     state = torch.load(source, weights_only=True)["state_dict"]
     whole = read_checkpoint(source, overrides=overrides)
+    expected = whole.tensors()
     save_file(state, tmp_path / "a.bin")  # content decides, not the name
     torch.save(state, tmp_path / "b.safetensors")
     torch.save(state, tmp_path / "c.pt", _use_new_zipfile_serialization=False)
     for name in ("a.bin", "b.safetensors", "c.pt"):
         found = read_checkpoint(tmp_path / name, overrides=overrides)
         assert (found.spec, found.source.weights) == (whole.spec, whole.source.weights)
-        for key, tensor in whole.tensors().items():
-            assert torch.equal(found.tensors()[key], tensor)
+        tensors = found.tensors()
+        for key, tensor in expected.items():
+            assert torch.equal(tensors[key], tensor)
 
 
 def test_a_safetensors_file_is_checked_like_any_other(tmp_path):

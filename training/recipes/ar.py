@@ -30,25 +30,24 @@ from m2kit.training.losses.tokens import token_nats
 from m2kit.training.models.model import TorchModel
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.models.transformer import Transformer
+from m2kit.training.recipes.beginning import begun
 from m2kit.training.recipes.division import check_batch
 from m2kit.training.recipes.environment import environment_of
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.page import figure_of_reconstructions, figure_of_samples, write_page
 from m2kit.training.recipes.phase import Batch, Losses, Phase, Recipe
-from m2kit.training.recipes.processes import together
 from m2kit.training.recipes.run_folder import (
     AR_FILE,
     BEST_FILE,
     SAMPLES_FILE,
     Trained,
-    check_run_folder,
-    open_run,
 )
 from m2kit.training.recipes.saved_state import read_best
 from m2kit.training.recipes.settings import ARSettings
 from m2kit.training.recipes.token_source import (
     FromPictures,
+    Source,
     Tokens,
     codebook_of_tokens,
     token_source,
@@ -225,24 +224,23 @@ def train_ar(
         M2KitError: Training diverged.
         TrainingInterrupted: The user or the system stopped it.
     """
-    fabric = machine.fabric()
-    first = fabric.is_global_zero
-    if not first:
-        begin, tell = silent, lambda text: None
-    machine.division(settings.batch, fabric)
-    if first:
-        check_run_folder(folder, AR_FILE)
-    checkpoint = read_checkpoint(tokenizer_file)
-    tokenizer = model_from_checkpoint(checkpoint)
-    source = token_source(settings, settings.versions, checkpoint, begin)
-    transformer_spec = settings.spec(source.grid, len(source.classes))
-    spec = ModelSpec(tokenizer.spec.tokenizer, transformer_spec)
-    check_batch(settings.batch, len(source))
-    with (
-        open_run(folder, settings, resume, tell, first=first) as opened,
-        together(fabric, opened) as (settings, resume_from),
-    ):
-        own = tokenizer.tokenizer.to(fabric.device)
+
+    def find(asked: ARSettings, begin: Begin) -> tuple[Tokenizer, Source, ModelSpec]:
+        checkpoint = read_checkpoint(tokenizer_file)
+        tokenizer = model_from_checkpoint(checkpoint).tokenizer
+        source = token_source(asked, asked.versions, checkpoint, begin)
+        transformer = asked.spec(source.grid, len(source.classes))
+        check_batch(asked.batch, len(source))
+        return tokenizer, source, ModelSpec(tokenizer.spec, transformer)
+
+    with begun(
+        settings, folder, machine, find, files=(AR_FILE,), resume=resume, begin=begin, tell=tell
+    ) as run_begun:
+        settings, fabric = run_begun.settings, run_begun.fabric
+        begin, tell = run_begun.begin, run_begun.tell
+        tokenizer, source, spec = run_begun.found
+        assert spec.transformer is not None
+        own = tokenizer.to(fabric.device)
         train_examples, held_out_tokens = source.examples(own, spec, begin)
         torch.manual_seed(settings.seed)
         recipe = ARRecipe(settings, spec, own, sharded=machine.strategy == "sharded")
@@ -258,12 +256,12 @@ def train_ar(
             begin=begin,
             tell=tell,
         )
-        run.fit(resume_from)
+        run.fit(run_begun.resume_from)
         like = run.best_like()
-        if not first:
+        if not run_begun.first:
             raise SystemExit(0)  # the first process writes what all have made
         best = read_best(folder / BEST_FILE, like)
-        transformer = Transformer(transformer_spec, 0.0)
+        transformer = Transformer(spec.transformer, 0.0)
         transformer.load_state_dict(best["weights"]["transformer"]["average"])
         transformer.to(fabric.device).eval()
         plain = source.plain(own, spec, begin)

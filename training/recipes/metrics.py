@@ -99,14 +99,11 @@ class MetricsLog:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """Tells a failure of the system as one line."""
+    """Tells a failure of the system as one line; how to go on, the run's folder adds."""
     try:
         yield
     except OSError as error:
-        raise FolderError(
-            f"cannot write {path}: {error.strerror or error}; free some space and resume the run",
-            option="--resume",
-        ) from error
+        raise FolderError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def measures(panels: Panels) -> list[str]:

@@ -13,8 +13,9 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -44,12 +45,14 @@ def end_with_starter() -> None:
 
 
 @contextlib.contextmanager
-def together(fabric: Fabric, first: Shared) -> Iterator[Shared]:
-    """Starts the other processes of a run, which end when this one does.
+def together(fabric: Fabric, first: Shared, saved: Path) -> Iterator[Shared]:
+    """Starts the other processes of a run, which end when this one does; afterwards this process
+    may start those of another run.
 
     Args:
         fabric: Not launched yet.
-        first: What the first process has found out.
+        first: What the first process has.
+        saved: The file to go on from, once there is one.
 
     Yields:
         That, in every process.
@@ -58,32 +61,64 @@ def together(fabric: Fabric, first: Shared) -> Iterator[Shared]:
         M2KitError: The processes do not find each other, or another one has ended.
     """
     processes = f"the run's {fabric.world_size} processes"
+    starts = fabric.world_size > 1 and "LOCAL_RANK" not in os.environ  # which it sets, and others
+    before = dict(os.environ)
     try:
         with (
             _silent_lightning(),  # nor does a run of one process say that it begins
             _of_connections(
                 fabric,
                 f"{processes} did not find each other",
-                "see that all have been started and that each reaches the first one's machine",
+                None,
             ),
         ):
             fabric.launch()
         with _of_connections(
             fabric,
             f"one of {processes} lost another one, which mostly has ended and says why if it could",
-            "resume the run to go on with it",
-            option="--resume",
+            saved,
         ):
             yield fabric.broadcast(first)
     finally:
         if isinstance(fabric.strategy, ParallelStrategy):
             started = getattr(fabric.strategy.launcher, "procs", [])
             started.clear()  # whom Lightning watches: nobody is missed any more
+        if starts:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
+            os.environ.update(before)
+
+
+def in_every_process(fabric: Fabric, make: Callable[[], Shared]) -> Shared:
+    """What a process makes for itself; where one of them cannot, all end, and the first one tells
+    why.
+
+    Raises:
+        M2KitError: In the first process: `make` raised one, there or in another one.
+        SystemExit: In the others.
+    """
+    made = error = None
+    try:
+        made = make()
+    except M2KitError as caught:
+        error = caught
+    errors = gathered(fabric, error)
+    rank = next((rank for rank, found in enumerate(errors) if found is not None), None)
+    if rank is None:
+        return cast("Shared", made)
+    if not fabric.is_global_zero:
+        raise SystemExit(1)
+    if error is not None:
+        raise error
+    raise M2KitError(f"process {rank} of the run: {errors[rank]}", option=errors[rank].option)
 
 
 @contextlib.contextmanager
-def _of_connections(fabric: Fabric, message: str, cure: str, *, option: str = "") -> Iterator[None]:
-    """Makes one line of what torch raises where processes are not connected."""
+def _of_connections(fabric: Fabric, message: str, saved: Path | None) -> Iterator[None]:
+    """Makes one line of what torch raises where processes are not connected, which then go on from
+    what is saved, or have not met yet."""
     try:
         yield
     except RuntimeError as error:
@@ -93,7 +128,15 @@ def _of_connections(fabric: Fabric, message: str, cure: str, *, option: str = ""
         if fabric.world_size == 1 or not lost:
             raise
         line = said.partition("\n")[0]
-        raise M2KitError(f"{message}: {line}; {cure}", option=option) from error
+        if saved is None:
+            cure = "see that all have been started and that each reaches the first one's machine"
+        elif saved.exists():
+            raise M2KitError(
+                f"{message}: {line}; resume the run to go on with it", option="--resume"
+            ) from error
+        else:
+            cure = "nothing of the run was saved, start it again"
+        raise M2KitError(f"{message}: {line}; {cure}") from error
 
 
 @contextlib.contextmanager

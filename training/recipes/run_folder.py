@@ -6,6 +6,7 @@ layout, curves.png and report.html.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -168,17 +169,34 @@ def open_run(
         if resume:
             settings = _gone_on(stored, settings, tell)
         begins = not stored.is_file()
-        with new_file(stored) as path:
-            path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
         checkpoint = folder / RESUME_FILE
         try:
+            with new_file(stored) as path:
+                path.write_text(json.dumps(to_json(settings), indent=1) + "\n", encoding="utf-8")
             with _memory_told():
                 yield settings, checkpoint if resume and checkpoint.exists() else None
-        except BaseException:
+        except BaseException as error:
             if begins and not checkpoint.exists():  # nothing to go on with: the folder stays free
                 for name in (SETTINGS_FILE, SAMPLES_FILE, BEST_FILE):
                     (folder / name).unlink(missing_ok=True)
+            if isinstance(error, FolderError) and isinstance(error.__cause__, OSError):
+                raise _with_way_on(error, error.__cause__, checkpoint) from error
             raise
+
+
+def _with_way_on(error: FolderError, cause: OSError, checkpoint: Path) -> FolderError:
+    """The error of a file of a run that could not be written, which says where the run is now."""
+    what = str(error).partition("; ")[0]  # without its advice, which is on a file alone
+    space = "free some space and " if cause.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    if checkpoint.exists():
+        return FolderError(
+            f"{what}; {checkpoint.parent} holds the run as it was last saved: {space}resume it",
+            option="--resume",
+        )
+    return FolderError(
+        f"{what}; nothing of the run was saved: {space}start again, or choose another folder",
+        option="-o",
+    )
 
 
 @contextlib.contextmanager

@@ -117,9 +117,12 @@ class FromCache:
         return CachedTokens(self.cache, first, spec)
 
 
+Source = FromPictures | FromCache
+
+
 def token_source(
     settings: RunSettings, versions: int, checkpoint: Checkpoint, begin: Begin = silent
-) -> FromPictures | FromCache:
+) -> Source:
     """Where the run of some settings has its tokens from.
 
     Args:

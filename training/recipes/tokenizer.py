@@ -20,6 +20,7 @@ from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject
 from m2kit.runtime.codebook import CodebookCount
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
+from m2kit.training.datasets.crops import Crops
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation.tokenizer import codebook_of_crops, psnr_of_crops
@@ -29,6 +30,7 @@ from m2kit.training.models import lfq
 from m2kit.training.models.discriminator import check_judged, discriminator
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
+from m2kit.training.recipes.beginning import begun
 from m2kit.training.recipes.division import check_batch
 from m2kit.training.recipes.environment import environment_of
 from m2kit.training.recipes.examples import examples
@@ -37,13 +39,7 @@ from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.page import figure_of_reconstructions, write_page
 from m2kit.training.recipes.phase import Batch, Gathered, Losses, Phase, Recipe
-from m2kit.training.recipes.processes import together
-from m2kit.training.recipes.run_folder import (
-    TOKENIZER_FILES,
-    Trained,
-    check_run_folder,
-    open_run,
-)
+from m2kit.training.recipes.run_folder import TOKENIZER_FILES, Trained
 from m2kit.training.recipes.saved_state import weights_of
 from m2kit.training.recipes.settings import TokenizerSettings
 
@@ -246,41 +242,32 @@ def train_tokenizer(
         M2KitError: Training diverged.
         TrainingInterrupted: The user or the system stopped it.
     """
-    fabric = machine.fabric()
-    first = fabric.is_global_zero
-    if not first:
-        begin, tell = silent, lambda text: None
-    machine.division(settings.batch, fabric)
-    if first:
-        check_run_folder(folder, *TOKENIZER_FILES)
     if (perceptual is not None) != bool(settings.perceptual_weight):
         raise InputError("a perceptual weight needs its network, and the network a weight")
-    data = dataset_named(settings.data)
-    train, held_out = examples(settings, data.load())
-    latent_grid(train.cut.size[0], settings.spec)
-    check_judged(settings.adversary, train.cut.size[0])
-    check_batch(settings.batch, len(train))
-    with (
-        open_run(folder, settings, resume, tell, first=first) as opened,
-        together(fabric, opened) as (settings, resume_from),
-    ):
+    with begun(
+        settings, folder, machine, _pictures, files=TOKENIZER_FILES, resume=resume, begin=begin,
+        tell=tell,
+    ) as run_begun:  # fmt: skip
+        settings, fabric, tell = run_begun.settings, run_begun.fabric, run_begun.tell
+        title, train, held_out = run_begun.found
         torch.manual_seed(settings.seed)
         if perceptual is not None:
             perceptual.to(fabric.device, machine.dtype)
         recipe = TokenizerRecipe(settings, len(train), perceptual, init)
         run = Run(
-            recipe, settings, machine, fabric, folder, train, held_out, begin=begin, tell=tell
-        )
-        run.fit(resume_from)
+            recipe, settings, machine, fabric, folder, train, held_out, begin=run_begun.begin,
+            tell=tell,
+        )  # fmt: skip
+        run.fit(run_begun.resume_from)
         weights = weights_of(recipe)
-        if not first:
+        if not run_begun.first:
             raise SystemExit(0)  # the first process writes what all have made
         tokenizer = Tokenizer(settings.spec)
         tokenizer.load_state_dict(weights["generator"]["average"])
         tokenizer.to(fabric.device).eval()
         codebook = codebook_of_crops(tokenizer, train, run.unread.note)
         training = TokenizerTraining(
-            data=data.title,
+            data=title,
             codebook_usage=codebook.usage,
             codebook_perplexity=round(codebook.perplexity, 2),
             dead_bits=codebook.dead_bits,
@@ -303,6 +290,17 @@ def train_tokenizer(
             environment=environment_of(machine, fabric),
         )
     return training
+
+
+def _pictures(settings: TokenizerSettings, _: Begin) -> tuple[str, Crops, Crops]:
+    """The data set's title, and crops to train on and to measure on, of which a batch can be made
+    that the networks take."""
+    data = dataset_named(settings.data)
+    train, held_out = examples(settings, data.load())
+    latent_grid(train.cut.size[0], settings.spec)
+    check_judged(settings.adversary, train.cut.size[0])
+    check_batch(settings.batch, len(train))
+    return data.title, train, held_out
 
 
 def _write_results(

@@ -289,7 +289,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_files(tmp_path, monkeyp
     whole_save, whole_row = torch.save, csv.DictWriter.writerow
     monkeypatch.setattr(torch, "save", save)
     monkeypatch.setattr(csv.DictWriter, "writerow", writerow)
-    with pytest.raises(FolderError, match=r"No space left on device.*free some space") as caught:
+    with pytest.raises(FolderError, match="No space left on device") as caught:
         fit(tmp_path, TwoPhases(measured={10: 0.0 if full == "best.ckpt" else 99.0}))
     assert str(caught.value).startswith(f"cannot write {tmp_path / full}")
     after = files(tmp_path)

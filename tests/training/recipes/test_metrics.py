@@ -133,7 +133,7 @@ def test_a_log_that_cannot_be_written_is_one_line(path):
     log = log_of(path, 0)
     path.unlink()
     path.mkdir()
-    with pytest.raises(FolderError, match=r"cannot write .*: Is a directory; free some space and"):
+    with pytest.raises(FolderError, match=r"cannot write .*: Is a directory$"):
         log.add(1, 1.0, {"bits": 1.0})
 
 
@@ -149,8 +149,7 @@ def test_a_full_disk_ends_what_is_written_for_tensorboard_in_one_line(path, monk
             log.add(1, 1.0, {"bits": 1.0})
     log.close()
     assert str(caught.value) == (
-        f"cannot write {path.parent / 'tensorboard'}: No space left on device; free some space and "
-        "resume the run"
+        f"cannot write {path.parent / 'tensorboard'}: No space left on device"
     )
 
 

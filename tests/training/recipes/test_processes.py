@@ -19,9 +19,10 @@ from doubles import scaled_runs
 from torch import distributed
 
 from m2kit.config import ModelSpec
-from m2kit.errors import M2KitError
+from m2kit.errors import InputError, M2KitError
 from m2kit.training.checkpoints.reading import read_checkpoint
 from m2kit.training.datasets.table import dataset_named
+from m2kit.training.recipes import processes
 from m2kit.training.recipes.processes import together
 
 LIMIT_SECONDS = 240
@@ -190,16 +191,27 @@ def test_two_processes_see_every_picture_once_an_epoch(runs, name):
             "one of the run's 2 processes lost another one, which mostly has ended and says why if "
             "it could: NCCL error: out of memory; resume the run to go on with it",
         ),
+        (
+            "unsaved",
+            RuntimeError("Connection closed by peer"),
+            "one of the run's 2 processes lost another one, which mostly has ended and says why if "
+            "it could: Connection closed by peer; nothing of the run was saved, start it again",
+        ),
         ("launch", RuntimeError("a kernel failed"), "a kernel failed"),
     ],
 )
-def test_an_error_between_processes_says_what_it_was(where, error, message):
+def test_an_error_between_processes_says_what_it_was(where, error, message, tmp_path):
     def fail(*_):
         raise error
 
     fabric = SimpleNamespace(world_size=2, strategy=None, launch=lambda: None, broadcast=str)
-    setattr(fabric, where, fail)
-    with pytest.raises((M2KitError, RuntimeError)) as caught, together(fabric, None):
+    setattr(fabric, "broadcast" if where == "unsaved" else where, fail)
+    if where == "broadcast":
+        (tmp_path / "resume.ckpt").write_bytes(b"")
+    with (
+        pytest.raises((M2KitError, RuntimeError)) as caught,
+        together(fabric, None, tmp_path / "resume.ckpt"),
+    ):
         pass
     assert str(caught.value) == message
     assert isinstance(caught.value, M2KitError) == (message != str(error))
@@ -279,3 +291,55 @@ def test_processes_of_the_command_end_together_and_one_speaks(command, tmp_path)
     (line,) = told.with_suffix(".out").read_text().splitlines()
     assert json.loads(line)["steps"] == 40
     assert not any(map(_alive, (first_other, other)))
+
+
+TWICE = """import os, sys
+from pathlib import Path
+from doubles import scaled_runs
+for name in ("first", "second"):
+    scaled_runs.STEPS += 1
+    scaled_runs.run("tokenizer", folder=name, data=sys.argv[1], devices=2)
+    assert "LOCAL_RANK" not in os.environ
+print("both")
+"""
+
+
+def test_one_python_process_may_train_several_times_with_others(tmp_path):
+    scaled_runs.pictures(tmp_path / "pictures.npz")
+    (tmp_path / "twice.py").write_text(TWICE)
+    done = subprocess.run(
+        [sys.executable, "twice.py", "pictures.npz"], cwd=tmp_path, env=_environment(),
+        capture_output=True, text=True, timeout=LIMIT_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "both\n"
+    for name, steps in (("first", 5), ("second", 6)):
+        assert content(tmp_path / name / "resume.ckpt")[("step",)] == steps
+
+
+def test_a_mistake_in_the_data_is_told_once_by_processes_of_torchrun(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    words = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2),
+        *("-m", "m2kit", "train", "tokenizer", "--data", "pictures", "--accelerator", "cpu"),
+        *("-o", "run"),
+    ]
+    done = subprocess.run(
+        list(map(str, words)), cwd=tmp_path, env=_environment(), capture_output=True, text=True,
+        timeout=LIMIT_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, done.stderr
+    assert told[0].startswith("error: pictures: expected pictures (")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_of_another_process_is_told_by_the_first_one(monkeypatch):
+    errors = [None, InputError("no such folder", option="--data")]
+    monkeypatch.setattr(processes, "gathered", lambda *_: errors)
+    with pytest.raises(M2KitError, match=r"^process 1 of the run: no such folder$") as caught:
+        processes.in_every_process(SimpleNamespace(is_global_zero=True), lambda: 1)
+    assert caught.value.option == "--data"
+    with pytest.raises(SystemExit):
+        processes.in_every_process(SimpleNamespace(is_global_zero=False), lambda: 1)

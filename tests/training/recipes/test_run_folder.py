@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -5,10 +6,15 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 
+from m2kit import outputs
 from m2kit.errors import FolderError, InputError, M2KitError
+from m2kit.runtime.saving import write_grid
 from m2kit.training.recipes.ar import train_ar
+from m2kit.training.recipes.metrics import MetricsLog
 from m2kit.training.recipes.run_folder import check_run, open_run
 
 GONE = ...
@@ -169,6 +175,45 @@ def test_a_folder_that_cannot_be_written_is_called_by_its_name(tmp_path, ar_sett
     assert str(caught.value) == (
         f"cannot write {tmp_path}: {tmp_path} is not a writable folder; choose another output"
     )
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("file", ["settings.json", "samples.png", "metrics.csv"])
+def test_a_full_disk_says_where_the_run_is_and_how_to_go_on(
+    tmp_path, ar_settings, monkeypatch, file, saved
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def train():
+        with open_run(tmp_path, ar_settings(), saved, print, first=True):
+            if file == "samples.png":
+                write_grid(tmp_path / file, np.zeros((1, 3, 8, 8), np.float32), columns=1)
+            log.add(1, 1.0, {})
+
+    log = MetricsLog(tmp_path / "metrics.csv", {}, 0)
+    if saved:
+        opened(tmp_path, ar_settings(), resume=False)
+        (tmp_path / "resume.ckpt").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        if file == "metrics.csv":
+            patch.setattr(EventsWriter, "flush", full)
+        else:
+            patch.setattr(outputs, "_flush", full)
+        with pytest.raises(FolderError) as caught:
+            train()
+    log.close()
+    what = tmp_path / ("tensorboard" if file == "metrics.csv" else "settings.json")
+    way = (
+        f"{tmp_path} holds the run as it was last saved: free some space and resume it (--resume)"
+        if saved
+        else "nothing of the run was saved: free some space and start again, or choose another "
+        "folder (-o)"
+    )
+    assert f"{caught.value} ({caught.value.option})" == (
+        f"cannot write {what}: No space left on device; {way}"
+    )
+    assert (tmp_path / "settings.json").exists() is saved
 
 
 @pytest.mark.parametrize(

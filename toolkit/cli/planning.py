@@ -57,7 +57,9 @@ def show_tokenizer_plan(
         read_initial(init, settings.spec)
     plan = tokenizer_plan(settings, machine, _data(settings))
     missing = missing_files(*files) if settings.perceptual_weight else []
-    _show(plan, {"to be put there": "; ".join(missing) or None}, {"missing": missing}, as_json)
+    _show(plan, {}, {"missing": missing}, as_json)
+    for line in [] if as_json else missing:  # not in the table, which would break an address
+        click.echo(line)
 
 
 def show_ar_plan(

@@ -170,7 +170,7 @@ def tokenizer(
         "codebook usage on training images": f"{training.codebook_usage:.2%}",
         "codebook perplexity": f"{training.codebook_perplexity:,}",
         "dead bits": ", ".join(map(str, training.dead_bits)) or "none",
-        "held-out PSNR": f"{training.held_out_psnr_db} dB",
+        "held-out PSNR, of 8 bits a colour": f"{training.held_out_psnr_db} dB",
     }
     print_result(about | shown, as_json, about | training.to_json())
 

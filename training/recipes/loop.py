@@ -54,6 +54,7 @@ from m2kit.training.recipes.settings import RunSettings
 from m2kit.training.recipes.unread import Unread
 
 Tell = Callable[[str], None]
+_RATE = "learning_rate"
 
 
 @dataclass(slots=True)
@@ -71,10 +72,13 @@ class _Counts:
         return cls(names, torch.zeros(len(names), dtype=torch.float64), [0] * len(names))
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Add a step; the norm of gradients that overflow in fp16 is left out, as the step is."""
+        """Add a step; the norm of gradients that overflow in fp16 is left out, as the step is. The
+        learning rate is that of the last step, no mean."""
         for index, name in enumerate(self.names):
             value = values.get(name, 0.0)  # 0 where a phase has not begun
-            if math.isfinite(value):
+            if name == _RATE:
+                self.sums[index], self.steps[index] = value, 1
+            elif math.isfinite(value):
                 self.sums[index] += value
                 self.steps[index] += 1
 
@@ -209,7 +213,7 @@ class Run:
             M2KitError: A loss, or the gradients' norm, is no number.
         """
         rate = learning_rate(self.settings, step, len(self.train))
-        values: dict[str, float] = {"learning_rate": rate}
+        values: dict[str, float] = {_RATE: rate}
         norms: dict[str, float] = {}
         phases = [phase for phase in self.recipe.phases if step >= phase.begins]
         for phase in phases:

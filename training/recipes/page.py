@@ -31,6 +31,11 @@ from m2kit.training.recipes.phase import Panels
 from m2kit.training.recipes.run_folder import METRICS_FILE, REPORT_FILE, Trained
 
 _HELD_OUT = "held_out_"
+_SHARES = "codebook_usage", "held_out_codebook_usage"  # shown as percentages
+_NAMES = {  # of what is no name with spaces
+    "held_out_psnr_db": "held-out PSNR in dB, mean over pictures of 8 bits a colour",
+    "held_out_psnr": "held-out PSNR in dB, mean over pictures of floats, as while it trained",
+}
 _LISTED = 20  # of a list's values
 _WIDTH, _PIXELS = 1280, 2**20  # of a grid of pictures
 _STYLE = """
@@ -120,6 +125,8 @@ def write_page(
     """
     metrics = folder / METRICS_FILE
     settings = to_json(training.settings)
+    if settings.get("steps"):
+        del settings["epochs"]  # in place of which it has steps
     measures = {n: v for n, v in to_json(training).items() if n not in ("data", "settings")}
     page = Element("html", lang="en")
     head, body = SubElement(page, "head"), SubElement(page, "body")
@@ -176,8 +183,8 @@ def _table(values: Mapping[str, Any], kind: str = "", bad: Iterable[str] = ()) -
     table = Element("table", {"class": kind} if kind else {})
     for name, value in values.items():
         row = SubElement(table, "tr", {"class": "bad"} if name in bad else {})
-        _text(row, "th", name.replace("_", " "))
-        _text(row, "td", _shown(value))
+        _text(row, "th", _NAMES.get(name, name.replace("_", " ")))
+        _text(row, "td", f"{value:.2%}" if name in _SHARES else _shown(value))
     return table
 
 

@@ -15,6 +15,8 @@ from m2kit.errors import FolderError, M2KitError, TrainingInterrupted
 from m2kit.training.recipes import loop
 from m2kit.training.recipes.loop import Run
 from m2kit.training.recipes.machine import Machine
+from m2kit.training.recipes.schedule import learning_rate
+from m2kit.training.recipes.settings import RunSettings
 
 NAN = float("nan")
 
@@ -197,6 +199,18 @@ def test_a_training_that_diverges_is_one_line_and_keeps_what_was_saved(tmp_path,
         "in another folder"
     )
     assert files(tmp_path) == before
+
+
+def test_a_row_has_the_learning_rate_of_its_step(tmp_path):
+    fit(tmp_path, steps=10)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [(int(row["step"]), float(row["learning_rate"])) for row in csv.DictReader(file)]
+    settings = RunSettings(
+        data="x", epochs=4, steps=10, batch=4, learning_rate=0.01, ema_decay=0.5, seed=3
+    )
+    assert len(rows) > 4
+    for step, rate in rows:
+        assert rate == pytest.approx(learning_rate(settings, step - 1, 12))
 
 
 def test_gradients_that_are_no_numbers_are_told_though_the_losses_are(tmp_path):

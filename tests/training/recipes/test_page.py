@@ -13,12 +13,14 @@ from m2kit.training.recipes.settings import RunSettings
 
 HOSTILE = '<script>alert("1")</script> & <img src=http://x>'
 VOID = {"meta", "img", "source"}
-PANELS = {"loss": ["loss", "held_out_loss"], "rate": ["learning_rate"]}
+PANELS = {"loss": ["loss", "held_out_loss", "held_out_psnr"], "rate": ["learning_rate"]}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Trained):
     held_out_decibels: float
+    codebook_usage: float
+    held_out_psnr_db: float
 
 
 class Reader(HTMLParser):
@@ -53,12 +55,13 @@ class Reader(HTMLParser):
 @pytest.fixture
 def page(tmp_path):
     (tmp_path / "metrics.csv").write_text(
-        "step,epoch,loss,held_out_loss,learning_rate\n2,0.5,3.0,,0.1\n4,1.0,2.0,2.5,0.05\n"
-        "6,1.5,1.0,2.25,0.01\n"
+        "step,epoch,loss,held_out_loss,held_out_psnr,learning_rate\n2,0.5,3.0,,,0.1\n"
+        "4,1.0,2.0,2.5,19.0,0.05\n6,1.5,1.0,2.25,19.5,0.01\n"
     )
     settings = RunSettings(
         data="x",
         epochs=2,
+        steps=6,
         batch=4,
         learning_rate=0.1,
         ema_decay=0.5,
@@ -70,7 +73,13 @@ def page(tmp_path):
     write_page(
         tmp_path,
         "Made up",
-        Outcome(data=HOSTILE, settings=settings, held_out_decibels=21.75),
+        Outcome(
+            data=HOSTILE,
+            settings=settings,
+            held_out_decibels=21.75,
+            codebook_usage=1.0,
+            held_out_psnr_db=20.5,
+        ),
         panels=PANELS,
         figures=[figure_of_grid(HOSTILE, np.zeros((4, 3, 8, 8), np.float32), columns=2)],
         codebooks={"held-out pictures": report_of_tokens(tokens, (8,), "lsb")},
@@ -106,6 +115,18 @@ def test_measures_stand_first_and_all_parts_follow(page):
     places = [0]
     for part in parts:
         places.append(page.texts.index(part, places[-1] + 1))
+
+
+def test_numbers_say_what_they_are(page):
+    def after(name):
+        return page.texts[page.texts.index(name) + 1]
+
+    assert after("codebook usage") == "100.00%"
+    assert after("held-out PSNR in dB, mean over pictures of 8 bits a colour") == "20.5"
+    floats = "held-out PSNR in dB, mean over pictures of floats, as while it trained"
+    assert after(floats) == "19.5"
+    assert after("steps") == "6"
+    assert "epochs" not in page.texts
 
 
 def test_a_dead_bit_stands_out(page):

@@ -95,6 +95,13 @@ def test_the_table_says_what_is_assumed_and_what_is_missing(empty):
     assert ("none of which is here" in text) is not torch.cuda.is_available()
 
 
+def test_addresses_of_what_is_missing_are_not_broken(empty):
+    arguments = ["train", "tokenizer", "--preset", "tokenizer-128", "--dry-run"]
+    done = CliRunner(env={"COLUMNS": "60"}).invoke(cli, arguments)
+    (line,) = [line for line in done.stdout.splitlines() if "download.pytorch.org" in line]
+    assert line.endswith("VGG-16, https://download.pytorch.org/models/vgg16-397923af.pth")
+
+
 def test_a_data_set_that_is_given_is_looked_for(empty, few):
     done = dry_run("--data", "few", "--adversary", "patch", "--steps", 7, "--json")
     plan = json.loads(done.stdout)

@@ -24,6 +24,7 @@ POSITION_INPUTS = {
     contract.INTER_STEP: contract.POSITION,
     contract.INTRA_STEP: contract.SUB_POSITION,
 }
+CLOSED = "the engine was closed; open it again with m2kit.open_engine"
 Buffers = dict[str, npt.NDArray[Any]]
 
 

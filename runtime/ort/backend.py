@@ -1,10 +1,8 @@
 """ONNX Runtime: runs the graphs of a bundle or engine folder on a CPU or through CUDA.
 
-Step graphs are bound once to numpy buffers (IO binding) and to their KV cache (kv_cache.py). On a
-CPU the onnxruntime lowering is taken where the folder has it: it adds the new row in place. A
-commit of the portable one is a slice assignment. With the CUDA provider the cache stays on the GPU,
-and sessions run on m2kit's own stream, on which a commit is queued; what the host writes and reads,
-ids and logits, travels. That provider has not been run on a GPU yet.
+On a CPU the onnxruntime lowering of the step graphs is taken where the folder has it: it adds the
+new row to the cache in place. With the CUDA provider cache and hidden state stay on the GPU, and
+sessions run on m2kit's own stream, on which commits and the copies of ids and logits are queued.
 """
 
 from __future__ import annotations
@@ -23,19 +21,17 @@ from m2kit.host import available_cores, host_name, release_freed_memory
 from m2kit.manifest import Manifest
 from m2kit.records import JsonObject
 from m2kit.runtime.backend import (
+    CLOSED,
     CPU,
     CUDA,
-    POSITION_INPUTS,
     Backend,
-    Buffers,
     Opening,
     Steps,
-    zeros,
 )
 from m2kit.runtime.cuda import Gpu
 from m2kit.runtime.device import probe
-from m2kit.runtime.ort.kv_cache import CudaCache, HostCache, KvCache, bind_array
 from m2kit.runtime.ort.library import load_onnxruntime, path_text
+from m2kit.runtime.ort.steps import CudaStep, CudaSteps, HostStep
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 _PIXELS_AT_ONCE = 256 * 256  # of encoder and decoder
@@ -79,7 +75,7 @@ class OnnxRuntimeBackend(Backend):
                 option="--provider cpu",
             )
         self._sessions: dict[str, Any] = {}
-        self._steps: weakref.WeakSet[OnnxRuntimeStep] = weakref.WeakSet()
+        self._steps: weakref.WeakSet[HostStep | CudaStep] = weakref.WeakSet()
         self._closed = False
         self._gpu = None if self._on_cpu else _first_gpu()
         if not self._on_cpu:  # the smallest graph tells whether the provider starts
@@ -161,13 +157,6 @@ class OnnxRuntimeBackend(Backend):
             return {}
         return {"use_tf32": "0", "user_compute_stream": str(self._gpu.stream)}
 
-    def kv_cache(self, binding: Any, graph: str, rows: int) -> KvCache:
-        """The cache of a step graph, bound for `rows` rows where it is computed."""
-        io = self.io(graph)
-        if self._gpu is None:
-            return HostCache(binding, io, rows, self.compute)
-        return CudaCache(self.ort, self._gpu, binding, io, rows, self.compute)
-
     def check_open(self) -> None:
         """Refuse to go on after `close`.
 
@@ -175,7 +164,7 @@ class OnnxRuntimeBackend(Backend):
             BackendError: The engine was closed.
         """
         if self._closed:
-            raise BackendError("the engine was closed; open it again with m2kit.open_engine")
+            raise BackendError(CLOSED)
 
     def run(self, graph: str, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run encoder, lfq or decoder on named inputs; returns its named outputs."""
@@ -188,11 +177,28 @@ class OnnxRuntimeBackend(Backend):
 
     def open_steps(self, rows: int) -> Steps:
         """Allocate and bind the step graphs for `rows` rows (R)."""
-        inter = OnnxRuntimeStep(self, contract.INTER_STEP, rows, shared={})
+        if self._gpu is not None:
+            on_gpu = CudaSteps(self, self._gpu, rows, self.compute)
+            cuda = [CudaStep(on_gpu, graph) for graph in contract.STEP_GRAPHS]
+            self._steps.update(cuda)
+            return Steps(*cuda)
+        inter = HostStep(self, contract.INTER_STEP, rows, self.compute, shared={})
         hidden = {contract.HIDDEN: inter.outputs[contract.HIDDEN]}
-        intra = OnnxRuntimeStep(self, contract.INTRA_STEP, rows, shared=hidden)
+        intra = HostStep(self, contract.INTRA_STEP, rows, self.compute, shared=hidden)
         self._steps.update((inter, intra))
         return Steps(inter, intra)
+
+    def run_bound(self, session: Any, binding: Any) -> None:
+        """Run a session on what it is bound to.
+
+        Raises:
+            BackendError: The engine was closed, or ONNX Runtime failed.
+        """
+        self.check_open()
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise _failure("a step", error) from error
 
     def active(self) -> JsonObject:
         """What runs and how."""
@@ -215,46 +221,6 @@ class OnnxRuntimeBackend(Backend):
         if self._gpu is not None and opened:
             self._gpu.close()
         release_freed_memory()
-
-
-class OnnxRuntimeStep:
-    """One step graph: buffers and cache bound once."""
-
-    def __init__(self, backend: OnnxRuntimeBackend, graph: str, rows: int, shared: Buffers) -> None:
-        """Allocate and bind every input and output of the graph for `rows` rows; inputs that are
-        `shared` with another graph are bound as they are."""
-        io, compute = backend.io(graph), backend.compute
-        self._backend, self._session = backend, backend.session(graph)
-        self._binding: Any = self._session.io_binding()
-        self.cache = backend.kv_cache(self._binding, graph, rows)
-        bound = self.cache.names
-        self.inputs = zeros([t for t in io.inputs if t.name not in bound], rows, compute) | shared
-        self.outputs = zeros([t for t in io.outputs if t.name not in bound], rows, compute)
-        for name, array in self.inputs.items():
-            bind_array(self._binding.bind_input, name, array)
-        for name, array in self.outputs.items():
-            bind_array(self._binding.bind_output, name, array)
-        self._position = self.inputs.pop(POSITION_INPUTS[graph])
-
-    def reset(self) -> None:
-        """Begin a new sequence; rows written before are masked, so nothing is cleared."""
-
-    def run(self, position: int) -> None:
-        """Compute one position; it sees the positions committed before it."""
-        self._backend.check_open()
-        self._position[0] = position
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
-            raise _failure("a step", error) from error
-
-    def commit(self, position: int) -> None:
-        """Append what the last run computed to the cache, at `position`."""
-        self.cache.commit(position)
-
-    def close(self) -> None:
-        """Let the session go."""
-        self._binding = self._session = None
 
 
 def _first_gpu() -> Gpu:

@@ -21,9 +21,10 @@ from m2kit import contract
 from m2kit.errors import BackendError, InputError
 from m2kit.manifest import Manifest
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import Opening, Steps
+from m2kit.runtime.backend import CLOSED, Opening, Steps
 from m2kit.runtime.cuda import Gpu, Memory
 from m2kit.runtime.device import Device, find_device
+from m2kit.runtime.step_memory import HostSide
 from m2kit.runtime.target import check_machine
 from m2kit.runtime.trt.caches import COMPILED, CompiledKernels, cache_file
 from m2kit.runtime.trt.library import TENSORRT_RTX, error_log, load_tensorrt
@@ -182,7 +183,7 @@ class TensorRTBackend:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BackendError("the engine was closed; open it again with m2kit.open_engine")
+            raise BackendError(CLOSED)
         self._gpu.enter()
 
 
@@ -194,7 +195,8 @@ class _TokenizerGraph:
         self._gpu, self._plan = gpu, plan
         self._memory = Memory(gpu, plan.tensors, {"scratch": plan.scratch_bytes})
         try:
-            plan.bind(gpu, self._memory, self._memory.addresses)
+            addresses = self._memory.addresses
+            plan.bind(gpu, HostSide(self._memory, plan.io), addresses, addresses["scratch"])
         except BackendError:
             self.close()
             raise
@@ -203,11 +205,11 @@ class _TokenizerGraph:
         """Run a batch, filled up with repeats of its last image."""
         images = len(next(iter(feeds.values())))
         for name, feed in feeds.items():
-            self._plan.inputs[name][:images] = feed
-            self._plan.inputs[name][images:] = feed[-1]
+            self._plan.host.inputs[name][:images] = feed
+            self._plan.host.inputs[name][images:] = feed[-1]
         self._plan.queue()
         self._gpu.synchronize()
-        return {name: array[:images].copy() for name, array in self._plan.outputs.items()}
+        return {name: array[:images].copy() for name, array in self._plan.host.outputs.items()}
 
     def close(self) -> None:
         """Release plan and memory."""

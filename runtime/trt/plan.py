@@ -11,7 +11,8 @@ from typing import Any
 
 from m2kit.contract import GraphIO
 from m2kit.errors import BackendError
-from m2kit.runtime.cuda import Gpu, Memory
+from m2kit.runtime.cuda import Gpu
+from m2kit.runtime.step_memory import HostSide
 from m2kit.runtime.trt.caches import CompiledKernels
 from m2kit.runtime.trt.library import out_of_memory
 
@@ -24,8 +25,7 @@ class OpenedPlan:
     Attributes:
         tensors: Name -> (shape, dtype) of every input and output.
         scratch_bytes: Memory that its context needs while it runs.
-        inputs: Name -> array of each input that the host writes, once it is bound.
-        outputs: Name -> array of each output that the host reads, likewise.
+        host: What the host writes and reads of them, once it is bound.
     """
 
     def __init__(
@@ -79,36 +79,23 @@ class OpenedPlan:
                     f"found {found.get(name)}; build the engine again with `{self._rebuild}`"
                 )
 
-    def bind(
-        self, gpu: Gpu, memory: Memory, addresses: Mapping[str, int], prefix: str = ""
-    ) -> None:
-        """Set the address of every tensor, and of the memory the context works in. What the host
-        sees of the tensors has its places in `memory` under prefix + name."""
-        self._gpu, self._memory = gpu, memory
-        self.context.set_device_memory(memory.addresses["scratch"], self.scratch_bytes)
+    def bind(self, gpu: Gpu, host: HostSide, addresses: Mapping[str, int], scratch: int) -> None:
+        """Set the address of every tensor, and of the memory the context works in."""
+        self._gpu, self.host = gpu, host
+        self.context.set_device_memory(scratch, self.scratch_bytes)
         for name in self.tensors:
             if not self.context.set_tensor_address(name, addresses[name]):
                 raise BackendError(f"TensorRT refuses the address of {name}: {self._log.reason()}")
-        self._places = [
-            [prefix + tensor.name for tensor in part if prefix + tensor.name in memory.arrays]
-            for part in (self.io.inputs, self.io.outputs)
-        ]
-        self.inputs, self.outputs = (
-            {place.removeprefix(prefix): memory.arrays[place] for place in part}
-            for part in self._places
-        )
 
     def queue(self) -> None:
         """Queue the copy of the inputs, one run, and the copy of the outputs."""
-        written, read = self._places
-        self._memory.upload(written[0], written[-1])
+        self.host.upload()
         if not self.context.execute_async_v3(self._gpu.stream):
             reason = self._log.reason()
             raise BackendError(
                 f"TensorRT failed in {self.name}: {reason}; `m2kit doctor` shows versions"
             )
-        if read:
-            self._memory.download(read[0], read[-1])
+        self.host.download()
 
     def close(self) -> None:
         """Release the context before its engine."""

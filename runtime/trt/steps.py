@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from m2kit import contract
 from m2kit.errors import BackendError
 from m2kit.runtime.backend import POSITION_INPUTS, Steps
-from m2kit.runtime.cuda import CacheLayout, Gpu, Memory, size_bytes
+from m2kit.runtime.cuda import Gpu
+from m2kit.runtime.step_memory import StepMemory
 from m2kit.runtime.trt.plan import OpenedPlan
 
 
@@ -28,12 +29,11 @@ class StepGraphs:
         """Allocate, bind, warm up and record."""
         self.gpu, self._plans = gpu, plans
         self.lease: object = None
-        caches = {graph: _layout(plan) for graph, plan in plans.items()}
-        self.memory = self._allocate(caches)
+        scratch = max(plan.scratch_bytes for plan in plans.values())
+        self._memory = StepMemory(gpu, {g: (p.io, p.tensors) for g, p in plans.items()}, scratch)
         try:
             self.graphs = {
-                graph: _StepGraph(gpu, self.memory, graph, plan, caches[graph])
-                for graph, plan in plans.items()
+                graph: _StepGraph(gpu, self._memory, graph, plan) for graph, plan in plans.items()
             }
         except BackendError:
             self.close()
@@ -44,36 +44,12 @@ class StepGraphs:
         self.lease = object()
         return Steps(*(TensorRTStep(self, graph, rows) for graph in contract.STEP_GRAPHS))
 
-    def _allocate(self, caches: Mapping[str, CacheLayout]) -> Memory:
-        """What the host writes, then what it reads, then what stays on the GPU; one scratch."""
-        inter, intra = contract.STEP_GRAPHS
-        shared: dict[str, tuple[tuple[int, ...], str]] = {}
-        for graph, plan in self._plans.items():
-            for tensor in plan.io.inputs:
-                if not contract.is_past(tensor.name) and tensor.name != contract.HIDDEN:
-                    shared[f"{graph}/{tensor.name}"] = plan.tensors[tensor.name]
-        for tensor in self._plans[intra].io.outputs:
-            if tensor.name != contract.PRESENT:
-                shared[f"{intra}/{tensor.name}"] = self._plans[intra].tensors[tensor.name]
-        private = {contract.HIDDEN: size_bytes(*self._plans[inter].tensors[contract.HIDDEN])}
-        for graph, cache in caches.items():
-            private[f"{graph}/{contract.PRESENT}"] = cache.present_bytes
-            private[f"{graph}/cache"] = cache.bytes
-        private["scratch"] = max(plan.scratch_bytes for plan in self._plans.values())
-        return Memory(self.gpu, shared, private)
-
     def close(self) -> None:
         """Release plans and memory."""
         self.lease = None
         for plan in self._plans.values():
             plan.close()
-        self.memory.free()
-
-
-def _layout(plan: OpenedPlan) -> CacheLayout:
-    """Of the past.* tensors of a plan."""
-    names = tuple(t.name for t in plan.io.inputs if contract.is_past(t.name))
-    return CacheLayout.of(names, *plan.tensors[names[0]])
+        self._memory.memory.free()
 
 
 class _StepGraph:
@@ -85,19 +61,14 @@ class _StepGraph:
         commits: For each position, what queues the copy of the new rows into the cache.
     """
 
-    def __init__(
-        self, gpu: Gpu, memory: Memory, graph: str, plan: OpenedPlan, cache: CacheLayout
-    ) -> None:
+    def __init__(self, gpu: Gpu, memory: StepMemory, graph: str, plan: OpenedPlan) -> None:
         """Bind, warm up and record."""
-        self.plan, at = plan, memory.addresses
-        addresses = cache.addresses(at[f"{graph}/cache"])
-        for name in plan.tensors:
-            if name not in addresses:
-                addresses[name] = at[name if name == contract.HIDDEN else f"{graph}/{name}"]
-        plan.bind(gpu, memory, addresses, prefix=f"{graph}/")
+        self.plan = plan
+        scratch = memory.memory.addresses["scratch"]
+        plan.bind(gpu, memory.host(graph), memory.addresses(graph), scratch)
         self.launch = plan.queue
         self.recorded = self._record(gpu)
-        self.commits = gpu.strided_copies(addresses[contract.PRESENT], at[f"{graph}/cache"], cache)
+        self.commits = memory.commits(graph)
 
     def _record(self, gpu: Gpu) -> str:
         self.plan.queue()  # TensorRT allocates what it still needs in the first run
@@ -119,10 +90,10 @@ class TensorRTStep:
         """Views of one graph's buffers."""
         step = graphs.graphs[graph]
         self._graphs, self._lease, self._step = graphs, graphs.lease, step
-        written = dict(step.plan.inputs)
+        written = dict(step.plan.host.inputs)
         self._position = written.pop(POSITION_INPUTS[graph])
         self.inputs = {name: array[:rows] for name, array in written.items()}
-        self.outputs = {name: array[:rows] for name, array in step.plan.outputs.items()}
+        self.outputs = {name: array[:rows] for name, array in step.plan.host.outputs.items()}
         self._padding = [(a[rows:], a[rows - 1 : rows]) for a in written.values() if rows < len(a)]
 
     def reset(self) -> None:

@@ -2,12 +2,14 @@
 CudaDouble.
 
 A session computes at the addresses it is bound to, after the work that waits on the stream it was
-given; without one it waits for nothing. What is bound on the host travels to the GPU and back at
-every run: `copied` counts it. Everything else is the real package's.
+given; without one it waits for nothing. An input that is bound on the host is copied to the GPU
+there and then, and never again, as a real GPU showed. An output that is bound on the host travels
+at every run: `copied` counts it. Everything else is the real package's.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import types
 from collections import Counter
@@ -28,28 +30,19 @@ def make_onnxruntime(cuda):
     module.__version__ = real.__version__
     module.copied = copied = Counter()
 
-    class OrtValue:
-        def __init__(self, address):
-            self._address = address
-
-        @staticmethod
-        def ortvalue_from_shape_and_type(shape, element_type, device_type="cpu", device_id=0):
-            assert (device_type, device_id) == ("cuda", 0), "on the host, arrays are bound"
-            size = int(np.prod(shape)) * np.dtype(element_type).itemsize
-            return OrtValue(cuda._allocate("device", size)[1])
-
-        def data_ptr(self):
-            return self._address
-
-        def __del__(self):
-            cuda._free("device", self._address)
-
     class IOBinding:
         def __init__(self, session):
-            self.real, self.travelling = session.real.io_binding(), {}
+            self.real, self.travelling, self.taken = session.real.io_binding(), {}, []
 
-        def bind_input(self, *bound):
-            self._bind(self.real.bind_input, *bound)
+        def bind_input(self, name, device, device_id, element_type, shape, address):
+            if device == "cpu":
+                size = int(np.prod(shape)) * np.dtype(element_type).itemsize
+                taken = (ctypes.c_uint8 * size).from_buffer_copy(
+                    (ctypes.c_uint8 * size).from_address(address)
+                )
+                self.taken.append(taken)
+                address = ctypes.addressof(taken)
+            self._bind(self.real.bind_input, name, device, device_id, element_type, shape, address)
 
         def bind_output(self, *bound):
             self._bind(self.real.bind_output, *bound)
@@ -58,7 +51,7 @@ def make_onnxruntime(cuda):
             size = int(np.prod(shape)) * np.dtype(element_type).itemsize
             if device == "cuda":
                 cuda.view(address, size)
-            else:
+            elif bind == self.real.bind_output:
                 self.travelling[name] = size
             bind(name, "cpu", 0, element_type, shape, address)
 
@@ -92,10 +85,10 @@ def make_onnxruntime(cuda):
         kind = InferenceSession if name == CUDA else real.InferenceSession
         return kind(path, options, providers=providers)
 
-    for part in (OrtValue, IOBinding, InferenceSession):
+    for part in (IOBinding, InferenceSession):
         for name in vars(part):
             if not name.startswith("_") and name != "real":
                 assert hasattr(getattr(real, part.__name__), name), f"{part.__name__}.{name}"
-    module.OrtValue, module.InferenceSession = OrtValue, session
+    module.InferenceSession = session
     module.get_available_providers = lambda: [CUDA, CPU]
     return module

@@ -130,7 +130,7 @@ def test_a_short_batch_is_filled_up_with_repeats_of_its_last_row(built, gpu):
     with m2kit.open_engine(built("ar_tiny", "float32")) as engine:
         engine.sample([1, 2, 3], Sampling(guidance=2.0, seed=1))
         engine.sample([2], Sampling(guidance=2.0, seed=2))
-        arrays = engine.backend._steps.memory.arrays
+        arrays = engine.backend._steps._memory.memory.arrays
         assert arrays["inter_step/class_id"].tolist() == [2, *[engine.spec.transformer.classes] * 5]
         tokens = arrays["inter_step/token"]  # its first rows were written after the last run
         assert (tokens[2:] == tokens[2]).all()

@@ -124,8 +124,9 @@ def engine(request, exported, tmp_path):
     ort = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("needs onnxruntime-gpu")
-    paths = {"digits": DIGITS_CHECKPOINT, "ar_tiny": GOLDEN / "ar_tiny.ckpt"}
-    return shutil.copytree(exported(paths[request.param])[1], tmp_path / "m.engine")
+    models = {"digits": (DIGITS_CHECKPOINT, {}), "ar_tiny": (GOLDEN / "ar_tiny.ckpt", {"heads": 4})}
+    path, overrides = models[request.param]
+    return shutil.copytree(exported(path, **overrides)[1], tmp_path / "m.engine")
 
 
 def test_the_provider_cuda_draws_what_the_cpu_draws(engine):

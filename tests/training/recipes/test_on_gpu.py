@@ -48,9 +48,9 @@ def test_a_tokenizer_learns_the_same_as_on_a_cpu(tmp_path, few, full_float32):
         machine = Machine(accelerator=name, devices=1)
         train_tokenizer(settings, tmp_path / name, resume=False, machine=machine)
     pairs = list(zip(rows(tmp_path / "cpu"), rows(tmp_path / "cuda"), strict=True))
-    for cpu, gpu in pairs[:3]:  # afterwards roundings grow apart, as signs of codes flip
-        for name in ("l1", "entropy_per_position", "commitment", "hinge", "generator_loss"):
-            assert float(gpu[name]) == pytest.approx(float(cpu[name]), rel=2e-3, abs=1e-5), name
+    cpu, gpu = pairs[0]  # afterwards roundings grow apart, as signs of codes flip
+    for name in ("l1", "entropy_per_position", "commitment", "hinge", "generator_loss"):
+        assert float(gpu[name]) == pytest.approx(float(cpu[name]), rel=1e-3, abs=1e-5), name
     cpu, gpu = pairs[-1]
     assert float(gpu["held_out_l1"]) == pytest.approx(float(cpu["held_out_l1"]), rel=0.1)
 
@@ -78,7 +78,6 @@ def test_an_ar_model_learns_on_a_gpu_and_goes_on_after_a_stop(
     train_ar(ar_settings(epochs=3), tokenizer_file, run, resume=True, machine=machine)
     assert len(rows(run)) > before
     measured = [float(row["held_out_bits"]) for row in rows(run) if row["held_out_bits"]]
-    assert len(measured) == 3
     assert measured[-1] < measured[0]
 
 

@@ -1,4 +1,5 @@
-"""TensorRT engines on a real GPU: `make test-gpu`. None of this has been run yet."""
+"""TensorRT engines on a real GPU: `make test-gpu`. None of this has been run yet:
+TensorRT-RTX was tried on an H200, whose compute capability 9.0 it does not support."""
 
 import numpy as np
 import pytest

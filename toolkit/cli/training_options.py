@@ -133,7 +133,7 @@ run_options = together(  # what both trainers take
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16", "fp64"]),
         default="fp32",
-        help="bf16 and fp16 are mixed: weights stay float32. fp16 was never run on hardware.",
+        help="bf16 and fp16 are mixed: weights stay float32.",
     ),
     click.option("--accumulate", type=COUNT, default=1, help="Parts a batch is computed in."),
     click.option(

@@ -1,8 +1,8 @@
 """Where a run computes: devices, how they share the work, and in which precision. None of it is
 part of what is trained: a run may go on elsewhere.
 
-So far processes on one CPU are all that was run: several machines, GPUs and fp16 are written and
-were never tried.
+So far processes on one CPU were run, and one GPU: several GPUs and machines are written and were
+never tried.
 """
 
 from __future__ import annotations

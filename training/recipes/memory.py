@@ -7,7 +7,7 @@ operators use inside themselves, such as the workspaces of convolutions, is not 
 allocator, CUDA and Python hold; nor the optimizer's step, at which activations are gone.
 
 Computed on a GPU, bf16 follows CUDA's rules of autocast, by which GroupNorm and squares are
-float32; it was compared with measured memory on a CPU only (docs/performance.md).
+float32; it was compared with measured memory on a CPU and on one GPU (docs/performance.md).
 """
 
 from __future__ import annotations

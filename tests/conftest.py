@@ -68,6 +68,14 @@ def home(tmp_path_factory, monkeypatch):
     return path
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A benchmark sets torch's threads for the process, and sums of later tests would be others."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Loads golden arrays by name."""

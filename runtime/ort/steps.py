@@ -33,8 +33,12 @@ class Sessions(Protocol):
 
 
 class HostStep:
-    """A step graph on the CPU, over numpy arrays. Its cache is one array (2L, R, H, S, d), read by
-    the portable lowering, whose commit is a slice assignment, and written by the fused one."""
+    """A step graph on the CPU, over numpy arrays.
+
+    Attributes:
+        cache: (2L, R, H, S, d), read by the portable lowering, whose commit is a slice assignment,
+            and written by the fused one.
+    """
 
     def __init__(
         self, sessions: Sessions, graph: str, rows: int, compute: str, shared: Buffers
@@ -45,8 +49,8 @@ class HostStep:
         self._sessions, self._session = sessions, sessions.session(graph)
         self._binding: Any = self._session.io_binding()
         past = [tensor for tensor in io.inputs if contract.is_past(tensor.name)]
-        self._cache = np.zeros((len(past), *past[0].fixed_shape({"R": rows})), compute)
-        caches = {tensor.name: self._cache[index] for index, tensor in enumerate(past)}
+        self.cache = np.zeros((len(past), *past[0].fixed_shape({"R": rows})), compute)
+        caches = {tensor.name: self.cache[index] for index, tensor in enumerate(past)}
         cache_outputs = {contract.updated(name): array for name, array in caches.items()}
         self._present: npt.NDArray[Any] | None = None  # where the graph writes in place
         for tensor in io.outputs:
@@ -73,7 +77,7 @@ class HostStep:
     def commit(self, position: int) -> None:
         """Append what the last run computed to the cache, at `position`."""
         if self._present is not None:
-            self._cache[:, :, :, position] = self._present[:, :, :, 0]
+            self.cache[:, :, :, position] = self._present[:, :, :, 0]
 
     def close(self) -> None:
         """Let the session go."""

@@ -76,13 +76,13 @@ def test_a_second_generation_does_not_see_the_cache_of_the_first(both):
 def test_a_run_writes_its_own_row_of_the_cache_and_no_other(both):
     _, fused = both()
     step = fused.backend.open_steps(2).inter
-    before = step.cache.array.copy()
+    before = step.cache.copy()
     step.inputs["class_id"][:] = 1
     step.run(0)
-    changed = (step.cache.array != before).any(axis=(0, 1, 2, 4))
+    changed = (step.cache != before).any(axis=(0, 1, 2, 4))
     assert changed.tolist() == [True, *[False] * 5]
-    assert not step.cache.array[0::2, :, :, 0].any()  # the class token's keys are turned to zero
-    assert step.cache.array[1::2, :, :, 0].any()
+    assert not step.cache[0::2, :, :, 0].any()  # the class token's keys are turned to zero
+    assert step.cache[1::2, :, :, 0].any()
 
 
 def test_both_lowerings_read_the_same_weights(exported):

@@ -25,7 +25,11 @@ from m2kit.training.models.tokenizer import ResBlock
 from m2kit.training.models.transformer import Block
 from m2kit.training.recipes.division import Division
 from m2kit.training.recipes.phase import Phase
-from m2kit.training.recipes.processes import end_with_starter, started_by_torchrun
+from m2kit.training.recipes.processes import (
+    end_with_starter,
+    silent_lightning,
+    started_by_torchrun,
+)
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 _PRECISIONS: dict[str, Any] = {
@@ -102,7 +106,7 @@ class Machine:
         elif processes > 1:
             strategy = DDPStrategy(broadcast_buffers=False)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), silent_lightning():
                 warnings.filterwarnings("ignore", module="lightning")
                 return Fabric(
                     accelerator=self.accelerator,

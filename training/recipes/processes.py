@@ -65,7 +65,7 @@ def together(fabric: Fabric, first: Shared, saved: Path) -> Iterator[Shared]:
     before = dict(os.environ)
     try:
         with (
-            _silent_lightning(),  # nor does a run of one process say that it begins
+            silent_lightning(),  # nor does a run of one process say that it begins
             _of_connections(
                 fabric,
                 f"{processes} did not find each other",
@@ -140,7 +140,8 @@ def _of_connections(fabric: Fabric, message: str, saved: Path | None) -> Iterato
 
 
 @contextlib.contextmanager
-def _silent_lightning() -> Iterator[None]:
+def silent_lightning() -> Iterator[None]:
+    """Lightning tells neither precision nor device: m2kit does."""
     logs = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
     levels = [log.level for log in logs]
     for log in logs:

@@ -98,6 +98,12 @@ def test_compiled_networks_learn_the_same_and_keep_their_names(
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-4)
 
 
+def test_lightning_says_nothing_of_precision(caplog):
+    with caplog.at_level("INFO"):
+        Machine(accelerator="cpu", precision="bf16").fabric()
+    assert not caplog.records
+
+
 def test_no_gpu_is_touched_before_each_process_has_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(machine_module, "end_with_starter", lambda: None)

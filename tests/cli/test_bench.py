@@ -132,5 +132,5 @@ def test_a_drawing_process_that_failed_says_why(monkeypatch, returncode, stderr,
 
     monkeypatch.setattr(benching.subprocess, "run", failed)
     with pytest.raises(BackendError) as caught:
-        benching._peak_memory(Path("x.engine"), None, 1, {})
+        benching._peak_memory(Path("x.engine"), 1, {})
     assert str(caught.value).startswith(expected)

@@ -1,14 +1,17 @@
 """ONNX Runtime's provider cuda, on doubles: the cache stays on the GPU."""
 
 import gc
+import json
 import shutil
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import m2kit
+from m2kit.cli import benching, cli
 from m2kit.errors import BackendError
 from m2kit.sampling import Sampling
 
@@ -59,6 +62,20 @@ def test_no_copy_of_the_cache_passes_the_host_in_the_loop(engine, on_cuda, guida
     del steps, last, opened
     gc.collect()
     assert cuda.leaks() == (0, 0, 0)
+
+
+def test_bench_times_the_provider_and_no_bandwidth_of_the_host(engine, on_cuda, monkeypatch):
+    asked = []
+    monkeypatch.setattr(benching, "_peak_memory", lambda *given: asked.append(given))
+    options = ["--rounds", "1", "--no-baseline", "--provider", "cuda", "--json"]
+    done = CliRunner().invoke(cli, ["bench", "--engine", str(engine), *options])
+    assert done.exit_code == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["active"]["provider"] == "CUDAExecutionProvider"
+    assert "Test GPU" in value["machine"]
+    assert value["bandwidth_gb_s"] is None
+    ((_, _, given),) = asked
+    assert given["provider"] == "cuda"
 
 
 def test_steps_do_not_go_on_after_their_stream_is_gone(engine, on_cuda):

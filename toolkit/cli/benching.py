@@ -22,6 +22,7 @@ from m2kit.cli.options import (
     engine_option,
     json_option,
     only_folder,
+    provider_option,
     sampling_options,
     threads_option,
     warn_of_quality,
@@ -45,6 +46,7 @@ _OFFICIAL_POSITIONS = 32  # timed with the official sampler's habits
 
 @click.command()
 @engine_option
+@provider_option
 @threads_option
 @click.option("--batch", type=COUNT, default=1, help="Images drawn at once.")
 @click.option("--rounds", type=COUNT, default=2, help="Generations.")
@@ -55,6 +57,7 @@ _OFFICIAL_POSITIONS = 32  # timed with the official sampler's habits
 @json_option
 def bench(
     engine: Path | None,
+    provider: str | None,
     threads: int | None,
     batch: int,
     rounds: int,
@@ -75,13 +78,14 @@ def bench(
         require("matplotlib", extra="train", what="--plot")
     path = only_folder(ENGINE, engine)
     note("drawing in a process of its own, for its memory ...")
-    peak = _peak_memory(path, threads, batch, options)
+    opening = {"provider": provider, "threads": threads}
+    peak = _peak_memory(path, batch, opening | options)
     with stages() as begin:
         found, value = _measure(
             path,
             m2kit.Sampling(**options),
             begin,
-            threads=threads,
+            opening=opening,
             batch=batch,
             rounds=rounds,
             compiled=None if no_baseline else compiled,
@@ -105,7 +109,7 @@ def _measure(
     sampling: m2kit.Sampling,
     begin: Begin,
     *,
-    threads: int | None,
+    opening: JsonObject,
     batch: int,
     rounds: int,
     compiled: bool | None,
@@ -113,13 +117,14 @@ def _measure(
 ) -> tuple[Benchmark, JsonObject]:
     """Open and measure: what was found, and the same with its circumstances, as --json prints it.
 
-    `compiled` is None to leave PyTorch out; `peak` is of the drawing process.
+    `opening` is how the engine is opened; `compiled` is None to leave PyTorch out; `peak` is of
+    the drawing process.
     """
     from m2kit.runtime.bench.benchmark import benchmark
     from m2kit.runtime.bench.memory import memory_use
 
     began = time.perf_counter()
-    with m2kit.open_engine(path, threads=threads) as engine:
+    with m2kit.open_engine(path, **opening) as engine:
         warn_of_quality(path, engine)
         _, resolved = engine.check_draw([0], sampling)
         rows = 2 * batch if resolved.guided else batch
@@ -127,7 +132,7 @@ def _measure(
         engine.backend.open_steps(rows)
         opened = time.perf_counter() - began - decoding
         host = engine.backend.threads
-        cores = host or threads or available_cores()
+        cores = host or opening["threads"] or available_cores()
         baselines = {} if compiled is None else _baselines(engine, cores, compiled)
         found = benchmark(
             engine, sampling, images=batch, rounds=rounds, baselines=baselines, begin=begin
@@ -168,12 +173,10 @@ def _baselines(engine: Engine, threads: int, compiled: bool) -> dict[str, Baseli
     return found
 
 
-def _peak_memory(
-    path: Path, threads: int | None, batch: int, options: Mapping[str, Any]
-) -> int | None:
+def _peak_memory(path: Path, batch: int, options: Mapping[str, Any]) -> int | None:
     """Peak resident memory of `m2kit generate` drawing one batch, in a process of its own."""
     given = []
-    for name, item in {"threads": threads, **options}.items():
+    for name, item in options.items():
         if item is None or item is False:
             continue
         given.append(f"--{name.replace('_', '-')}")

@@ -13,6 +13,8 @@ compared again on the GPU where it is built or first opened.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,13 @@ import onnx_ir as ir
 
 from m2kit.contract import PORTABLE, graph_names
 from m2kit.engines.graph_files import save_graph
-from m2kit.manifest import Manifest
+from m2kit.errors import FolderError
+from m2kit.folder_check import check_folder
+from m2kit.manifest import BUNDLE, Manifest
+from m2kit.manifest_file import read_manifest
+from m2kit.precision import Precision
+from m2kit.records import JsonObject
+from m2kit.runtime.engine import Engine
 from m2kit.runtime.ort.backend import OnnxRuntimeBackend
 
 
@@ -52,6 +60,45 @@ class EmulatedBackend(OnnxRuntimeBackend):
         super().close()
         for path in self._paths.values():
             path.unlink(missing_ok=True)
+
+
+class _EmulatedCopy(EmulatedBackend):
+    """Of a folder that nothing else uses; `close` removes it."""
+
+    def active(self) -> JsonObject:
+        """What runs and how."""
+        return super().active() | {"emulated": "half precision, products summed in float32"}
+
+    def close(self) -> None:
+        """Drop the sessions and remove the folder."""
+        super().close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def open_emulated(folder: Path) -> Engine:
+    """Open a half bundle to see what half precision makes of a model where there is no GPU: slowly,
+    on a copy in the system's folder for temporary files, which `close` removes.
+
+    Raises:
+        FolderError: Not an intact bundle in half precision.
+        BackendError: onnxruntime is not installed.
+    """
+    manifest = read_manifest(folder, BUNDLE)
+    if manifest.precision is not Precision.FLOAT16:
+        raise FolderError(
+            f"{folder}: expected a bundle in half precision, found {manifest.precision.value}; "
+            "export one with `m2kit export --precision fp16`"
+        )
+    check_folder(folder, manifest, trust_seen_weights=True)
+    copy = Path(tempfile.mkdtemp(prefix="m2kit-emulated-"))
+    try:
+        for name in manifest.files:
+            shutil.copyfile(folder / name, copy / name)
+        backend = _EmulatedCopy(copy, manifest)
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    return Engine(manifest.spec, backend, defaults=manifest.sampling, info=manifest)
 
 
 def emulated(model: ir.Model) -> ir.Model:

@@ -3,6 +3,7 @@
 Half precision is judged on the emulated graph: ONNX Runtime's CPU provider computes half graphs in
 float32 and hides rounding and overflow."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,10 @@ from conftest import DIGITS_CHECKPOINT, GOLDEN, PORTABLE_OPS
 from draw_quality import draw_quality
 
 from m2kit import Sampling, contract
-from m2kit.engines.emulation import EmulatedBackend, emulated
+from m2kit.engines.emulation import EmulatedBackend, emulated, open_emulated
+from m2kit.engines.half_bundle import write_half_bundle
 from m2kit.engines.half_precision import HALF_LIMIT, SCORE_LIMIT, half_graph, write_half
+from m2kit.errors import FolderError
 from m2kit.export.exporter import export_bundle
 from m2kit.manifest import BUNDLE
 from m2kit.manifest_file import files_table, read_manifest
@@ -147,6 +150,30 @@ def test_ids_and_images_stay_near_on_the_golden_model(ar_tiny, golden):
     assert min(quality.top1) >= 0.99
     assert max(quality.kl) < 1e-3
     assert np.abs(exact.decode(tokens) - half.decode(tokens)).max() < 0.05
+
+
+def test_a_half_bundle_is_opened_in_emulation_and_left_as_it_is(exported, ar_tiny, tmp_path):
+    exact = exported(GOLDEN / "ar_tiny.ckpt", heads=4)[0]
+
+    def copied(folder):
+        return read_manifest(shutil.copytree(exact, folder), BUNDLE)
+
+    write_half_bundle(copied, tmp_path / "half.bundle")
+    before = sorted((tmp_path / "half.bundle").iterdir())
+    tokens = np.random.default_rng(0).integers(0, 4, (2, *ar_tiny[0].transformer.grid, 2))
+    with open_emulated(tmp_path / "half.bundle") as engine:
+        place = engine.backend.path("decoder").parent
+        assert "emulated" in engine.backend.active()
+        found = engine.score([1, 2], tokens)
+    assert not place.exists()
+    assert sorted((tmp_path / "half.bundle").iterdir()) == before
+    for one, other, full in zip(
+        found, ar_tiny[1].score([1, 2], tokens), ar_tiny[0].score([1, 2], tokens), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+        assert not np.array_equal(one, full)
+    with pytest.raises(FolderError, match="expected a bundle in half precision, found float32"):
+        open_emulated(exact)
 
 
 def test_digits_keep_their_distributions_and_draws(digits):

@@ -8,7 +8,7 @@ share their noise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -87,26 +87,52 @@ def draw_images(
         raise InputError(
             f"class {twice} stands there several times; name it once, with as many images as wanted"
         )
+    engine.draw_at_once(sampling, batch)
+    numbers = (
+        number
+        for class_id in map(int, classes)
+        for number in _numbers(class_id, first_image, count)
+        if number not in skip
+    )
+    left = len(classes) * count - len(skip)
+    return draw_numbers(engine, numbers, left, sampling, batch=batch, begin=begin)
+
+
+def draw_numbers(
+    engine: Engine,
+    numbers: Iterable[int],
+    count: int,
+    sampling: Sampling | None = None,
+    *,
+    batch: int | None = None,
+    begin: Begin = silent,
+) -> Iterator[DrawnImages]:
+    """Draw images of given numbers, in their order.
+
+    Args:
+        engine: What draws.
+        numbers: class * 2^32 + place in the class, of each image; read as they are drawn.
+        count: How many there are.
+        sampling: As for `draw_images`.
+        batch: Likewise; every batch has as many, but for the last one.
+        begin: Likewise.
+
+    Yields:
+        Finished batches.
+
+    Raises:
+        InputError: A class, number or option out of range, when it is reached.
+    """
     at_once = engine.draw_at_once(sampling, batch)
-
-    def batches() -> Iterator[DrawnImages]:
-        left = len(classes) * count - len(skip)
-        advance = begin("drawing", left * engine.transformer.positions)
-        wanted = (
-            (class_id, number)
-            for class_id in map(int, classes)
-            for number in _numbers(class_id, first_image, count)
-            if number not in skip
-        )
-        while part := list(islice(wanted, at_once)):
-            own = np.array([class_id for class_id, _ in part], np.int64)
-            numbers = np.array([number for _, number in part], np.uint64)
-            for drawn in engine.generate(own, sampling, image_numbers=numbers):
-                advance(len(part))
-                tokens = drawn.tokens
-            yield DrawnImages(numbers, own, tokens, engine.decode(tokens, batch=batch))
-
-    return batches()
+    advance = begin("drawing", count * engine.transformer.positions)
+    wanted = iter(numbers)
+    while part := list(islice(wanted, at_once)):
+        own = np.array([number // IMAGES_OF_A_CLASS for number in part], np.int64)
+        for drawn in engine.generate(own, sampling, image_numbers=np.array(part, np.uint64)):
+            advance(len(part))
+            tokens = drawn.tokens
+        images = engine.decode(tokens, batch=batch)
+        yield DrawnImages(np.array(part, np.uint64), own, tokens, images)
 
 
 def _numbers(class_id: int, first_image: int, count: int) -> range:

@@ -6,8 +6,12 @@ and truncated (not rounded) to uint8.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
+
+Rounding = Literal["truncate", "round"]  # how a value between two whole ones becomes one of them
 
 
 def images_from_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -44,9 +48,13 @@ def cropped(images: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArr
     return images[tuple([slice(None), slice(None), *inner])]
 
 
-def uint8_from_images(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """(B, 3, H, W) float32 in [-1, 1] as (B, H, W, 3) uint8."""
-    scaled = np.clip(255 * (images + 1) / 2, 0, 255)
+def uint8_from_images(
+    images: npt.NDArray[np.float32], rule: Rounding = "truncate"
+) -> npt.NDArray[np.uint8]:
+    """(B, 3, H, W) float32 in [-1, 1] as (B, H, W, 3) uint8; `round` takes halves up, as LlamaGen
+    and VAR write theirs (127.5 x + 128)."""
+    scaled = 255 * (images + 1) / 2 + (0.5 if rule == "round" else 0)
+    scaled = np.clip(scaled, 0, 255)
     return scaled.astype(np.uint8).transpose(0, 2, 3, 1)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _MOST_PACKED = 100  # bytes of arrays that a byte of an archive may stand for
 _SMALL_BYTES = 1 << 22  # that any archive may unpack to
-_ARCHIVE_ERRORS = (  # all that zipfile and numpy were seen to raise on damaged archives
+ARCHIVE_ERRORS = (  # all that zipfile and numpy were seen to raise on damaged archives
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, MemoryError,
     NotImplementedError, OverflowError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -40,5 +40,5 @@ def read_npz(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
         with np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
             return {name: a for name, a in found.items() if isinstance(a, np.ndarray)}
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise DamagedArchive(file.name) from error

@@ -52,6 +52,7 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "export": ("--ckpt", CHECKPOINT, *SPEC, "-o", "out"),
     "build-engine": (BUNDLE, "--backend", "onnxruntime", "-o", "out"),
     "generate": ("--engine", ENGINE, "--class", "1", "-n", "1", "-o", "out.png"),
+    "sample": (ENGINE, "--class", "1", "--per-class", "1", "-o", "out"),
     "encode": ("a.png", "--engine", ENGINE, "-o", "out.npz"),
     "decode": ("t.npz", "--engine", ENGINE, "-o", "out.png"),
     "reconstruct": ("a.png", "--engine", ENGINE, "-o", "out.png"),
@@ -183,8 +184,8 @@ def _outside(kind: Any) -> Iterator[str]:
 
 def paths() -> Iterator[Case]:
     """Inputs and outputs of every kind in every place that takes a path."""
-    for name in ("export", "build-engine", "generate", "encode", "decode", "reconstruct",
-                 "convert-tokens", *_SLOW[1:]):  # fmt: skip
+    for name in ("export", "build-engine", "generate", "sample", "encode", "decode",
+                 "reconstruct", "convert-tokens", *_SLOW[1:]):  # fmt: skip
         right = RIGHT[name]
         for output in OUTPUTS:
             slow = name in _SLOW or name in ("export", "build-engine")

@@ -17,6 +17,7 @@ from m2kit.cli.generating import generate
 from m2kit.cli.health import doctor
 from m2kit.cli.imaging import convert_tokens, decode, reconstruct
 from m2kit.cli.reporting import inspect, verify
+from m2kit.cli.sampling_sets import sample
 from m2kit.cli.training import train
 
 
@@ -39,7 +40,7 @@ cli.add_sections(
     {
         "Make a checkpoint": (train, init_checkpoint),
         "Build an engine from it": (export, build_engine),
-        "Use the engine": (generate, encode, decode, reconstruct, convert_tokens),
+        "Use the engine": (generate, sample, encode, decode, reconstruct, convert_tokens),
         "Look, check and measure": (describe, inspect, verify, doctor, bench),
     }
 )

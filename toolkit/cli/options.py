@@ -186,29 +186,41 @@ sampling_options = together(
 )
 
 
-def engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--engine, --provider, --threads and --check, handed on as one `open_engine` function."""
+def _opening(engine_parameter: Decorator) -> Decorator:
+    """--provider, --threads, --check and what names an engine, handed on as one `open_engine`
+    function."""
 
-    @engine_option
-    @provider_option
-    @threads_option
-    @click.option("--check", is_flag=True, help="Hash the weights even if they were before.")
-    @functools.wraps(command)
-    def wrapped(
-        engine: Path | None, provider: str | None, threads: int | None, check: bool, **options: Any
-    ) -> None:
-        def open_engine() -> Engine:
-            path = only_folder(ENGINE, engine)
-            with stages() as begin:
-                opened = m2kit.open_engine(
-                    path, provider=provider, threads=threads, check=check, begin=begin
-                )
-            warn_of_quality(path, opened)
-            return opened
+    def decorate(command: Callable[..., None]) -> Any:
+        @engine_parameter
+        @provider_option
+        @threads_option
+        @click.option("--check", is_flag=True, help="Hash the weights even if they were before.")
+        @functools.wraps(command)
+        def wrapped(
+            engine: Path | None,
+            provider: str | None,
+            threads: int | None,
+            check: bool,
+            **options: Any,
+        ) -> None:
+            def open_engine() -> Engine:
+                path = only_folder(ENGINE, engine)
+                with stages() as begin:
+                    opened = m2kit.open_engine(
+                        path, provider=provider, threads=threads, check=check, begin=begin
+                    )
+                warn_of_quality(path, opened)
+                return opened
 
-        command(open_engine=open_engine, **options)
+            command(open_engine=open_engine, **options)
 
-    return wrapped
+        return wrapped
+
+    return decorate
+
+
+engine_options = _opening(engine_option)
+engine_argument = _opening(click.argument("engine", required=False, type=PATH))
 
 
 def warn_of_quality(path: Path, engine: Engine) -> None:

@@ -43,6 +43,10 @@ class InputError(M2KitError):
     """An image, class, token or option outside what the model takes."""
 
 
+class Unavailable(M2KitError):
+    """A measure that cannot be told: there are too few samples, or a network is missing."""
+
+
 class TrainingInterrupted(M2KitError):
     """A training that Ctrl-C ended; what it has kept can be gone on with."""
 

@@ -7,14 +7,18 @@ official training files (`loss.perceptual_loss.*`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from m2kit.errors import CheckpointError
-from m2kit.training.checkpoints.file import read_file
+from m2kit.training.models.weights_file import (
+    WeightsFile,
+    copy_weights,
+    missing_line,
+    weights_path,
+)
 
 # VGG-16's convolutions by slice, as (index in torchvision's `features`, channels out); a slice
 # ends with the ReLU that LPIPS looks at, and all but the first begin by halving h and w.
@@ -27,21 +31,6 @@ _SLICES = (
 )
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of RGB in [-1, 1]
 _EPSILON = 1e-10
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsFile:
-    """A file of published weights.
-
-    Attributes:
-        name: As its publisher calls it.
-        source: What it is, and where from.
-        option: Of the command line, to name it.
-    """
-
-    name: str
-    source: str
-    option: str
 
 
 VGG = WeightsFile(
@@ -152,37 +141,20 @@ def perceptual_network(vgg: Path | None = None, heads: Path | None = None) -> Pe
 def missing_files(vgg: Path | None = None, heads: Path | None = None) -> list[str]:
     """What `perceptual_network` would miss, a line each."""
     return [
-        _missing(path, wanted)
-        for path, wanted in ((_path(vgg, VGG), VGG), (_path(heads, HEADS), HEADS))
+        missing_line(path, wanted)
+        for path, wanted in ((weights_path(vgg, VGG), VGG), (weights_path(heads, HEADS), HEADS))
         if not path.is_file()
     ]
-
-
-def _path(named: Path | None, wanted: WeightsFile) -> Path:
-    return named or Path(torch.hub.get_dir()) / "checkpoints" / wanted.name
-
-
-def _missing(path: Path, wanted: WeightsFile) -> str:
-    return f"{path} is missing: it is {wanted.source}"
 
 
 def _load(
     network: PerceptualNetwork, named: Path | None, wanted: WeightsFile, names: dict[str, str]
 ) -> None:
     """Take tensors from a file: own name -> the file's."""
-    path = _path(named, wanted)
+    path = weights_path(named, wanted)
     if not path.is_file():
         raise CheckpointError(
-            f"{_missing(path, wanted)}; put it there, name it, or train without it",
+            f"{missing_line(path, wanted)}; put it there, name it, or train without it",
             option=f"{wanted.option} or --perceptual none",
         )
-    tensors = read_file(path, check=True).tensors
-    expected = network.state_dict()
-    for name, theirs in names.items():
-        found = tuple(tensors[theirs].shape) if theirs in tensors else None
-        if found != tuple(expected[name].shape):
-            raise CheckpointError(
-                f"{path}: expected {wanted.source}, with {theirs} of shape "
-                f"{list(expected[name].shape)}; found {'none' if found is None else list(found)}"
-            )
-        expected[name].copy_(tensors[theirs])
+    copy_weights(network, path, wanted, names)

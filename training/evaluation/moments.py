@@ -1,0 +1,274 @@
+"""Mean and covariance of features, added batch by batch and merged, and the Frechet distance.
+
+The sums are those of torchmetrics' FrechetInceptionDistance: count, sum, and the sum of outer
+products, in float64, so that shards of a set merge into what one pass gives. The distance between
+two Gaussians (Dowson and Landau, 1982; FID, arXiv 1706.08500) is
+
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2),
+
+whose last trace is the sum of the singular values of S1^(1/2) S2^(1/2). Square roots come from
+eigenvalues of symmetric matrices and singular values are never negative, so nothing is imaginary
+and a matrix without full rank is no special case, as it is for scipy's sqrtm of S1 S2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from m2kit.errors import InputError, Unavailable
+from m2kit.npz_file import DamagedArchive, read_npz
+from m2kit.outputs import new_file
+
+Matrix = npt.NDArray[np.float64]
+_KEYS = ("count", "sum", "outer")
+
+
+class Gaussian(Protocol):
+    """What a Frechet distance is taken of.
+
+    Attributes:
+        count: Samples behind it; None where that is not known.
+        mean: (D) float64.
+        covariance: (D, D) float64, unbiased.
+    """
+
+    @property
+    def count(self) -> int | None:
+        """Samples, if known."""
+
+    @property
+    def mean(self) -> Matrix:
+        """(D) float64."""
+
+    @property
+    def covariance(self) -> Matrix:
+        """(D, D) float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Statistics that somebody else took, of samples that are not here.
+
+    Attributes:
+        mean: (D) float64.
+        covariance: (D, D) float64.
+        count: None, as the files do not tell.
+    """
+
+    mean: Matrix
+    covariance: Matrix
+    count: int | None = None
+
+
+class Moments:
+    """Sums over samples of D features.
+
+    Attributes:
+        dimensions: D.
+        count: Samples so far.
+        sum: (D) float64.
+        outer: (D, D) float64, the sum of every sample's product with itself.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        """Of no samples yet."""
+        self.dimensions = dimensions
+        self.count = 0
+        self.sum: Matrix = np.zeros(dimensions)
+        self.outer: Matrix = np.zeros((dimensions, dimensions))
+
+    def add(self, features: Tensor) -> None:
+        """Add samples, (B, D) of any float type and on any device.
+
+        Raises:
+            InputError: Features of another shape, or that are not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != self.dimensions:
+            raise InputError(
+                f"expected (B, {self.dimensions}) features, found {tuple(features.shape)}"
+            )
+        values: Matrix = features.detach().to("cpu", torch.float64).numpy()
+        if not np.isfinite(values).all():
+            raise InputError("features of some samples are not finite; look at their pictures")
+        self.count += len(values)
+        self.sum += values.sum(0)
+        self.outer += values.T @ values
+
+    def merge(self, other: Moments) -> None:
+        """Add another part's samples.
+
+        Raises:
+            InputError: Of another number of dimensions.
+        """
+        if other.dimensions != self.dimensions:
+            raise InputError(
+                f"moments of {self.dimensions} features do not merge with those of "
+                f"{other.dimensions}; take one feature network for all"
+            )
+        self.count += other.count
+        self.sum += other.sum
+        self.outer += other.outer
+
+    @property
+    def mean(self) -> Matrix:
+        """(D) float64.
+
+        Raises:
+            Unavailable: There are no samples.
+        """
+        if not self.count:
+            raise Unavailable("there are no samples")
+        return self.sum / self.count
+
+    @property
+    def covariance(self) -> Matrix:
+        """(D, D) float64, unbiased.
+
+        Raises:
+            Unavailable: There are fewer than two samples.
+        """
+        if self.count < 2:
+            raise Unavailable(f"a covariance needs two samples or more, found {self.count}")
+        mean = self.mean
+        return (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+
+
+def save_moments(path: Path, parts: dict[str, Moments]) -> None:
+    """Write moments into one .npz file, which appears whole or not at all.
+
+    Args:
+        path: The file; replaced where it is there.
+        parts: Name, such as "pooled", -> moments.
+
+    Raises:
+        FolderError: It cannot be written.
+    """
+    arrays: dict[str, Any] = {
+        f"{name}_{key}": getattr(part, key) for name, part in parts.items() for key in _KEYS
+    }
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_moments(path: Path) -> dict[str, Moments]:
+    """What `save_moments` wrote.
+
+    Raises:
+        InputError: It cannot be read, or is something else.
+    """
+    arrays = _arrays(path)
+    names = [name.removesuffix("_count") for name in arrays if name.endswith("_count")]
+    if not names or set(arrays) != {f"{name}_{key}" for name in names for key in _KEYS}:
+        raise InputError(f"{path}: expected moments as m2kit keeps them, found other arrays")
+    return {name: _moments(path, *(arrays[f"{name}_{key}"] for key in _KEYS)) for name in names}
+
+
+def of_published_npz(path: Path) -> tuple[Published, Published | None]:
+    """Statistics of the pooled and of the spatial features: mu, sigma, mu_s, sigma_s of ADM's
+    reference files (VIRTUAL_imagenet256_labeled.npz and its like). pytorch-fid's files and MAR's
+    have the first two alone, and then the second is None.
+
+    Raises:
+        InputError: It cannot be read, or has no such statistics.
+    """
+    arrays = _arrays(path)
+    if "mu" not in arrays or "sigma" not in arrays:
+        found = ", ".join(sorted(arrays)) or "nothing"
+        raise InputError(f"{path}: expected the arrays mu and sigma, found {found:.80}")
+    pooled = _published(path, arrays["mu"], arrays["sigma"])
+    if "mu_s" not in arrays or "sigma_s" not in arrays:
+        return pooled, None
+    return pooled, _published(path, arrays["mu_s"], arrays["sigma_s"])
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Between two sets of features, in the square of their unit; 0 of a set and itself, and
+    symmetric, both to rounding.
+
+    Args:
+        a: Of one set.
+        b: Of the other, of as many dimensions.
+
+    Raises:
+        InputError: Of different dimensions.
+        Unavailable: A set has fewer samples than dimensions, so that its covariance is singular
+            and the distance says more of the number of samples than of the set.
+    """
+    dimensions = len(a.mean)
+    if len(b.mean) != dimensions:
+        raise InputError(
+            f"statistics of {dimensions} and of {len(b.mean)} features cannot be compared; take "
+            "one feature network for both"
+        )
+    for part in (a, b):
+        if part.count is not None and part.count < dimensions:
+            raise Unavailable(
+                f"a Frechet distance of {dimensions} features needs {dimensions} samples or more, "
+                f"found {part.count}"
+            )
+    first, second = a.covariance, b.covariance
+    spread = float(np.trace(first) + np.trace(second))
+    common = np.linalg.svd(_square_root(first) @ _square_root(second), compute_uv=False).sum()
+    distance = float(np.square(a.mean - b.mean).sum()) + spread - 2 * float(common)
+    if not np.isfinite(distance):
+        raise Unavailable("the Frechet distance is not finite; look at the features")
+    return max(distance, 0.0)
+
+
+def _square_root(covariance: Matrix) -> Matrix:
+    """Of a symmetric matrix without negative eigenvalues; those of rounding are left out, as their
+    roots would be larger than they by orders of magnitude."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    rounding = np.finfo(np.float64).eps * len(values) * max(float(values[-1]), 0.0)
+    roots = np.sqrt(np.where(values > rounding, values, 0.0))
+    root: Matrix = (vectors * roots) @ vectors.T
+    return root
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with path.open("rb") as file:
+            return read_npz(file)
+    except (DamagedArchive, OSError) as error:
+        raise InputError(
+            f"{path} is no intact .npz file of plain arrays; fetch it again"
+        ) from error
+
+
+def _moments(path: Path, count: Any, total: Any, outer: Any) -> Moments:
+    dimensions = total.size
+    right = (
+        (count.shape, count.dtype) == ((), np.int64)
+        and (total.shape, total.dtype) == ((dimensions,), np.float64)
+        and (outer.shape, outer.dtype) == ((dimensions, dimensions), np.float64)
+        and np.isfinite(total).all()
+        and np.isfinite(outer).all()
+    )
+    if not right or count < 0:
+        raise InputError(f"{path}: its moments are damaged; make them again")
+    moments = Moments(dimensions)
+    moments.count, moments.sum, moments.outer = int(count), total, outer
+    return moments
+
+
+def _published(path: Path, mean: Any, covariance: Any) -> Published:
+    dimensions = mean.size
+    if mean.shape != (dimensions,) or covariance.shape != (dimensions, dimensions):
+        raise InputError(
+            f"{path}: expected a mean (D) and a covariance (D, D), found {mean.shape} and "
+            f"{covariance.shape}"
+        )
+    if not (_is_finite(mean) and _is_finite(covariance)):
+        raise InputError(f"{path}: its statistics are not finite; fetch the file again")
+    return Published(mean.astype(np.float64), covariance.astype(np.float64))
+
+
+def _is_finite(values: Any) -> bool:
+    return values.dtype.kind == "f" and bool(np.isfinite(values).all())

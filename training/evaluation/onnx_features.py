@@ -1,0 +1,167 @@
+"""Any ONNX file as a feature network. What it takes is declared in a JSON file beside it, of the
+same name (clip.onnx, clip.json):
+
+    {"size": [224, 224], "resize": "PIL bicubic float", "range": [-1, 1]}
+
+"range" is what black and full are to the network; or else "mean" and "std", three grey levels each
+(0..255). "pooled", "spatial" and "logits" name outputs; without "pooled" the first one is it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2kit.errors import InputError, Unavailable
+from m2kit.hashes import sha256_of_file
+from m2kit.host import available_cores
+from m2kit.records import BadRecord, read_json, read_record
+from m2kit.runtime.ort.library import load_onnxruntime, path_text
+from m2kit.training.evaluation.input_rule import InputRule, ranged
+from m2kit.training.evaluation.picture_features import Features, checked
+
+
+@dataclass(frozen=True, slots=True)
+class _Declaration:
+    """The JSON file beside an ONNX file."""
+
+    size: tuple[int, int]
+    resize: str
+    range: tuple[float, float] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    pooled: str | None = None
+    spatial: str | None = None
+    logits: str | None = None
+
+    def rule(self) -> InputRule:
+        """For pictures."""
+        if self.range is not None and self.mean is None and self.std is None:
+            return ranged(self.size, self.resize, *self.range)
+        if self.range is None and self.mean is not None and self.std is not None:
+            return InputRule(self.size, self.resize, self.mean, self.std)
+        raise InputError('expected either "range", or "mean" and "std"')
+
+
+@dataclass(frozen=True, slots=True)
+class _OnnxNetwork:
+    """The FeatureNetwork of an ONNX session."""
+
+    name: str
+    dimensions: int
+    sha256: str
+    rule: InputRule
+    session: Any
+    outputs: dict[str, str]  # name in Features -> output
+    batch: int | None  # pictures that the file takes at once; None is any number
+
+    def __call__(self, images: Tensor) -> Features:
+        """As the protocol says."""
+        given = self.rule(images.cpu())
+        at_once = self.batch or len(given)
+        starts = range(0, len(given), at_once)
+        parts = [self._run(given[start : start + at_once]) for start in starts]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in self.outputs}
+        return checked(self.name, joined)
+
+    def _run(self, given: Tensor) -> dict[str, Tensor]:
+        """Of at most a batch, which is filled up with grey where the file wants so many."""
+        count = len(given)
+        if self.batch:
+            given = torch.cat([given, given.new_zeros(self.batch - count, *given.shape[1:])])
+        feed = {self.session.get_inputs()[0].name: given.numpy()}
+        found = self.session.run(list(self.outputs.values()), feed)
+        if any(part.shape[:1] != (len(given),) or part.ndim < 2 for part in found):
+            shapes = ", ".join(str(part.shape) for part in found)
+            raise InputError(
+                f"{self.name}: expected outputs of (B, D) for B = {len(given)}, found {shapes:.200}"
+            )
+        parts = zip(self.outputs, map(torch.from_numpy, found), strict=True)
+        return {name: part[:count].flatten(1) for name, part in parts}
+
+
+def onnx_features(path: Path, rule: InputRule | None = None) -> _OnnxNetwork:
+    """The network of an ONNX file, which runs on the CPU; it must hold its weights.
+
+    Args:
+        path: The file; its one input is (B, 3, H, W) float32.
+        rule: In place of the one that the JSON file beside it declares.
+
+    Raises:
+        Unavailable: The file, or the JSON file beside it, is missing.
+        InputError: It is no such network, or the JSON file is none as above.
+        BackendError: onnxruntime is not installed.
+    """
+    if not path.is_file():
+        raise Unavailable(f"{path} is missing: expected an ONNX file of a feature network")
+    declared = _declared(path, rule)
+    ort = load_onnxruntime("a feature network in an ONNX file")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = available_cores()
+    try:
+        session = ort.InferenceSession(path_text(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"ONNX Runtime cannot load {path}: {reason:.200}") from error
+    own_rule = rule or declared.rule()
+    batch = _batch(path, session, own_rule.size)
+    outputs = _outputs(path, session, declared)
+    network = _OnnxNetwork(
+        f"onnx:{path.stem}", 0, sha256_of_file(path), own_rule, session, outputs, batch
+    )
+    try:
+        dimensions = network(torch.full((1, 3, *own_rule.size), 0.5)).pooled.shape[1]
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} does not run on a picture: {reason:.200}") from error
+    return _OnnxNetwork(network.name, dimensions, network.sha256, own_rule, session, outputs, batch)
+
+
+def _declared(path: Path, rule: InputRule | None) -> _Declaration:
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        if rule is not None:
+            return _Declaration(rule.size, rule.resize)
+        raise Unavailable(
+            f"{beside} is missing: it says what {path.name} takes, such as "
+            '{"size": [224, 224], "resize": "bilinear, antialias", "range": [0, 1]}'
+        )
+    try:
+        declared = read_record(_Declaration, read_json(beside))
+        declared.rule()
+    except (BadRecord, InputError) as error:
+        raise InputError(f"{beside}: {error}") from error
+    return declared
+
+
+def _batch(path: Path, session: Any, size: tuple[int, int]) -> int | None:
+    """Pictures that the file takes at once, None where it takes any number."""
+    inputs = session.get_inputs()
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    expected = (3, *size)
+    fits = len(shape) == 4 and all(
+        not isinstance(found, int) or found == wanted
+        for found, wanted in zip(shape[1:], expected, strict=True)
+    )
+    if not fits or inputs[0].type != "tensor(float)":
+        found = ", ".join(f"{one.type} {one.shape}" for one in inputs)
+        raise InputError(
+            f"{path}: expected one input, tensor(float) of (B, 3, {size[0]}, {size[1]}); found "
+            f"{found:.200}"
+        )
+    return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+
+
+def _outputs(path: Path, session: Any, declared: _Declaration) -> dict[str, str]:
+    there = [output.name for output in session.get_outputs()]
+    named = {name: getattr(declared, name) for name in ("pooled", "spatial", "logits")}
+    named["pooled"] = named["pooled"] or there[0]
+    found = {name: output for name, output in named.items() if output}
+    for output in found.values():
+        if output not in there:
+            raise InputError(f"{path} has no output {output}; it has {', '.join(there):.200}")
+    return found

@@ -2,14 +2,15 @@
 
 A set's images stand in the order of class and place in it, and are cut into parts, which do not
 depend on how many shards draw them: shard I of N draws parts I, I + N, ... A part is one file,
-parts/part-00000.npz, which appears whole or not at all: its pixels and, as JSON, the set and the
-part it is of. So a set that was stopped goes on with what is there, and shards need not know of one
-another. A part is a number of whole batches (the last one of all may be short), so that every image
-is computed beside the same others, however the set is shared out.
+parts/part-00000.npz, which appears whole or not at all: its pixels and, as JSON, the set and which
+part of it this is. So a set that was stopped goes on with what is there, and shards need not know
+of one another. A part is a number of whole batches (the last one of all may be short), so that
+every image is computed beside the same others, however the set is shared out.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ from m2kit.runtime.pictures import MOST_SIDE
 from m2kit.sampling import ResolvedSampling, Sampling
 
 PARTS = "parts"  # the folder in a set's
-_IMAGES, _RECORD = "images", "record"  # arrays of a part
+_IMAGES, _SET, _PART = "images", "set", "part"  # arrays of a part's file
 _MOST_IMAGES, _LEAST_PARTS = 64, 64  # of a part, of a set; as far as the batch lets them
 
 
@@ -108,16 +109,14 @@ class SampleSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What a part's file tells.
+    """What a part's file tells of itself.
 
     Attributes:
-        set: Of which it is a part.
         part: Which one, from 0 on.
         shards: Among how many the set was shared out where this was drawn.
         device: What drew it: another one may round otherwise.
     """
 
-    set: SampleSet
     part: Annotated[int, Range(0, 2**62)]
     shards: Annotated[int, Range(1, 2**31)]
     device: Name
@@ -219,9 +218,9 @@ def find_set(folder: Path, wanted: SampleSet | None = None) -> SetFolder:
     """
     found: dict[int, Part] = {}
     for path in sorted((folder / PARTS).glob("part-*.npz")):
-        part = read_part(path)
-        wanted = wanted or part.set
-        other = _difference(part.set, wanted)
+        own_set, part = read_part(path)
+        wanted = wanted or own_set
+        other = None if own_set == wanted else _difference(own_set, wanted)
         if path != part_path(folder, part.part):
             other = f"name is not {part_path(folder, part.part).name}"
         if other:
@@ -235,8 +234,9 @@ def find_set(folder: Path, wanted: SampleSet | None = None) -> SetFolder:
     return SetFolder(folder, wanted, found)
 
 
-def read_part(path: Path) -> Part:
-    """What a part's file tells, held against its pixels' shape; of these nothing is read.
+def read_part(path: Path) -> tuple[SampleSet, Part]:
+    """The set that a part's file is of and what it tells of itself, held against its pixels' shape;
+    of these nothing is read.
 
     Raises:
         FolderError: Damaged, or no such file.
@@ -244,14 +244,20 @@ def read_part(path: Path) -> Part:
     try:
         with open_input(path, "part of a set") as file:
             archive = RowArchive(file)
-            part = read_record(Part, json_from_text(archive.text(_RECORD)), _RECORD)
+            own_set = _set_of_text(archive.text(_SET))
+            part = read_record(Part, json_from_text(archive.text(_PART)), _PART)
             found = archive.header(_IMAGES)
     except (BadRecord, DamagedArchive, InputError) as error:
         raise _damaged(path) from error
-    count = len(part.set.numbers(part.part))
-    if not count or found != ((count, *part.set.image_size, 3), np.dtype(np.uint8)):
+    count = len(own_set.numbers(part.part))
+    if not count or found != ((count, *own_set.image_size, 3), np.dtype(np.uint8)):
         raise _damaged(path)
-    return part
+    return own_set, part
+
+
+@functools.lru_cache(maxsize=1)  # the same in all parts of a set, and long where classes are many
+def _set_of_text(text: str) -> SampleSet:
+    return read_record(SampleSet, json_from_text(text), _SET)
 
 
 def draw_parts(
@@ -286,19 +292,18 @@ def draw_parts(
         count, pixels = found.images_of([number]), list[npt.NDArray[np.uint8]]()
         while sum(map(len, pixels)) < count:
             pixels.append(uint8_from_images(next(batches).images, drawn_set.uint8))
-        part = Part(set=drawn_set, part=number, shards=shard[1], device=engine.backend.device[:255])
-        _write_part(found.path, part, pixels)
+        part = Part(part=number, shards=shard[1], device=engine.backend.device[:255])
+        _write_part(found, part, pixels)
         yield count
 
 
-def _write_part(folder: Path, part: Part, pixels: Sequence[npt.NDArray[np.uint8]]) -> None:
-    record = np.array(canonical_json(to_json(part)))
-    shape = (sum(map(len, pixels)), *part.set.image_size, 3)
-    with new_file(part_path(folder, part.part)) as temporary:
-        arrays: dict[str, Any] = {
-            _IMAGES: (shape, np.dtype(np.uint8), pixels),
-            _RECORD: (record.shape, record.dtype, [record]),
-        }
+def _write_part(found: SetFolder, part: Part, pixels: Sequence[npt.NDArray[np.uint8]]) -> None:
+    shape = (len(found.set.numbers(part.part)), *found.set.image_size, 3)
+    arrays: dict[str, Any] = {_IMAGES: (shape, np.dtype(np.uint8), pixels)}
+    for name, record in ((_SET, found.set), (_PART, part)):
+        text = np.array(canonical_json(to_json(record)))
+        arrays[name] = text.shape, text.dtype, [text]
+    with new_file(part_path(found.path, part.part)) as temporary:
         write_rows(temporary, arrays)
 
 

@@ -153,9 +153,10 @@ def test_a_set_that_lacks_a_part_is_neither_merged_nor_read(tmp_path):
 def rewritten(path, change):
     """Write a part again, with its record changed."""
     with np.load(path) as arrays:
-        images, record = arrays["images"], json.loads(str(arrays["record"]))
-    images = change(record, images)
-    np.savez(path, images=images, record=np.array(json.dumps(record)))
+        images = arrays["images"]
+        texts = {name: json.loads(str(arrays[name])) for name in ("set", "part")}
+    images = change(texts, images)
+    np.savez(path, images=images, **{n: np.array(json.dumps(texts[n])) for n in texts})
 
 
 @pytest.mark.parametrize(
@@ -166,8 +167,12 @@ def rewritten(path, change):
         lambda path: path.write_bytes(b"not a part"),
         lambda path: rewritten(path, lambda record, images: images[1:]),
         lambda path: rewritten(path, lambda record, images: images.astype(np.float32)),
-        lambda path: rewritten(path, lambda record, images: record.update(part=12) or images),
-        lambda path: rewritten(path, lambda record, images: record.update(more=1) or images),
+        lambda path: rewritten(
+            path, lambda record, images: record["part"].update(part=12) or images
+        ),
+        lambda path: rewritten(
+            path, lambda record, images: record["part"].update(more=1) or images
+        ),
         lambda path: rewritten(
             path, lambda record, images: record["set"].update(batch=True) or images
         ),

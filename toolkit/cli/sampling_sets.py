@@ -147,7 +147,8 @@ def sample(
         active = engine.backend.active()
     missing = len(find_set(output, whole).missing)
     if not missing:
-        note(f"all {whole.parts} parts are here: `m2kit sample --merge -o {output}` writes them")
+        merging = shlex.join(["m2kit", "sample", "--merge", "-o", str(output)])
+        note(f"all {whole.parts} parts are here; `{merging}` writes the set")
     result = {
         "images": total,
         "there_before": total - left or None,

@@ -7,6 +7,7 @@ the codebook, be it of 14, 18 or 60 bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +128,18 @@ class CodebookCount:
         self._numbers += other._numbers
         self._times += other._times
         self._together += other._together
+        self._merge()
+
+    def arrays(self) -> dict[str, npt.NDArray[np.int64]]:
+        """What was counted, to be kept; `restore` takes it back."""
+        self._merge()
+        return {"numbers": self._numbers[0], "times": self._times[0], "together": self._together}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        """Add what another one had counted of the same codebook, as `arrays` gave it."""
+        self._numbers.append(arrays["numbers"])
+        self._times.append(arrays["times"])
+        self._together += arrays["together"]
         self._merge()
 
     def _merge(self) -> None:

@@ -60,6 +60,8 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "verify": (ENGINE,),
     "inspect": (ENGINE,),
     "describe": (ENGINE,),
+    "evaluate reconstruction": (ENGINE, "--data", "digits", "--split", "held-out"),
+    "evaluate compare": ("missing.json",),
     "doctor": (),
     "bench": ("--engine", ENGINE, "--no-baseline", "--rounds", "1"),
     "init-checkpoint": ("--preset", "tokenizer-128", "-o", "out.pt"),

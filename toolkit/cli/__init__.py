@@ -13,6 +13,7 @@ from m2kit.cli.building import build_engine, export, init_checkpoint
 from m2kit.cli.commands import Commands
 from m2kit.cli.describing import describe
 from m2kit.cli.encoding import encode
+from m2kit.cli.evaluating import evaluate
 from m2kit.cli.generating import generate
 from m2kit.cli.health import doctor
 from m2kit.cli.imaging import convert_tokens, decode, reconstruct
@@ -41,7 +42,7 @@ cli.add_sections(
         "Make a checkpoint": (train, init_checkpoint),
         "Build an engine from it": (export, build_engine),
         "Use the engine": (generate, sample, encode, decode, reconstruct, convert_tokens),
-        "Look, check and measure": (describe, inspect, verify, doctor, bench),
+        "Look, check and measure": (describe, evaluate, inspect, verify, doctor, bench),
     }
 )
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import m2kit
-from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, read_named
+from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options
+from m2kit.cli.models import is_token_file, model_at, open_model
 from m2kit.cli.options import SIDE, Real, json_option
 from m2kit.cli.output import label, print_result, stages
-from m2kit.cli.reporting import manifest_of
 from m2kit.cli.training_options import DataSetName
 from m2kit.config import PRESETS, ModelSpec
-from m2kit.errors import InputError, require
-from m2kit.manifest import BUNDLE, Manifest, Source
+from m2kit.errors import InputError
+from m2kit.manifest import Manifest, Source
 from m2kit.records import JsonObject, to_json
 from m2kit.sampling import SamplingDefaults
 from m2kit.token_file import read_tokens
 
 if TYPE_CHECKING:
     from m2kit.runtime.codebook import CodebookReport
-    from m2kit.runtime.engine import Engine
     from m2kit.training.checkpoints.hub import HubFile
     from m2kit.training.checkpoints.reading import Checkpoint
 
@@ -64,10 +62,10 @@ def describe(
     """
     if size is not None and data is None:
         raise InputError("--size is that of the pictures of --data, which is not given")
-    model, report = _model_at(target, reading), None
+    model, report = model_at(target, reading, what="describing a checkpoint"), None
     if model is not None:
         rows = _of_model(model, bandwidth)
-    elif _is_token_file(target):
+    elif is_token_file(target):
         rows, report = _of_tokens(target)
     else:
         rows = _of_preset(str(target), bandwidth)
@@ -83,21 +81,6 @@ def describe(
         shown |= report.rows()
         rows["codebook_report"] = to_json(report)
     print_result(shown, as_json, rows)
-
-
-def _is_token_file(target: Path | HubFile) -> TypeGuard[Path]:
-    return isinstance(target, Path) and target.suffix == ".npz" and target.is_file()
-
-
-def _model_at(target: Path | HubFile, reading: JsonObject) -> Manifest | Checkpoint | None:
-    """The checkpoint, bundle or engine; None of a token file or a preset."""
-    if not isinstance(target, Path) or (target.is_file() and not _is_token_file(target)):
-        require("torch", extra="export", what="describing a checkpoint")
-        return read_named(target, **reading)
-    given = [f"--{n}".replace("overrides", "spec") for n, value in reading.items() if value]
-    if given:
-        raise InputError(f"{' and '.join(given)} say how to read a checkpoint file")
-    return manifest_of(target) if target.is_dir() else None
 
 
 def _of_tokens(path: Path) -> tuple[JsonObject, CodebookReport]:
@@ -122,24 +105,9 @@ def _of_data(
     from m2kit.training.datasets.table import dataset_named
     from m2kit.training.evaluation.codebook import codebook_of
 
-    with _engine(target, model) as engine, stages("images") as begin:
+    with open_model(target, model) as engine, stages("images") as begin:
         report, read, unread = codebook_of(engine, dataset_named(data), size=size, begin=begin)
     return {"pictures": read, "unread_pictures": unread}, report
-
-
-def _engine(target: Path | HubFile, model: Manifest | Checkpoint) -> Engine:
-    """The model, opened."""
-    from m2kit.runtime.engine import Engine
-    from m2kit.runtime.opening import open_bundle
-
-    if isinstance(model, Manifest):
-        assert isinstance(target, Path)  # a manifest is of a folder
-        return open_bundle(target) if model.kind == BUNDLE else m2kit.open_engine(target)
-    from m2kit.training.checkpoints.reading import model_from_checkpoint
-    from m2kit.training.torch_backend import TorchBackend
-
-    in_torch = model_from_checkpoint(model)
-    return Engine(in_torch.spec, TorchBackend(in_torch))
 
 
 def _of_model(model: Manifest | Checkpoint, bandwidth: float) -> JsonObject:

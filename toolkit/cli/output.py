@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -51,6 +51,21 @@ def print_result(rows: Mapping[str, Any], as_json: bool, value: Any = None) -> N
         if item is None:
             continue
         table.add_row(name, str(item))
+    Console(soft_wrap=False, highlight=False, emoji=False).print(table, markup=False)
+
+
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool, value: Any
+) -> None:
+    """Print rows of columns, or `value` as one JSON line."""
+    if as_json:
+        click.echo(json.dumps(value))
+        return
+    table = Table(box=None, pad_edge=False)
+    for number, title in enumerate(head):
+        table.add_column(Text(title), style="" if number else "bold", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     Console(soft_wrap=False, highlight=False, emoji=False).print(table, markup=False)
 
 

@@ -74,7 +74,7 @@ class Readable:
                 continue
             try:
                 picture = self._pictures.read(chosen)
-                _check_length(picture, self._pictures.name(chosen))
+                check_length(picture, self._pictures.name(chosen))
                 return picture, chosen
             except InputError as error:
                 self._unreadable[chosen] = str(error)
@@ -83,8 +83,12 @@ class Readable:
         )
 
 
-def _check_length(picture: Image.Image, name: str) -> None:
-    """A line of pixels would become an area when its short side is resized."""
+def check_length(picture: Image.Image, name: str) -> None:
+    """Refuse a line of pixels, which would become an area when its short side is resized.
+
+    Raises:
+        InputError: A picture over a thousand times as long as its short side.
+    """
     short, long = sorted(picture.size)
     if long > _MOST_TIMES * short:
         raise InputError(

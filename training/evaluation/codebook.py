@@ -37,7 +37,7 @@ def codebook_of(
             can be read.
     """
     collection = data.loader()
-    cut = _cut(engine, data.name, size or engine.spec.image_size or collection.size)
+    cut = centre_cut(engine, data.name, size or engine.spec.image_size or collection.size)
     total = sum(len(part.labels) for part in (collection.train, collection.held_out))
     count = CodebookCount(engine.spec.vocabularies, engine.spec.tokenizer.bit_order)
     at_once, crops, unread = engine.compute_at_once(cut.size, None), _crops(collection, cut), 0
@@ -53,8 +53,17 @@ def codebook_of(
     return count.report(), total - unread, unread
 
 
-def _cut(engine: Engine, name: str, size: int | tuple[int, ...] | None) -> Cut:
-    """Of that size, a square's side or (height, width), which the model must take."""
+def centre_cut(engine: Engine, name: str, size: int | tuple[int, ...] | None) -> Cut:
+    """The cut at the centre that a model takes.
+
+    Args:
+        engine: The model.
+        name: Of the data set.
+        size: A square's side or (height, width) in pixels; None is not known.
+
+    Raises:
+        InputError: It is not known, or the model does not take it.
+    """
     if size is None:
         raise InputError(
             f"the pictures of {name} are of several sizes; name the one to encode", option="--size"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_json
@@ -29,16 +29,17 @@ from m2kit.records import (
     read_record,
     to_json,
 )
+from m2kit.runtime.images import Rounding
 
 Task = Literal["reconstruction", "generation"]
 Split = Literal["all", "train", "held-out"]
-Rounding = Literal["truncate", "round"]
 ProtocolName = Literal["adm", "open-magvit2", "pytorch-fid", "clean"]
 Size = Annotated[tuple[int, ...], Range(2, 2)]
 Short = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{0,400}", "text without control characters")]
-ALL, TRAIN, HELD_OUT = "all", "train", "held-out"
-SPLITS = ALL, TRAIN, HELD_OUT
-ROUNDINGS = "truncate", "round"
+Reason = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{1,4000}", "text, one line")]
+ALL: Final = "all"
+TRAIN: Final = "train"
+HELD_OUT: Final = "held-out"
 _DIGITS = 10  # of the hash in an id
 _OF_THE_MODEL = ("model", "model_sha256", "precision", "backend", "sampling")
 
@@ -49,6 +50,7 @@ class Named:
 
     Attributes:
         network: Feature network.
+        resize: How pictures are scaled for it; None is the network's own way.
         features_of: What it sees: pictures of 8 bits a colour, or reconstructions as they are.
         uint8: How floats become 8 bits.
         per_class: Generated images of each class.
@@ -56,6 +58,7 @@ class Named:
     """
 
     network: str
+    resize: str | None
     features_of: Literal["float", "uint8"]
     uint8: Rounding
     per_class: int
@@ -63,12 +66,18 @@ class Named:
 
 
 PROTOCOLS: dict[str, Named] = {
-    "adm": Named("inception-tf", "uint8", "truncate", 50, "openai/guided-diffusion evaluator.py"),
-    "open-magvit2": Named(
-        "inception-pytorch-fid", "float", "truncate", 50, "SEED-Voken evaluation_image.py"
+    "adm": Named(
+        "inception-tf", None, "uint8", "truncate", 50, "openai/guided-diffusion, evaluator.py"
     ),
-    "pytorch-fid": Named("inception-pytorch-fid", "uint8", "truncate", 50, "mseitzer/pytorch-fid"),
-    "clean": Named("inception-clean", "uint8", "truncate", 50, "GaParmar/clean-fid"),
+    "open-magvit2": Named(
+        "inception-pytorch-fid", None, "float", "truncate", 50, "SEED-Voken, evaluation_image.py"
+    ),
+    "pytorch-fid": Named(
+        "inception-pytorch-fid", None, "uint8", "truncate", 50, "mseitzer/pytorch-fid"
+    ),
+    "clean": Named(
+        "inception-tf", "PIL bicubic float", "uint8", "truncate", 50, "GaParmar/clean-fid"
+    ),
 }
 
 
@@ -175,7 +184,7 @@ class Result:
 
     protocol: Protocol
     metrics: dict[str, float | None]
-    reasons: dict[str, Short]
+    reasons: dict[str, Reason]
     images: Count
 
     def __post_init__(self) -> None:

@@ -45,10 +45,12 @@ test-hostile: install  ## every forged folder and hostile command, of which make
 
 test-oracles: install build/oracles  ## numbers against other packages', in a folder of their own
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/lpips_oracle.py
+	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/inception_oracle.py
 
 build/oracles:
 	rm -rf $@.part
-	$(BIN)/python -m pip install --quiet --no-deps --target $@.part lpips==0.1.4 torchvision
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
+	  lpips==0.1.4 pytorch-fid==0.3.0 torch-fidelity==0.4.0 torchvision
 	mv $@.part $@
 
 test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)

@@ -5,6 +5,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import GOLDEN
+from doubles.random_inception import random_inception, random_pictures
 from onnx import TensorProto, helper
 from PIL import Image
 from skimage import data
@@ -98,6 +100,22 @@ def test_both_files_of_inception_are_found_where_torch_hub_keeps_them(inception_
     named = feature_network(INCEPTION_TF, weights=path, device="cpu")
     assert torch.equal(named(images).pooled, found[1].pooled)
     assert named.sha256 == sha256_of_file(path)
+
+
+@pytest.mark.parametrize("name", [INCEPTION_PYTORCH_FID, INCEPTION_TF])
+def test_inceptions_features_are_those_that_the_packages_of_its_files_gave(name, tmp_path):
+    expected = json.loads((GOLDEN / "inception.json").read_text())
+    shapes = {name: tuple(t.shape) for name, t in FidInception().state_dict().items()}
+    torch.save(random_inception(expected["seed"], shapes), tmp_path / "weights.pth")
+    found = feature_network(name, weights=tmp_path / "weights.pth")(
+        random_pictures(expected["seed"]) / 255
+    )
+    parts = ("pooled",) if name == INCEPTION_PYTORCH_FID else ("pooled", "spatial", "logits")
+    for part in parts:
+        given, theirs = getattr(found, part).double(), expected[f"{name} {part}"]
+        scale = given.abs().max().item()
+        assert (given[:, :8] - torch.tensor(theirs["first"])).abs().max() < 1e-5 * scale
+        assert given.norm(dim=1).tolist() == pytest.approx(theirs["norms"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,9 +6,9 @@ two Gaussians (Dowson and Landau, 1982; FID, arXiv 1706.08500) is
 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2),
 
-whose last trace is the sum of the singular values of S1^(1/2) S2^(1/2). Square roots come from
-eigenvalues of symmetric matrices and singular values are never negative, so nothing is imaginary
-and a matrix without full rank is no special case, as it is for scipy's sqrtm of S1 S2.
+whose last trace is the sum of the singular values of F1' F2 for any factors with F F' = S. Factors
+come from eigenvalues of symmetric matrices and singular values are never negative, so nothing is
+imaginary and a matrix without full rank is no special case, as it is for scipy's sqrtm of S1 S2.
 """
 
 from __future__ import annotations
@@ -215,21 +215,22 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
             )
     first, second = a.covariance, b.covariance
     spread = float(np.trace(first) + np.trace(second))
-    common = np.linalg.svd(_square_root(first) @ _square_root(second), compute_uv=False).sum()
+    common = np.linalg.svd(_factor(first).T @ _factor(second), compute_uv=False).sum()
     distance = float(np.square(a.mean - b.mean).sum()) + spread - 2 * float(common)
     if not np.isfinite(distance):
         raise Unavailable("the Frechet distance is not finite; look at the features")
     return max(distance, 0.0)
 
 
-def _square_root(covariance: Matrix) -> Matrix:
-    """Of a symmetric matrix without negative eigenvalues; those of rounding are left out, as their
-    roots would be larger than they by orders of magnitude."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+def _factor(covariance: Matrix) -> Matrix:
+    """(D, rank) F with F F' = the covariance; eigenvalues of rounding are left out, as their roots
+    would be larger than they by orders of magnitude."""
+    symmetric = torch.from_numpy((covariance + covariance.T) / 2)
+    values, vectors = (part.numpy() for part in torch.linalg.eigh(symmetric))
     rounding = np.finfo(np.float64).eps * len(values) * max(float(values[-1]), 0.0)
-    roots = np.sqrt(np.where(values > rounding, values, 0.0))
-    root: Matrix = (vectors * roots) @ vectors.T
-    return root
+    kept = values > rounding
+    factor: Matrix = vectors[:, kept] * np.sqrt(values[kept])
+    return factor
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

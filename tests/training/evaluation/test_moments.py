@@ -195,3 +195,11 @@ def test_published_statistics_are_read_as_their_files_name_them(tmp_path):
     np.savez(path, arr_0=np.zeros(4))
     with pytest.raises(InputError, match="expected the arrays mu and sigma, found arr_0"):
         of_published_npz(path)
+
+
+def test_a_set_of_one_picture_many_times_has_a_distance():
+    """Nothing varies, and the distance is that of the means and of the other's variances."""
+    same, other = moments_of(torch.ones(20, 4)), moments_of(features(14, 50, 4))
+    expected = np.square(1 - other.mean).sum() + np.trace(other.covariance)
+    assert frechet_distance(same, other) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(same, same) == 0

@@ -4,7 +4,7 @@
 
 Tokenizers of 2^8, 2^10 and 2^12 codes, trained alike but for the weight of the entropy loss, 0.1 or
 0. Counted are the codes that occur in the training pictures, each seen once, and their perplexity:
-as many equally likely codes would have the entropy of theirs.
+as many equally likely codes would have the entropy of theirs. Both are shares of all codes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from harness import Bench, Measure, Row, points, run_experiment
 from matplotlib.figure import Figure
 
 USED = Measure("used", "codes used, %", ".1f")
-PERPLEXITY = Measure("perplexity", "perplexity, % of the codes", ".1f")
+PERPLEXITY = Measure("perplexity", "perplexity, %", ".1f")
 PSNR = Measure("psnr_db", "held-out PSNR, dB")
 _WEIGHTS = {"with": 0.1, "without": 0.0}
 BY = ("codes", "entropy loss")

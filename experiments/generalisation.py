@@ -1,7 +1,6 @@
 """A tokenizer judged on pictures of other kinds than it was trained on.
 
-    pip install --no-deps --target build/photographs scikit-image==0.26.0
-    PYTHONPATH=build/photographs python experiments/generalisation.py --data emoji64.npz
+    python experiments/generalisation.py --data emoji64.npz
 
 Tokenizers of 2^12 codes, trained on emoji or on digits, rebuild held-out emoji, held-out digits and
 photographs: those inside scikit-learn's and scikit-image's wheels (experiments/photographs.py lists

@@ -267,7 +267,10 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     with new_file(path) as new, new.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {key: round(v, 6) if isinstance(v, float) else v for key, v in row.items()}
+            for row in rows
+        )
 
 
 def _write_page(bench: Bench, prose: str, shown: str, rows: Sequence[Mapping[str, Any]]) -> None:

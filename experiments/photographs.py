@@ -1,14 +1,7 @@
-"""The photographs that scikit-learn and scikit-image carry in their wheels; nothing is downloaded.
-
-scikit-image is looked for and not imported. It is no dependency of m2kit:
-
-    pip install --no-deps --target build/photographs scikit-image==0.26.0
-    PYTHONPATH=build/photographs python experiments/generalisation.py --data emoji64.npz
-"""
+"""The photographs inside scikit-learn's and scikit-image's wheels; nothing is downloaded."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from m2kit.errors import InputError
+from m2kit.errors import InputError, require
 
 PHOTOGRAPHS = {  # package and folder -> files; no drawings, scans of text or masks
     ("sklearn", "datasets/images"): ("china.jpg", "flower.jpg"),
@@ -29,17 +22,17 @@ PHOTOGRAPHS = {  # package and folder -> files; no drawings, scans of text or ma
 
 
 def photographs(short_side: int) -> dict[str, npt.NDArray[np.uint8]]:
-    """Name -> picture (H, W, 3), its short side so many pixels, of those that are installed.
+    """Name -> picture (H, W, 3), its short side so many pixels.
 
     Raises:
-        InputError: A package is installed, and lacks one of them.
+        BackendError: A package is not installed.
+        InputError: It lacks one of them.
     """
     found = {}
     for (package, folder), names in PHOTOGRAPHS.items():
-        spec = importlib.util.find_spec(package)
-        for name in names if spec is not None else ():
-            assert spec is not None and spec.submodule_search_locations
-            path = Path(spec.submodule_search_locations[0]) / folder / name
+        module = require(package, extra="dev", what="the experiment with photographs")
+        for name in names:
+            path = Path(str(module.__file__)).parent / folder / name
             if not path.is_file():
                 raise InputError(f"{path}: no such photograph; install scikit-image 0.26.0")
             picture = Image.open(path).convert("RGB")

@@ -7,7 +7,7 @@ predicted as M sub-tokens: M = 1 is one head of 4,096 ids; with M > 1 each sub-t
 before it (next-sub-token prediction), or none of them (independent heads). Bits per token are the
 sum over sub-tokens, so that splits can be compared: held-out pictures, by the step at which they
 were lowest. The cost of a position is what its decoding reads of the weights, a batch of one, and
-the fastest of five drawings of 8 pictures in PyTorch, a position.
+the least processor time of five drawings of 8 pictures in PyTorch, divided by the positions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEASURES = (
     BITS,
     Measure("training_bits", "of training pictures"),
     Measure("weights", "1,000 weights", ",.0f"),
-    Measure("position_ms", "ms", ".2f"),
+    Measure("position_ms", "CPU ms", ".2f"),
 )
 
 
@@ -77,8 +77,8 @@ def rows_of(bench: Bench) -> list[Row]:
 
 
 def cost_of_position(checkpoint: Path, independent: bool) -> tuple[int, float]:
-    """Weight values that a position of a picture reads, and milliseconds of a position of 8
-    pictures; a model of this architecture, with any weights."""
+    """Weight values that a position of a picture reads, and milliseconds of the processor of
+    a position of 8 pictures; a model of this architecture, with any weights."""
     spec = read_checkpoint(checkpoint).spec
     assert spec.transformer is not None
     network = (IndependentHeads if independent else Transformer)(spec.transformer).eval()
@@ -94,10 +94,10 @@ def _all_weights(spec: TransformerSpec) -> int:
 @torch.inference_mode()
 def _drawing_ms(spec: ModelSpec, model: TorchModel) -> float:
     with Engine(spec, TorchBackend(model)) as engine:
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in draw_images(engine, [0], 8, Sampling()):
             pass
-        return 1000 * (time.perf_counter() - start)
+        return 1000 * (time.process_time() - start)
 
 
 def draw(figure: Figure, rows: list[Row]) -> None:

@@ -78,7 +78,7 @@ def require(module: str, *, extra: str, what: str) -> ModuleType:
         raise BackendError(
             f"{what} needs the package {missing}, which is not installed here: {install(extra)}"
         ) from error
-    except (ImportError, OSError, SystemError) as error:  # it is there, but broken, or memory short
+    except (ImportError, OSError, RuntimeError, SystemError) as error:  # there, but broken
         if isinstance(error.__cause__, KeyboardInterrupt):  # as a module written in C says it
             raise KeyboardInterrupt from error
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]

@@ -22,6 +22,7 @@ sys.path.insert(0, str(TESTS))
 
 from doubles.random_inception import SIZE, random_inception, random_pictures  # noqa: E402
 
+from m2kit.training.evaluation import scores  # noqa: E402
 from m2kit.training.evaluation.features import (  # noqa: E402
     INCEPTION_PYTORCH_FID,
     INCEPTION_TF,
@@ -98,8 +99,6 @@ def compare_networks(pytorch_fid, torch_fidelity, write):
 
 
 def compare_scores(pytorch_fid, torch_fidelity):
-    from m2kit.training.evaluation import scores  # torchmetrics imports torchvision where it is
-
     random = np.random.default_rng(SEED)
     mixing = random.standard_normal((64, 64)) / 8
     real, generated = (

@@ -14,8 +14,7 @@ ROOMS = {"m2kit.runtime", "m2kit.training", "m2kit.export", "m2kit.engines"}
 ALLOWED = {  # imported packages and rooms, at the top of a module
     "toolkit": BASE,
     "toolkit/cli": BASE | {"click", "rich", "m2kit.runtime"},
-    "training": BASE
-    | {"torch", "torchmetrics", "lightning", "sklearn", "PIL", "m2kit.runtime", "m2kit.training"},
+    "training": BASE | {"torch", "lightning", "sklearn", "PIL", "m2kit.runtime", "m2kit.training"},
     "export": BASE
     | {
         "torch",

@@ -24,10 +24,8 @@ from torch import Tensor
 
 from m2kit.errors import InputError, Unavailable
 from m2kit.npz_file import DamagedArchive, read_npz
-from m2kit.outputs import new_file
 
 Matrix = npt.NDArray[np.float64]
-_KEYS = ("count", "sum", "outer")
 
 
 class Gaussian(Protocol):
@@ -140,36 +138,6 @@ class Moments:
         return (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
 
 
-def save_moments(path: Path, parts: dict[str, Moments]) -> None:
-    """Write moments into one .npz file, which appears whole or not at all.
-
-    Args:
-        path: The file; replaced where it is there.
-        parts: Name, such as "pooled", -> moments.
-
-    Raises:
-        FolderError: It cannot be written.
-    """
-    arrays: dict[str, Any] = {
-        f"{name}_{key}": getattr(part, key) for name, part in parts.items() for key in _KEYS
-    }
-    with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def load_moments(path: Path) -> dict[str, Moments]:
-    """What `save_moments` wrote.
-
-    Raises:
-        InputError: It cannot be read, or is something else.
-    """
-    arrays = _arrays(path)
-    names = [name.removesuffix("_count") for name in arrays if name.endswith("_count")]
-    if not names or set(arrays) != {f"{name}_{key}" for name in names for key in _KEYS}:
-        raise InputError(f"{path}: expected moments as m2kit keeps them, found other arrays")
-    return {name: _moments(path, *(arrays[f"{name}_{key}"] for key in _KEYS)) for name in names}
-
-
 def of_published_npz(path: Path) -> tuple[Published, Published | None]:
     """Statistics of the pooled and of the spatial features: mu, sigma, mu_s, sigma_s of ADM's
     reference files (VIRTUAL_imagenet256_labeled.npz and its like). pytorch-fid's files and MAR's
@@ -241,22 +209,6 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise InputError(
             f"{path} is no intact .npz file of plain arrays; fetch it again"
         ) from error
-
-
-def _moments(path: Path, count: Any, total: Any, outer: Any) -> Moments:
-    dimensions = total.size
-    right = (
-        (count.shape, count.dtype) == ((), np.int64)
-        and (total.shape, total.dtype) == ((dimensions,), np.float64)
-        and (outer.shape, outer.dtype) == ((dimensions, dimensions), np.float64)
-        and np.isfinite(total).all()
-        and np.isfinite(outer).all()
-    )
-    if not right or count < 0:
-        raise InputError(f"{path}: its moments are damaged; make them again")
-    moments = Moments(dimensions)
-    moments.count, moments.sum, moments.outer = int(count), total, outer
-    return moments
 
 
 def _published(path: Path, mean: Any, covariance: Any) -> Published:

@@ -15,10 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.image import peak_signal_noise_ratio
-from torchmetrics.image.kid import poly_mmd
 
-from m2kit.errors import InputError, Unavailable
+from m2kit.errors import InputError, Unavailable, require
 from m2kit.training.models.perceptual import (
     PerceptualNetwork,
     missing_files,
@@ -62,9 +60,11 @@ def psnr(images: Pixels, others: Pixels) -> npt.NDArray[np.float64]:
 
     Raises:
         InputError: Other shapes or types.
+        BackendError: torchmetrics is not installed, or cannot be imported.
     """
     a, b = _pair(images, others)
-    values = peak_signal_noise_ratio(a, b, _LEVELS, reduction="none", dim=(1, 2, 3))
+    theirs = require("torchmetrics.functional.image", extra="evaluate", what="PSNR")
+    values = theirs.peak_signal_noise_ratio(a, b, _LEVELS, reduction="none", dim=(1, 2, 3))
     most = 10 * np.log10(_LEVELS**2 / _LEAST_ERROR)
     found: npt.NDArray[np.float64] = np.atleast_1d(values.clamp_max(most).numpy())
     return found
@@ -168,16 +168,18 @@ def kid(
     Raises:
         InputError: Other shapes.
         Unavailable: A set has fewer than two samples.
+        BackendError: torchmetrics is not installed, or cannot be imported.
     """
     a, b = _sets(features, others)
     size = min(most, len(a), len(b))
     if size < 2:
         raise Unavailable(f"KID needs two samples or more of each set, found {len(a)} and {len(b)}")
+    theirs = require("torchmetrics.image.kid", extra="evaluate", what="KID")
     random = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
         one, other = (part[_choice(random, len(part), size)] for part in (a, b))
-        values.append(float(poly_mmd(one, other)))
+        values.append(float(theirs.poly_mmd(one, other)))
     return _spread("KID", values, size)
 
 

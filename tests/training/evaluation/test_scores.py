@@ -1,6 +1,7 @@
 import contextlib
 import io
 import itertools
+import sys
 
 import numpy as np
 import prdc
@@ -11,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from m2kit.errors import InputError, Unavailable
+from m2kit.errors import BackendError, InputError, Unavailable
 from m2kit.runtime.images import images_from_pixels, uint8_from_images
 from m2kit.runtime.images import psnr as psnr_of_set
 from m2kit.training.evaluation.scores import (
@@ -194,3 +195,16 @@ def test_sets_that_precision_and_recall_do_not_take_are_refused():
         precision_recall(real, real[:, :3])
     with pytest.raises(InputError, match="not finite"):
         precision_recall(real, real * torch.inf)
+
+
+def test_torchmetrics_beside_a_torchvision_that_does_not_load_is_one_line(tmp_path, monkeypatch):
+    package = tmp_path / "torchmetrics"
+    package.mkdir()
+    text = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (package / "__init__.py").write_text(text)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchmetrics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "KID cannot load the package torchmetrics.*: operator torchvision::nms does not exist"
+    with pytest.raises(BackendError, match=said):
+        kid(features(0, 20), features(1, 20), seed=0)

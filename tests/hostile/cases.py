@@ -61,6 +61,7 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "inspect": (ENGINE,),
     "describe": (ENGINE,),
     "evaluate reconstruction": (ENGINE, "--data", "digits", "--split", "held-out"),
+    "evaluate generation": (ENGINE, "--data", "digits", "--per-class", "1"),
     "evaluate compare": ("missing.json",),
     "doctor": (),
     "bench": ("--engine", ENGINE, "--no-baseline", "--rounds", "1"),

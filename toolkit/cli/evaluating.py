@@ -2,63 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options
+import m2kit
+from m2kit.cli.checkpoints import CHECKPOINT
 from m2kit.cli.commands import InOrder
-from m2kit.cli.models import model_at, open_model
-from m2kit.cli.options import (
-    PATH,
-    SIDE,
-    batch_option,
-    json_option,
-    provider_option,
-    together,
+from m2kit.cli.evaluation_options import (
+    RESULT_FILE,
+    before_loading,
+    evaluation_options,
+    finish,
+    metrics_option,
+    opened,
 )
-from m2kit.cli.output import label, note, print_result, print_table, stages
-from m2kit.cli.training_options import DataSetName
-from m2kit.errors import InputError, require
-from m2kit.hashes import sha256_of_json
-from m2kit.manifest import Manifest
-from m2kit.outputs import check_output_folder, new_file
-from m2kit.records import JsonObject
+from m2kit.cli.options import COUNT, PATH, given, json_option, sampling_options
+from m2kit.cli.output import label, print_table, stages
 
 if TYPE_CHECKING:
-    from m2kit.runtime.engine import Engine
     from m2kit.training.checkpoints.hub import HubFile
-    from m2kit.training.checkpoints.reading import Checkpoint
     from m2kit.training.evaluation.looking import Measured
-    from m2kit.training.evaluation.protocol import Result
+    from m2kit.training.evaluation.made import Made
 
-_PROTOCOLS = ("adm", "open-magvit2", "pytorch-fid", "clean")
-RESULT_FILE = "result.json"
+_PAIRS = 40  # pictures on a page, with their reconstructions
+RECONSTRUCTION = (
+    *("psnr_db", "ssim", "lpips", "rfid", "frechet_distance", "kid"),
+    *("codebook_usage", "perplexity"),
+)
 
 
-class Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """Reads "a,b" as names, each of them known."""
-
-    name = "names"
-
-    def __init__(self, known: Sequence[str]) -> None:
-        self._known = known
-
-    def get_metavar(self, *_: Any, **__: Any) -> str:
-        """What help shows."""
-        return "NAME[,NAME...]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The names, each once."""
-        names = tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
-        for name in names:
-            if name not in self._known:
-                self.fail(f"expected {', '.join(self._known)}, found {name!r}", param, ctx)
-        return names
+GENERATION = (
+    *("fid", "frechet_distance", "sfid", "kid", "inception_score", "precision", "recall"),
+    *("class_accuracy", "near_copies"),
+)
 
 
 @click.group(cls=InOrder)
@@ -70,78 +49,15 @@ def evaluate() -> None:
     """
 
 
-def _evaluation_options(protocol: str) -> Callable[[Any], Any]:
-    """What both evaluations take."""
-    return together(
-        click.argument("model", metavar="MODEL", type=CHECKPOINT),
-        checkpoint_options,
-        provider_option,
-        click.option("--data", type=DataSetName(), required=True, help="Data set to measure with."),
-        click.option(
-            "--split",
-            type=click.Choice(["all", "train", "held-out"]),
-            default="all",
-            help="Which half of it.",
-        ),
-        click.option(
-            "--protocol",
-            "name",
-            type=click.Choice(_PROTOCOLS),
-            default=protocol,
-            help="Whose way of measuring is the default of the options below.",
-        ),
-        click.option(
-            "--uint8",
-            type=click.Choice(["truncate", "round"]),
-            help="How floats become 8 bits a colour.  [default: the protocol's]",
-        ),
-        click.option(
-            "--size",
-            type=SIDE,
-            help="Side of the square that is cut out of a picture's middle, after its shorter "
-            "side is scaled to it.  [default: the model's, else the pictures' own]",
-        ),
-        click.option(
-            "--network",
-            help="Feature network: inception-pytorch-fid, inception-tf, efficientnet-lite0, or an "
-            "ONNX file with a JSON file beside it.  [default: the protocol's]",
-        ),
-        click.option("--feature-weights", type=PATH, help="Its weights, where they lie elsewhere."),
-        batch_option,
-        click.option(
-            "-o",
-            "--output",
-            type=PATH,
-            help="Folder for result.json, report.html, and the sums so far, with which the same "
-            "command goes on where it was stopped.",
-        ),
-        json_option,
-    )
-
-
-_RECONSTRUCTION = (
-    *("psnr_db", "ssim", "lpips", "rfid", "frechet_distance", "kid"),
-    *("codebook_usage", "perplexity"),
-)
-
-
-def _metrics_option(names: Sequence[str]) -> Callable[[Any], Any]:
-    return click.option(
-        "--metrics",
-        type=Names(names),
-        help=f"Those that must be computed, of {', '.join(names)}; one that cannot be is then an "
-        "error.  [default: whatever can be]",
-    )
-
-
 @evaluate.command()
-@_evaluation_options("open-magvit2")
+@click.argument("model", metavar="MODEL", type=CHECKPOINT)
+@evaluation_options("open-magvit2")
 @click.option(
     "--original-resolution",
     is_flag=True,
     help="Take pictures whole, each framed in mid-grey up to what the model takes, and cut back.",
 )
-@_metrics_option(_RECONSTRUCTION)
+@metrics_option(RECONSTRUCTION)
 @click.option("--perceptual-vgg", type=PATH, help="torchvision's vgg16-397923af.pth, for LPIPS.")
 @click.option("--perceptual-heads", type=PATH, help="The lpips package's weights/v0.1/vgg.pth.")
 def reconstruction(
@@ -170,13 +86,14 @@ def reconstruction(
     """
     if size is not None and original_resolution:
         raise click.UsageError("--size and --original-resolution exclude each other.")
-    _before_loading(output)
+    before_loading(output)
     from m2kit.training.datasets.table import dataset_named
     from m2kit.training.evaluation.looking import Looking
     from m2kit.training.evaluation.originals import originals_of
+    from m2kit.training.evaluation.page import figure_of_pairs, write_result_page
     from m2kit.training.evaluation.reconstruction import Reconstruction
 
-    with _opened(model, reading, provider) as (engine, measured), stages("images") as begin:
+    with opened(model, reading, provider) as (engine, measured), stages("images") as begin:
         originals = originals_of(
             engine, dataset_named(data), split=split, size=size, whole=original_resolution
         )
@@ -191,75 +108,113 @@ def reconstruction(
             batch=batch,
         )
         result = measuring.result(output, begin)
-    _finish(result, output, as_json)
+        if output is not None:
+            figure = figure_of_pairs(*measuring.pairs(_PAIRS))
+            write_result_page(output, result, figure, measuring.codebook)
+    finish(result, output, as_json)
 
 
-def _before_loading(output: Path | None) -> None:
-    """Refuse an output that cannot be written; then load what measures."""
-    if output is not None:
-        check_output_folder(output)
-    for module in ("torch", "torchmetrics"):
-        require(module, extra="evaluate", what="evaluating")
+@evaluate.command()
+@click.argument("model", metavar="MODEL", type=CHECKPOINT, required=False)
+@evaluation_options("adm")
+@metrics_option(GENERATION)
+@click.option(
+    "--per-class",
+    type=COUNT,
+    help="Images drawn of each class, by number as `m2kit sample` does.  [default: 50]",
+)
+@click.option(
+    "--samples",
+    type=PATH,
+    help="Measure what `m2kit sample` has drawn into a folder, or an .npz in ADM's form (arr_0, "
+    "arr_1), in place of drawing; MODEL then only tells what has drawn them, and may be left out.",
+)
+@click.option(
+    "--reference",
+    type=PATH,
+    help="ADM's .npz of statistics of a data set, in place of those of --data.",
+)
+@click.option(
+    "--classifier",
+    type=PATH,
+    help="ONNX file that judges classes, as --network takes one.  [default: the data set's judge]",
+)
+@sampling_options
+def generation(
+    model: Path | HubFile | None,
+    data: str,
+    split: Any,
+    name: Any,
+    uint8: Any,
+    size: int | None,
+    metrics: tuple[str, ...] | None,
+    network: str | None,
+    feature_weights: Path | None,
+    per_class: int | None,
+    samples: Path | None,
+    reference: Path | None,
+    classifier: Path | None,
+    provider: str | None,
+    batch: int | None,
+    output: Path | None,
+    as_json: bool,
+    seed: int,
+    guidance: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    greedy: bool,
+    **reading: Any,
+) -> None:
+    """Measure the images that a checkpoint, bundle or engine draws, against a data set's pictures.
 
+    FID, sFID, KID, the Inception score, precision and recall, by one feature network; the share of
+    images that a classifier takes for their class, and the share of near copies of training
+    pictures.
+    """
+    drawing = ("per_class", "seed", "guidance", "temperature", "top_k", "top_p", "greedy", "batch")
+    if samples is not None and given(*drawing):
+        raise click.UsageError(f"leave out {', '.join(given(*drawing))}: --samples are drawn.")
+    if model is None and samples is None:
+        raise click.UsageError("expected MODEL, or --samples of what it has drawn.")
+    before_loading(output)
+    from m2kit.training.datasets.table import dataset_named
+    from m2kit.training.evaluation.generation import Generation
+    from m2kit.training.evaluation.looking import Looking
+    from m2kit.training.evaluation.made import DrawnPictures, samples_at
+    from m2kit.training.evaluation.page import figure_of_made, write_result_page
+    from m2kit.training.evaluation.protocol import PROTOCOLS
 
-@contextmanager
-def _opened(
-    target: Path | HubFile, reading: JsonObject, provider: str | None
-) -> Iterator[tuple[Engine, Measured]]:
-    """The model, opened, and what a protocol tells of it."""
-    found = model_at(target, reading, what="evaluating a checkpoint")
-    if found is None:
-        raise InputError(
-            f"{target}: expected a checkpoint, bundle or engine; make one with `m2kit train`, "
-            "`export` or `build-engine`"
+    sampling = m2kit.Sampling(seed, guidance, temperature, top_k, top_p, greedy)
+    rounding = uint8 or PROTOCOLS[name].uint8
+    made: Made
+    with ExitStack() as stack:
+        measured: Measured | None = None
+        if model is not None:
+            engine, measured = stack.enter_context(opened(model, reading, provider))
+        if samples is not None:
+            made, measured = samples_at(samples, rounding, measured)
+        else:
+            each = per_class or PROTOCOLS[name].per_class
+            made = DrawnPictures(engine, each, sampling, rounding, batch)
+        assert measured is not None
+        measuring = Generation(
+            measured,
+            made,
+            dataset_named(data),
+            split=split,
+            size=size,
+            reference=reference,
+            name=name,
+            looking=Looking(network, feature_weights),
+            classifier=classifier,
+            metrics=metrics or (),
         )
-    with open_model(target, found, provider) as engine:
-        yield engine, _measured(target, found, engine)
-
-
-def _measured(target: Path | HubFile, model: Manifest | Checkpoint, engine: Engine) -> Measured:
-    from m2kit.training.evaluation.looking import Measured
-
-    active, source = engine.backend.active(), model.source
-    if isinstance(model, Manifest):
-        sha256 = sha256_of_json({name: entry.sha256 for name, entry in model.files.items()})
-        precision = model.precision.value
-    else:
-        files = [source.checkpoint_sha256, source.tokenizer_sha256]
-        sha256 = sha256_of_json(files) if source.tokenizer_sha256 else source.checkpoint_sha256
-        precision = "float32"
-    name = target.resolve().name if isinstance(target, Path) else str(target)
-    where = [str(active[key]) for key in ("backend", "provider", "gpu") if key in active]
-    return Measured(
-        name=ascii(name)[1:-1][:255],
-        sha256=sha256,
-        weights=source.tokenizer_file[1],
-        precision=precision,
-        backend=", ".join(where),
-    )
-
-
-def _finish(result: Result, output: Path | None, as_json: bool) -> None:
-    """Print a result, and keep it."""
-    value, protocol = result.to_json(), result.protocol
-    if output is not None:
-        with new_file(output / RESULT_FILE) as path:
-            path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    rows: JsonObject = {"protocol": protocol.id, "images": f"{result.images:,}"}
-    if protocol.network is not None:
-        rows["features"] = protocol.network.name
-    told: dict[str, str] = {}  # reason -> the metric that it was told of
-    for name, number in result.metrics.items():
-        if number is not None:
-            rows[label(name)] = f"{number:.6g}"
-            continue
-        reason = result.reasons[name]
-        rows[label(name)] = f"none, as {told[reason]}" if reason in told else f"none: {reason}"
-        told.setdefault(reason, label(name))
-    rows["output"] = output
-    if protocol.unread:
-        note(f"{protocol.unread} pictures could not be read, and are left out")
-    print_result(rows, as_json, value)
+        with stages("images") as begin:
+            result = measuring.result(output, begin)
+        if output is not None:
+            write_result_page(output, result, figure_of_made(measuring.shown))
+    finish(result, output, as_json)
 
 
 @evaluate.command()

@@ -128,30 +128,45 @@ def write_page(
     if settings.get("steps"):
         del settings["epochs"]  # in place of which it has steps
     measures = {n: v for n, v in to_json(training).items() if n not in ("data", "settings")}
+    page, body = new_page(f"{title}: {folder.resolve().name}")
+    add_text(body, "h1", title)
+    add_text(body, "p", f"trained on {training.data}, {environment['finished']}", "soft")
+    body.append(table_element(measures, "first"))
+    _last_measurement(body, read_metrics(metrics, panels))
+    add_text(body, "h2", "Pictures")
+    for figure in figures:
+        body.append(figure_element(figure))
+    add_text(body, "h2", "Curves")
+    light, dark = (curves_png(metrics, panels, dark=dark) for dark in (False, True))
+    body.append(figure_element(Figure("over the epochs", light, dark)))
+    for of, report in codebooks.items():
+        add_text(body, "h2", f"Codebook: {of}")
+        body.append(codebook_element(report))
+    for name, values in (("Settings", settings), ("Environment", environment)):
+        add_text(body, "h2", name)
+        body.append(table_element(values))
+    save_page(folder / REPORT_FILE, page)
+
+
+def new_page(title: str) -> tuple[Element, Element]:
+    """An empty page, and its body."""
     page = Element("html", lang="en")
     head, body = SubElement(page, "head"), SubElement(page, "body")
     SubElement(head, "meta", charset="utf-8")
     SubElement(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
-    _text(head, "title", f"{title}: {folder.resolve().name}")
-    _text(head, "style", _STYLE)
-    _text(body, "h1", title)
-    _text(body, "p", f"trained on {training.data}, {environment['finished']}", "soft")
-    body.append(_table(measures, "first"))
-    _last_measurement(body, read_metrics(metrics, panels))
-    _text(body, "h2", "Pictures")
-    for figure in figures:
-        body.append(_figure(figure))
-    _text(body, "h2", "Curves")
-    light, dark = (curves_png(metrics, panels, dark=dark) for dark in (False, True))
-    body.append(_figure(Figure("over the epochs", light, dark)))
-    for of, report in codebooks.items():
-        _text(body, "h2", f"Codebook: {of}")
-        body.append(_codebook(report))
-    for name, values in (("Settings", settings), ("Environment", environment)):
-        _text(body, "h2", name)
-        body.append(_table(values))
+    add_text(head, "title", title)
+    add_text(head, "style", _STYLE)
+    return page, body
+
+
+def save_page(destination: Path, page: Element) -> None:
+    """Write a page.
+
+    Raises:
+        FolderError: It cannot be written.
+    """
     text = "<!DOCTYPE html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
-    with new_file(folder / REPORT_FILE) as path:
+    with new_file(destination) as path:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -159,32 +174,33 @@ def _last_measurement(body: Element, rows: Sequence[Mapping[str, float]]) -> Non
     measured = [row for row in rows if any(name.startswith(_HELD_OUT) for name in row)]
     if measured:
         last = measured[-1]
-        _text(body, "h2", f"Last measurement, step {last[STEP]}, epoch {last[EPOCH]:.4g}")
-        body.append(_table({n: v for n, v in last.items() if n not in (STEP, EPOCH)}))
+        add_text(body, "h2", f"Last measurement, step {last[STEP]}, epoch {last[EPOCH]:.4g}")
+        body.append(table_element({n: v for n, v in last.items() if n not in (STEP, EPOCH)}))
 
 
-def _codebook(report: CodebookReport) -> Element:
+def codebook_element(report: CodebookReport) -> Element:
     """Its rows, and a bar for each bit."""
     box = Element("div", {"class": "columns"})
     rows = report.rows()
     rows.pop("share of +1 of each bit", None)
-    box.append(_table(rows, bad={"dead bits"} if report.dead_bits else ()))
+    box.append(table_element(rows, bad={"dead bits"} if report.dead_bits else ()))
     if report.ones:
         table = SubElement(box, "table")
         for bit, share in enumerate(report.ones):
             row = SubElement(table, "tr", {"class": "bad"} if bit in report.dead_bits else {})
-            _text(row, "th", f"bit {bit}")
-            _text(row, "td", f"{share:.3f}")
+            add_text(row, "th", f"bit {bit}")
+            add_text(row, "td", f"{share:.3f}")
             SubElement(SubElement(row, "td"), "meter", value=f"{share:.3f}", title="share of +1")
     return box
 
 
-def _table(values: Mapping[str, Any], kind: str = "", bad: Iterable[str] = ()) -> Element:
+def table_element(values: Mapping[str, Any], kind: str = "", bad: Iterable[str] = ()) -> Element:
+    """A row for each value, of the kind of its style; `bad` ones stand out."""
     table = Element("table", {"class": kind} if kind else {})
     for name, value in values.items():
         row = SubElement(table, "tr", {"class": "bad"} if name in bad else {})
-        _text(row, "th", _NAMES.get(name, name.replace("_", " ")))
-        _text(row, "td", f"{value:.2%}" if name in _SHARES else _shown(value))
+        add_text(row, "th", _NAMES.get(name, name.replace("_", " ")))
+        add_text(row, "td", f"{value:.2%}" if name in _SHARES else _shown(value))
     return table
 
 
@@ -197,14 +213,15 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _figure(figure: Figure) -> Element:
+def figure_element(figure: Figure) -> Element:
+    """A picture, inside the page, with its caption."""
     element = Element("figure")
     picture = SubElement(element, "picture")
     if figure.dark is not None:
         media = "(prefers-color-scheme: dark)"
         SubElement(picture, "source", media=media, srcset=_data_address(figure.dark))
     SubElement(picture, "img", src=_data_address(figure.png), alt=figure.caption)
-    _text(element, "figcaption", figure.caption)
+    add_text(element, "figcaption", figure.caption)
     return element
 
 
@@ -212,5 +229,6 @@ def _data_address(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _text(parent: Element, tag: str, text: str, kind: str = "") -> None:
+def add_text(parent: Element, tag: str, text: str, kind: str = "") -> None:
+    """An element of text alone, of the kind of its style."""
     SubElement(parent, tag, {"class": kind} if kind else {}).text = text

@@ -1,0 +1,218 @@
+"""`m2kit evaluate generation`: what is drawn, against what is there."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import GOLDEN
+from onnx import TensorProto, helper, numpy_helper
+
+from m2kit.cli import cli, evaluating
+from m2kit.runtime.drawing import draw_images
+from m2kit.runtime.engine import Engine
+from m2kit.runtime.images import uint8_from_images
+from m2kit.sampling import Sampling
+from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
+from m2kit.training.datasets.table import dataset_named
+from m2kit.training.evaluation import generation, made, originals, reconstruction, scores, tally
+from m2kit.training.evaluation.features import feature_network
+from m2kit.training.evaluation.looking import Looking, Measured, seen_pixels
+from m2kit.training.evaluation.moments import Moments, frechet_distance
+from m2kit.training.torch_backend import TorchBackend
+
+CHECKPOINT = GOLDEN / "ar_tiny.ckpt"
+SPEC = ("--spec", json.dumps({"heads": 4}))
+CLASSES, EACH, SIDE = 10, 3, 16
+MODEL = Measured("m", "a" * 64, "stored", "float32", "torch")
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, ["evaluate", "generation", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+
+
+def evaluate(*arguments):
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    model = model_from_checkpoint(read_checkpoint(CHECKPOINT, overrides={"heads": 4}))
+    return Engine(model.spec, TorchBackend(model))
+
+
+@pytest.fixture(scope="module")
+def drawn(engine):
+    """The set's pictures (n, H, W, 3) and classes, drawn in one go."""
+    parts = list(draw_images(engine, range(CLASSES), EACH, Sampling(seed=5)))
+    pixels = np.concatenate([uint8_from_images(part.images) for part in parts])
+    return pixels, np.concatenate([part.class_ids for part in parts])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, drawn):
+    """Pictures like the ones that are drawn: noise, of the same size."""
+    random, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "noise.npz"
+    images = random.integers(0, 256, (4 * CLASSES, *drawn[0].shape[1:]), np.uint8)
+    names = [str(index) for index in range(CLASSES)]
+    labels = np.arange(len(images)) % CLASSES
+    np.savez(path, images=images, labels=labels, categories=np.array(names))
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory, drawn):
+    """Three features and ten classes, of one product each."""
+    path, random = tmp_path_factory.mktemp("network") / "plain.onnx", np.random.default_rng(1)
+    shapes = {"y": 3, "c": CLASSES}
+    weights = {n: random.normal(size=(48, k)).astype(np.float32) for n, k in shapes.items()}
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"], axis=1)]
+    nodes += [helper.make_node("MatMul", ["flat", f"w{n}"], [n]) for n in shapes]
+    graph = helper.make_graph(
+        nodes,
+        "plain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 3, 4, 4])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", k]) for n, k in shapes.items()],
+        [numpy_helper.from_array(w, f"w{n}") for n, w in weights.items()],
+    )
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    declared = {"size": [4, 4], "resize": "bilinear, antialias", "range": [0, 1]}
+    declared |= {"pooled": "y", "logits": "c"}
+    path.with_suffix(".json").write_text(json.dumps(declared))
+    return path
+
+
+def asked(data, network):
+    seed = "--per-class", EACH, "--seed", 5
+    return CHECKPOINT, *SPEC, "--data", data, "--network", network, *seed
+
+
+def moments(features):
+    found = Moments(features.shape[1])
+    found.add(features)
+    return found
+
+
+def test_each_metric_is_that_of_all_pictures_at_once(engine, drawn, data, network, monkeypatch):
+    monkeypatch.setattr(originals, "LOT", 7)
+    monkeypatch.setattr(made, "LOT", 7)
+    monkeypatch.setattr(generation, "LOT", 7)
+    monkeypatch.setattr(generation, "_OF_A_PART", 10)
+    found = evaluate(*asked(data, network))
+    with np.load(data) as arrays:
+        real = arrays["images"]
+    look = feature_network(network)
+    ours, theirs = look(seen_pixels(drawn[0])), look(seen_pixels(real))
+    metrics = found["metrics"]
+    expected = frechet_distance(moments(theirs.pooled), moments(ours.pooled))
+    assert metrics["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["inception_score"] == pytest.approx(
+        scores.inception_score(ours.logits, parts=3, seed=0).mean, rel=1e-6
+    )
+    shares = scores.precision_recall(theirs.pooled, ours.pooled)
+    assert (metrics["precision"], metrics["recall"]) == (shares.precision, shares.recall)
+    assert metrics["near_copies"] == 0
+    assert 0 <= metrics["class_accuracy"] <= 1
+    assert found["images"] == found["protocol"]["images"] == CLASSES * EACH
+    assert metrics["fid"] is None and "Inception" in found["reasons"]["fid"]
+    assert metrics["sfid"] is None and "does not give" in found["reasons"]["sfid"]
+    assert found["protocol"]["seed"] == 5 and found["protocol"]["per_class"] == EACH
+    assert found["protocol"]["sampling"]["greedy"] is False
+
+
+def test_the_command_line_knows_the_metrics():
+    assert evaluating.GENERATION == generation.METRICS
+    assert evaluating.RECONSTRUCTION == reconstruction.METRICS
+
+
+def test_a_classifier_that_is_given_judges(drawn, data, network):
+    found = evaluate(*asked(data, network), "--classifier", network, "--metrics", "class_accuracy")
+    classes = feature_network(network)(seen_pixels(drawn[0])).logits.argmax(1).numpy()
+    right = [(classes[drawn[1] == c] == c).mean() for c in range(CLASSES)]
+    assert found["metrics"] == {"class_accuracy": pytest.approx(np.mean(right))}
+    assert found["protocol"]["classifier"].startswith("onnx:plain")
+
+
+def test_copies_of_training_pictures_are_found(drawn, tmp_path, network):
+    path, pixels = tmp_path / "copied.npz", drawn[0][:, :, ::-1].copy()  # mirrored, all of them
+    names = np.array([str(index) for index in range(CLASSES)])
+    np.savez(path, images=np.repeat(pixels, 2, 0), labels=np.repeat(drawn[1], 2), categories=names)
+    found = evaluate(*asked(path, network), "--metrics", "near_copies")
+    assert found["metrics"]["near_copies"] > 0.9
+
+
+def test_the_set_is_the_same_drawn_here_or_read(drawn, data, network, tmp_path):
+    path = tmp_path / "samples.npz"
+    np.savez(path, arr_0=drawn[0], arr_1=drawn[1])
+    here = evaluate(*asked(data, network))
+    read = evaluate("--samples", path, "--data", data, "--network", network)
+    assert read["metrics"] == pytest.approx(here["metrics"])
+    assert read["protocol"]["seed"] is None and read["protocol"]["weights"] == "unknown"
+    code, _, err = run(*asked(data, network), "--samples", path)
+    assert code == 2 and "--per-class, --seed" in err
+    assert run("--data", data)[0] == 2
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(data, network, tmp_path, monkeypatch):
+    for module in (originals, made, generation):
+        monkeypatch.setattr(module, "LOT", 8)
+    whole = evaluate(*asked(data, network))
+    plain, calls = Engine.decode, []
+
+    def decode(self, tokens, **options):
+        calls.append(len(tokens))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(self, tokens, **options)
+
+    monkeypatch.setattr(Engine, "decode", decode)
+    here = *asked(data, network), "-o", tmp_path
+    assert run(*here)[0] == 130
+    calls[:] = [0] * 10
+    assert evaluate(*here) == whole
+    assert sum(calls) == CLASSES * EACH - 16
+    assert "<img" in (tmp_path / "report.html").read_text()
+    code, _, err = run(*here[:-4], "--seed", 6, "-o", tmp_path)
+    assert code == 1 and "another measurement" in err
+
+
+def test_adms_statistics_are_a_reference(drawn, data, network, tmp_path):
+    random, path = np.random.default_rng(2), tmp_path / "reference.npz"
+    real = random.normal(size=(50, 3))
+    np.savez(path, mu=real.mean(0), sigma=np.cov(real, rowvar=False))
+    found = evaluate(*asked(data, network), "--reference", path)
+    ours = moments(feature_network(network)(seen_pixels(drawn[0])).pooled)
+    expected = frechet_distance(moments(torch.from_numpy(real)), ours)
+    assert found["metrics"]["frechet_distance"] == pytest.approx(expected, rel=1e-6)
+    assert "statistics alone" in found["reasons"]["precision"]
+    assert found["protocol"]["reference_sha256"] is not None
+    pictures = random.integers(0, 256, (20, 16, 16, 3), np.uint8)
+    np.savez(path, mu=real.mean(0), sigma=np.cov(real, rowvar=False), arr_0=pictures)
+    found = evaluate(*asked(data, network), "--reference", path, "--metrics", "precision,recall")
+    look = feature_network(network)
+    features = [look(seen_pixels(each)).pooled for each in (pictures, drawn[0])]
+    shares = scores.precision_recall(*features)
+    assert found["metrics"] == {"precision": shares.precision, "recall": shares.recall}
+
+
+def test_memory_holds_no_more_than_the_rows_that_are_kept(engine, data, network, monkeypatch):
+    monkeypatch.setattr(tally.is_kept, "__defaults__", (6,))
+    drawing = made.DrawnPictures(engine, EACH, Sampling(), "truncate")
+    measuring = generation.Generation(
+        MODEL, drawing, dataset_named(str(data)), looking=Looking(str(network))
+    )
+    found = measuring._of_lot(0).joined(measuring._of_lot(1))
+    assert {name: sum(map(len, rows)) for name, rows in found.rows.items()} == {
+        "originals": 6,
+        "made": 6,
+        "shown": CLASSES * EACH,
+        "small": 6,
+    }

@@ -1,0 +1,357 @@
+"""How generated pictures compare with real ones: FID, sFID, KID, the Inception score, precision and
+recall, the share that shows its class, and the share that nearly copies a training picture.
+
+Real pictures are measured first, then generated ones, both in lots; nothing of them is held but
+sums and the features of at most 10,000 each. All are of 8 bits a colour. The Inception score is of
+parts of 5,000 as in ADM's evaluator, of pictures that are shared out at random: in their order they
+would stand class by class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from m2kit.errors import InputError, Unavailable
+from m2kit.hashes import sha256_of_file
+from m2kit.progress import Begin, silent
+from m2kit.records import to_json
+from m2kit.runtime.sample_files import Samples, open_samples
+from m2kit.training.datasets.cut import Cut
+from m2kit.training.datasets.dataset import DataSet
+from m2kit.training.evaluation import scores
+from m2kit.training.evaluation.judging import Judge, judge_of, share_of_near_copies, small
+from m2kit.training.evaluation.looking import (
+    MADE,
+    ORIGINALS,
+    SPATIAL,
+    Looking,
+    Measured,
+    Measures,
+    add_features,
+    distances,
+    network_of,
+    network_record,
+    seen_pixels,
+    uncomputed,
+    values_of,
+)
+from m2kit.training.evaluation.made import Made, SamplesRead
+from m2kit.training.evaluation.moments import Published, frechet_distance, of_published_npz
+from m2kit.training.evaluation.originals import LOT, RESIZE, Originals, Pixels
+from m2kit.training.evaluation.protocol import PROTOCOLS, Protocol, ProtocolName, Result, Split
+from m2kit.training.evaluation.tally import Kept, Tally, is_kept, measured
+
+METRICS = (
+    *("fid", "frechet_distance", "sfid", "kid", "inception_score", "precision", "recall"),
+    *("class_accuracy", "near_copies"),
+)
+OF_FEATURES = set(METRICS[:7])
+_OF_ROWS = {"kid", "precision", "recall"}
+_OF_A_PART = 5000  # pictures, of the Inception score
+_SMALL, _SHOWN = "small", "shown"
+SHOWN = 40  # pictures for the page, evenly spread
+
+
+class Generation:
+    """What is measured, and how.
+
+    Args:
+        model: What has drawn the pictures.
+        made: The pictures.
+        data: The data set that they are compared with.
+        split: Which half of it.
+        size: Side of its squares; None is that of the pictures that were made.
+        reference: ADM's .npz of statistics, and maybe of pictures, in place of those of the data.
+        name: Of the protocol.
+        looking: The networks.
+        classifier: An ONNX file that judges classes; None is the data set's judge.
+        metrics: Those that must be computed, of METRICS; empty is whatever can be, of all.
+
+    Attributes:
+        shown: Some of the pictures (n, H, W, 3), evenly spread, once all are measured.
+
+    Raises:
+        InputError: No such feature network, data without pictures, or a file that is none.
+        CheckpointError: The file of a network holds something else.
+    """
+
+    def __init__(
+        self,
+        model: Measured,
+        made: Made,
+        data: DataSet,
+        *,
+        split: Split = "all",
+        size: int | None = None,
+        reference: Path | None = None,
+        name: ProtocolName = "adm",
+        looking: Looking,
+        classifier: Path | None = None,
+        metrics: Sequence[str] = (),
+    ) -> None:
+        self.model, self.made, self.data, self.name = model, made, data, name
+        self.collection = data.loader()
+        height, width = (size, size) if size else made.told.size
+        self.cut = Cut((height, width))
+        self.originals = Originals(data, self.collection, split, self.cut)
+        self.asked = tuple(metrics)
+        self.wanted = set(self.asked or METRICS)
+        self.network = network_of(
+            PROTOCOLS[name], looking.network, looking.network_weights, self.wanted & OF_FEATURES
+        )
+        self.shown: Pixels = np.zeros((0, *made.told.size, 3), np.uint8)
+        self.judge: Judge | Unavailable = Unavailable("class accuracy was not asked for")
+        if "class_accuracy" in self.wanted:
+            self.judge = judge_of(data, self.collection, self.cut, classifier)
+        self._use_reference(reference)
+
+    def _use_reference(self, path: Path | None) -> None:
+        """What generated pictures are compared with."""
+        self.published: tuple[Published, Published | None] | None = None
+        self.reference, self.reference_sha256 = "pictures of the data", None
+        real: Made | None = None
+        if path is not None:
+            self.published = of_published_npz(path)
+            self.reference_sha256 = sha256_of_file(path)
+            self.reference = f"the statistics of {ascii(path.name)[1:-1]:.200}"
+            samples = pictures_of_reference(path)
+            if samples is not None:
+                real = SamplesRead(samples, "truncate", self.reference_sha256)
+        self._real, sizes = real, self.originals.lots
+        if path is not None:
+            count = 0 if real is None else real.told.count
+            sizes = [min(LOT, count - start) for start in range(0, count, LOT)]
+        elif isinstance(self.network, Unavailable):
+            sizes = []  # nobody looks at them
+        self._real_lots = sizes
+
+    def result(self, folder: Path | None = None, begin: Begin = silent) -> Result:
+        """Measure it.
+
+        Args:
+            folder: Where sums are kept, so that the same call goes on where it was killed.
+            begin: Shows how far it is.
+
+        Raises:
+            InputError: A metric that must be computed and cannot be.
+            FolderError: The folder cannot be written, or holds another measurement.
+        """
+        for name in self.asked:
+            missing = self.network if name in OF_FEATURES else self.judge
+            if isinstance(missing, Unavailable) and name != "near_copies":
+                raise uncomputed(name, missing)  # before hours are spent
+        about = to_json(self.protocol(Tally())) | {
+            "pictures": [self.originals.digest, self.made.told.digest],
+            "metrics": sorted(self.wanted),
+        }
+        count = self.made.told.count
+        sizes = [*self._real_lots, *(min(LOT, count - start) for start in range(0, count, LOT))]
+        advance = begin("measuring", sum(sizes))
+        tally = measured(Kept(folder, about, Tally), sizes, self._of_lot, advance)
+        self.shown = np.concatenate(tally.rows[_SHOWN])
+        values, reasons = values_of(self._measures(tally), self.asked)
+        return Result(self.protocol(tally), values, reasons, tally.images)
+
+    def protocol(self, tally: Tally) -> Protocol:
+        """How a tally was made, and of what."""
+        told, model, real = self.made.told, self.model, len(self._real_lots)
+        return Protocol(
+            name=self.name,
+            task="generation",
+            data=self.originals.title,
+            data_sha256=tally.sha256(slice(real)) if real else self.originals.digest,
+            split=self.originals.split,
+            images=tally.images,
+            unread=tally.unread,
+            crop="centre",
+            resize=RESIZE,
+            size=self.cut.size,
+            uint8=told.uint8,
+            features_of="uint8",
+            weights=model.weights,
+            network=network_record(self.network),
+            perceptual=None,
+            classifier=None if isinstance(self.judge, Unavailable) else self.judge.words,
+            reference=self.reference,
+            reference_sha256=self.reference_sha256,
+            per_class=told.per_class,
+            seed=told.seed,
+            model=model.name,
+            model_sha256=model.sha256,
+            precision=model.precision,
+            backend=model.backend,
+            sampling=told.sampling,
+        )
+
+    def _of_lot(self, lot: int) -> Tally:
+        real = len(self._real_lots)
+        return self._of_real(lot) if lot < real else self._of_made(lot - real)
+
+    def _of_real(self, lot: int) -> Tally:
+        tally, digest, first = Tally(), hashlib.sha256(), lot * LOT
+        batches = self._real.lot(lot) if self._real else self._batches(lot, tally)
+        for pixels, _ in batches:
+            digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+            self._look(tally, ORIGINALS, pixels, first, sum(self._real_lots))
+            first += len(pixels)
+        tally.digests = [digest.digest()]
+        return tally
+
+    def _batches(self, lot: int, tally: Tally) -> list[tuple[Pixels, None]]:
+        """A lot of the data."""
+        read = [pixels for _, pixels in self.originals.read(self.originals.of_lot(lot))]
+        found = [pixels for pixels in read if pixels is not None]
+        tally.unread = len(read) - len(found)
+        return [
+            (np.stack(found[start : start + _AT_ONCE]), None)
+            for start in range(0, len(found), _AT_ONCE)
+        ]
+
+    def _of_made(self, lot: int) -> Tally:
+        tally, digest, first = Tally(), hashlib.sha256(), lot * LOT
+        total = self.made.told.count
+        for pixels, labels in self.made.lot(lot):
+            digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+            self._look(tally, MADE, pixels, first, total)
+            if labels is not None and not isinstance(self.judge, Unavailable):
+                classes = len(self.collection.classes)
+                right = labels[self.judge.classes(pixels) == labels]
+                tally.add("right", np.bincount(right, minlength=classes))
+                tally.add("of_class", np.bincount(labels, minlength=classes))
+            shown = [is_kept(i, total, SHOWN) for i in range(first, first + len(pixels))]
+            tally.add_rows(_SHOWN, pixels, shown)
+            if "near_copies" in self.wanted:
+                tally.add_rows(_SMALL, small(pixels), _kept(first, len(pixels), total))
+            first += len(pixels)
+            tally.images += len(pixels)
+        tally.digests = [digest.digest()]
+        return tally
+
+    def _look(self, tally: Tally, of: str, pixels: Pixels, first: int, total: int) -> None:
+        """Add what the network sees in pictures `first` and so on of `total`."""
+        if isinstance(self.network, Unavailable):
+            return
+        kept = _kept(first, len(pixels), total) if self.wanted & _OF_ROWS else [False] * len(pixels)
+        logits = add_features(tally, self.network, of, seen_pixels(pixels), kept)
+        if of == MADE and logits is not None and "inception_score" in self.wanted:
+            places = _part_of_each(total)[first : first + len(pixels)]
+            add_classes(tally, logits, places)
+
+    def _measures(self, tally: Tally) -> Measures:
+        """What computes each metric."""
+
+        def features() -> tuple[torch.Tensor, torch.Tensor]:
+            if isinstance(self.network, Unavailable):
+                raise self.network
+            if self.published is not None and not self._real_lots:
+                raise Unavailable("the reference has statistics alone, and no pictures")
+            return tally.features(ORIGINALS), tally.features(MADE)
+
+        def sfid() -> float:
+            if isinstance(self.network, Unavailable):
+                raise self.network
+            made = tally.moments_of(SPATIAL + MADE)
+            if self.published is None:
+                return frechet_distance(tally.moments_of(SPATIAL + ORIGINALS), made)
+            if self.published[1] is None:
+                raise Unavailable("the reference has no statistics of spatial features")
+            return frechet_distance(self.published[1], made)
+
+        def accuracy() -> float:
+            if isinstance(self.judge, Unavailable):
+                raise self.judge
+            if "of_class" not in tally.sums:
+                raise Unavailable("the classes of the pictures are not known")
+            drawn = tally.sums["of_class"] > 0
+            return float((tally.sums["right"][drawn] / tally.sums["of_class"][drawn]).mean())
+
+        def copies() -> float:
+            made = np.concatenate(tally.rows[_SMALL])
+            return share_of_near_copies(self.data, self.collection, self.cut, made)
+
+        def inception_score() -> float:
+            if isinstance(self.network, Unavailable):
+                raise self.network
+            return score_of_classes(tally)
+
+        reference = None if self.published is None else self.published[0]
+        measures: dict[str, Callable[[], float]] = {
+            **distances(tally, self.network, "fid", reference),
+            "sfid": sfid,
+            "kid": lambda: scores.kid(*features(), seed=0).mean,
+            "inception_score": inception_score,
+            "precision": lambda: scores.precision_recall(*features()).precision,
+            "recall": lambda: scores.precision_recall(*features()).recall,
+            "class_accuracy": accuracy,
+            "near_copies": copies,
+        }
+        return {name: measures[name] for name in METRICS if name in self.wanted}
+
+
+_AT_ONCE = 32  # pictures that a network looks at
+
+
+def _kept(first: int, count: int, total: int) -> list[bool]:
+    return [is_kept(index, total) for index in range(first, first + count)]
+
+
+def _part_of_each(total: int) -> npt.NDArray[np.int64]:
+    """The part of the Inception score that each picture is in, at random."""
+    parts = max(1, total // _OF_A_PART)
+    found = np.empty(total, np.int64)
+    order = np.random.default_rng(0).permutation(total)
+    for part in range(parts):
+        found[order[part * total // parts : (part + 1) * total // parts]] = part
+    return found
+
+
+def add_classes(tally: Tally, logits: torch.Tensor, parts: npt.NDArray[np.int64]) -> None:
+    """Add the sums of which the Inception score is made.
+
+    Args:
+        tally: Where to.
+        logits: (B, C).
+        parts: (B), the part that each picture is in.
+    """
+    logs = logits.to("cpu", torch.float64).log_softmax(1)
+    shares = logs.exp()
+    information = (shares * logs).nansum(1)
+    for part in np.unique(parts):
+        own = torch.from_numpy(parts == part)
+        tally.add(f"classes.{part}.count", int(own.sum()))
+        tally.add(f"classes.{part}.shares", shares[own].sum(0).numpy())
+        tally.add(f"classes.{part}.information", float(information[own].sum()))
+
+
+def score_of_classes(tally: Tally) -> float:
+    """The Inception score of what `add_classes` has added: the mean over parts.
+
+    Raises:
+        Unavailable: The network has no classes.
+    """
+    parts = [
+        name[:-6] for name in tally.sums if name.startswith("classes.") and name[-6:] == ".count"
+    ]
+    if not parts:
+        raise Unavailable("the feature network gives no classes")
+    values = []
+    for part in parts:
+        count = tally.sums[f"{part}.count"]
+        shares = tally.sums[f"{part}.shares"] / count
+        entropy = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
+        values.append(np.exp(float(tally.sums[f"{part}.information"] / count) + entropy))
+    return float(np.mean(values))
+
+
+def pictures_of_reference(path: Path) -> Samples | None:
+    """The pictures in a file of statistics, if there are any."""
+    try:
+        return open_samples(path)
+    except InputError:
+        return None

@@ -16,6 +16,7 @@ from m2kit.cli.evaluation_options import (
     before_loading,
     evaluation_options,
     finish,
+    going_on,
     metrics_option,
     opened,
 )
@@ -93,7 +94,11 @@ def reconstruction(
     from m2kit.training.evaluation.page import figure_of_pairs, write_result_page
     from m2kit.training.evaluation.reconstruction import Reconstruction
 
-    with opened(model, reading, provider) as (engine, measured), stages("images") as begin:
+    with (
+        going_on(output),
+        opened(model, reading, provider) as (engine, measured),
+        stages("images") as begin,
+    ):
         originals = originals_of(
             engine, dataset_named(data), split=split, size=size, whole=original_resolution
         )
@@ -189,6 +194,7 @@ def generation(
     rounding = uint8 or PROTOCOLS[name].uint8
     made: Made
     with ExitStack() as stack:
+        stack.enter_context(going_on(output))
         measured: Measured | None = None
         if model is not None:
             engine, measured = stack.enter_context(opened(model, reading, provider))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2kit.cli.checkpoints import checkpoint_options
+from m2kit.cli.commands import Interrupted
 from m2kit.cli.models import model_at, open_model
 from m2kit.cli.options import (
     PATH,
@@ -153,7 +154,9 @@ def _measured(target: Path | HubFile, model: Manifest | Checkpoint, engine: Engi
         sha256 = sha256_of_json(files) if source.tokenizer_sha256 else source.checkpoint_sha256
         precision = "float32"
     name = target.resolve().name if isinstance(target, Path) else str(target)
-    where = [str(active[key]) for key in ("backend", "provider", "gpu") if key in active]
+    where = [
+        str(active[key]) for key in ("backend", "provider", "gpu", "emulated") if key in active
+    ]
     return Measured(
         name=ascii(name)[1:-1][:255],
         sha256=sha256,
@@ -161,6 +164,20 @@ def _measured(target: Path | HubFile, model: Manifest | Checkpoint, engine: Engi
         precision=precision,
         backend=", ".join(where),
     )
+
+
+@contextmanager
+def going_on(output: Path | None) -> Iterator[None]:
+    """Says on Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if output is None:
+            raise Interrupted("interrupted: nothing is kept; -o FOLDER keeps each part") from error
+        raise Interrupted(
+            f"interrupted: what was measured is kept in {output}. Give the same command again to "
+            "go on."
+        ) from error
 
 
 def finish(result: Result, output: Path | None, as_json: bool) -> None:

@@ -219,8 +219,9 @@ class Generation:
         for pixels, labels in self.made.lot(lot):
             digest.update(repr(pixels.shape).encode() + pixels.tobytes())
             self._look(tally, MADE, pixels, first, total)
-            if labels is not None and not isinstance(self.judge, Unavailable):
-                classes = len(self.collection.classes)
+            classes = len(self.collection.classes)
+            known = labels is not None and labels.min() >= 0 and labels.max() < classes
+            if labels is not None and known and not isinstance(self.judge, Unavailable):
                 right = labels[self.judge.classes(pixels) == labels]
                 tally.add("right", np.bincount(right, minlength=classes))
                 tally.add("of_class", np.bincount(labels, minlength=classes))
@@ -266,8 +267,10 @@ class Generation:
         def accuracy() -> float:
             if isinstance(self.judge, Unavailable):
                 raise self.judge
-            if "of_class" not in tally.sums:
-                raise Unavailable("the classes of the pictures are not known")
+            if tally.sums.get("of_class", np.zeros(1)).sum() != tally.images:
+                raise Unavailable(
+                    "the classes of the images are not known, or not those of the data"
+                )
             drawn = tally.sums["of_class"] > 0
             return float((tally.sums["right"][drawn] / tally.sums["of_class"][drawn]).mean())
 

@@ -3,6 +3,7 @@ small pictures of what a model was trained on."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,9 @@ def judge_of(
         return Unavailable("no training picture can be read")
     if len(set(labels.tolist())) < 2:
         return Unavailable("one class alone needs no judge")
-    words = f"the judge of {originals.title}, fitted to {len(pixels)} training pictures"
-    return Judge(words[:400], data.judge(images_from_pixels(pixels), labels))
+    sha256 = hashlib.sha256(pixels.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    words = f"the data set's judge, fitted to {len(pixels)} training pictures, sha256 {sha256}"
+    return Judge(words, data.judge(images_from_pixels(pixels), labels))
 
 
 def _spread(originals: Originals, most: int) -> tuple[Pixels, npt.NDArray[np.int64]]:

@@ -2,8 +2,9 @@
 
 Two numbers compare only where everything but the model was alike: data to the last pixel, crop,
 rounding, feature network, counts and seeds, and which of a file's weights were taken. These fields
-make the protocol's id. What describes the model that was measured, its precision, backend and
-sampling among it, is told beside them and may differ: an int8 engine is put beside a float32 one.
+make the protocol's id; names of data do not, as another folder's name is no other data. What
+describes the model that was measured, its precision, backend and sampling among it, is told beside
+them and may differ: an int8 engine is put beside a float32 one.
 
 The named protocols are those of published numbers; an option that says otherwise changes the id.
 """
@@ -41,7 +42,10 @@ ALL: Final = "all"
 TRAIN: Final = "train"
 HELD_OUT: Final = "held-out"
 _DIGITS = 10  # of the hash in an id
-_OF_THE_MODEL = ("model", "model_sha256", "precision", "backend", "sampling")
+_TOLD = (  # beside the id: the model, and names of what a sha256 tells apart
+    *("model", "model_sha256", "precision", "backend", "sampling"),
+    *("data", "reference"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class Protocol:
     @property
     def compared(self) -> JsonObject:
         """The fields that must be alike for numbers to compare, as JSON values."""
-        return {name: v for name, v in to_json(self).items() if name not in _OF_THE_MODEL}
+        return {name: v for name, v in to_json(self).items() if name not in _TOLD}
 
     @property
     def id(self) -> str:
@@ -287,4 +291,4 @@ def model_labels(results: Sequence[Result]) -> list[str]:
     return [f"{label} ({short})" for label, short in zip(labels, hashes, strict=True)]
 
 
-assert set(_OF_THE_MODEL) <= {field.name for field in fields(Protocol)}
+assert set(_TOLD) <= {field.name for field in fields(Protocol)}

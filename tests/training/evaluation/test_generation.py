@@ -175,7 +175,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(data, network, tmp_path
 
     monkeypatch.setattr(Engine, "decode", decode)
     here = *asked(data, network), "-o", tmp_path
-    assert run(*here)[0] == 130
+    code, _, err = run(*here)
+    assert code == 130 and "same command again" in err
     calls[:] = [0] * 10
     assert evaluate(*here) == whole
     assert sum(calls) == CLASSES * EACH - 16
@@ -216,3 +217,25 @@ def test_memory_holds_no_more_than_the_rows_that_are_kept(engine, data, network,
         "shown": CLASSES * EACH,
         "small": 6,
     }
+
+
+def test_a_set_that_was_sampled_has_the_same_protocol(exported, data, network, tmp_path):
+    folder = exported(CHECKPOINT, heads=4)[1]
+    how = "--per-class", EACH, "--seed", 5
+    done = CliRunner().invoke(cli, ["sample", str(folder), *map(str, how), "-o", str(tmp_path)])
+    assert done.exit_code == 0, done.stderr
+    same = "--data", data, "--network", network
+    here = evaluate(folder, *same, *how)
+    assert evaluate(folder, *same, "--samples", tmp_path) == here
+    told = evaluate(*same, "--samples", tmp_path)["protocol"]
+    assert told["model_sha256"] == here["protocol"]["model_sha256"]
+    code, _, err = run(CHECKPOINT, *SPEC, *same, "--samples", tmp_path)
+    assert code == 1 and "drawn by another model" in err
+
+
+def test_classes_that_the_data_does_not_have_are_not_judged(drawn, tmp_path, data, network):
+    path = tmp_path / "samples.npz"
+    np.savez(path, arr_0=drawn[0], arr_1=drawn[1] + 5)
+    found = evaluate("--samples", path, "--data", data, "--network", network)
+    assert found["metrics"]["class_accuracy"] is None
+    assert "not those of the data" in found["reasons"]["class_accuracy"]

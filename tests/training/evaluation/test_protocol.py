@@ -83,6 +83,7 @@ def test_what_is_measured_otherwise_has_another_id_and_is_not_compared(changed):
         {"backend": "torch"},
         {"sampling": {"guidance": [2.0, 2.0]}},
         {"model": "other", "model_sha256": "d" * 64},
+        {"data": "the same pictures in another folder"},
     ],
     ids=lambda changed: next(iter(changed)),
 )

@@ -48,7 +48,7 @@ test-oracles: install build/oracles  ## numbers against other packages', in a fo
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/inception_oracle.py
 
 build/oracles: Makefile
-	rm -rf $@.part
+	rm -rf $@ $@.part
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
 	  lpips==0.1.4 pytorch-fid==0.3.0 torch-fidelity==0.4.0 torchvision
 	mv $@.part $@

@@ -143,7 +143,7 @@ class Bench:
         return file
 
     def _done(self, variant: str, settings: RunSettings, train: Callable[[Path, bool], Any]) -> Run:
-        fields = {**to_json(settings), "data": Path(self.data).name}
+        fields = {**to_json(settings), "data": Path(settings.data).name}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
         folder = self.runs / f"{variant}-{digest}"
         file = folder / RESULT_FILE

@@ -79,9 +79,10 @@ def test_a_stopped_run_goes_on_and_a_done_one_is_kept(module, monkeypatch, tmp_p
     results = [bench.tokenizer(0, code_bits=4).result for _ in range(2)]
     assert results[0] == results[1] and results[0]["seconds"] is None
     assert [resume for _, resume in calls] == [False, True]
-    with pytest.raises(KeyboardInterrupt):
-        bench.tokenizer(1, code_bits=4)
-    assert calls[-1][0] != calls[0][0]
+    for seed, data in ((1, "digits"), (0, "others")):
+        with pytest.raises(KeyboardInterrupt):
+            bench.tokenizer(seed, code_bits=4, data=data)
+    assert len({folder for folder, _ in calls}) == 3
 
 
 def test_the_words_of_a_page_stay_when_it_is_measured_again(module, tmp_path):

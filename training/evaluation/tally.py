@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from m2kit import __version__
 from m2kit.errors import FolderError, Unavailable
 from m2kit.hashes import canonical_json
 from m2kit.inputs import open_input
@@ -34,6 +35,7 @@ from m2kit.training.evaluation.moments import Moments
 MOST_ROWS = 10_000  # of features that are kept
 STATE_FILE = "state.npz"
 _SUMS, _MOMENTS, _ROWS, _CODEBOOK = "sum.", "moments.", "rows.", "codebook."
+_ABOUT, _SEAL = "about", "sha256"
 _PARTS = "count", "sum", "outer"
 _REST = 10  # times as long as a save took, before the next one
 
@@ -154,7 +156,8 @@ class Kept:
 
     def __init__(self, folder: Path | None, about: JsonObject, empty: Callable[[], Tally]) -> None:
         self._path = None if folder is None else folder / STATE_FILE
-        self._about, self._empty = about, empty
+        self._about = canonical_json(about | {"software": __version__})
+        self._empty = empty
         self._next_save = 0.0
 
     def found(self) -> tuple[Tally, int]:
@@ -168,17 +171,20 @@ class Kept:
         try:
             with open_input(self._path, "state of an evaluation") as file:
                 arrays = read_npz(file)
-            about, tally = str(arrays.pop("about")), self._tally(arrays)
-        except (DamagedArchive, KeyError, ValueError) as error:
+            about, seal = (str(arrays.pop(name)) for name in (_ABOUT, _SEAL))
+            if seal != _seal(about, arrays):
+                raise DamagedArchive(self._path)
+        except (DamagedArchive, KeyError) as error:
             raise FolderError(
                 f"{self._path} is damaged; remove it, and all is measured again", option="-o"
             ) from error
-        if about != canonical_json(self._about):
+        if about != self._about:
             raise FolderError(
                 f"{self._path} is of another measurement than this command's (another model, "
-                "data set or protocol); choose another folder, or remove it",
+                "data set, protocol or version of m2kit); choose another folder, or remove it",
                 option="-o",
             )
+        tally = self._tally(arrays)
         return tally, len(tally.digests)
 
     def save(self, tally: Tally, *, now: bool) -> None:
@@ -192,19 +198,18 @@ class Kept:
             return
         with new_file(self._path) as temporary, temporary.open("wb") as file:
             arrays: dict[str, Any] = tally.arrays()
-            np.savez(file, about=np.array(canonical_json(self._about)), **arrays)
+            arrays |= {_ABOUT: np.array(self._about), _SEAL: np.array(_seal(self._about, arrays))}
+            np.savez(file, **arrays)
         ended = time.monotonic()
         self._next_save = ended + _REST * (ended - began)
 
     def _tally(self, arrays: dict[str, npt.NDArray[Any]]) -> Tally:
         tally = self._empty()
         tally.images, tally.unread = map(int, arrays["images"])
-        tally.digests = [row.tobytes() for row in arrays["digests"].astype(np.uint8)]
-        if any(len(digest) != 32 for digest in tally.digests):
-            raise ValueError("digests of another length")
+        tally.digests = [row.tobytes() for row in arrays["digests"]]
         for name, value in arrays.items():
             if name.startswith(_SUMS):
-                tally.sums[name.removeprefix(_SUMS)] = value.astype(np.float64)
+                tally.sums[name.removeprefix(_SUMS)] = value
             if name.startswith(_ROWS):
                 tally.rows[name.removeprefix(_ROWS)] = [value]
             if name.startswith(_MOMENTS) and name.endswith(".count"):
@@ -219,6 +224,14 @@ class Kept:
             counted = {n: v for n, v in arrays.items() if n.startswith(_CODEBOOK)}
             tally.codebook.restore({n.removeprefix(_CODEBOOK): v for n, v in counted.items()})
         return tally
+
+
+def _seal(about: str, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Hash of all that is kept: what `Tally.arrays` has not written is not summed up with it."""
+    digest = hashlib.sha256(about.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def measured(

@@ -174,6 +174,22 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(data, network, tmp_path
         err = error_of("reconstruction", *asked, *other)
         assert "another measurement" in err and "-o" in err
     damaged = tmp_path / "out" / tally.STATE_FILE
+    with np.load(damaged) as state:
+        arrays = dict(state)
+    for name, other in (
+        ("sum.ssim", np.zeros(2)),
+        ("sum.psnr_db", arrays["sum.psnr_db"] + 1),
+        ("moments.made.count", np.array("forged")),
+        ("moments.made.outer", arrays["moments.made.outer"] + 0j),
+        ("rows.made", arrays["rows.made"][:-1]),
+        ("images", arrays["images"][:1]),
+    ):
+        np.savez(damaged, **arrays | {name: other})
+        assert "is damaged; remove it" in error_of("reconstruction", *asked)
+    np.savez(damaged, **arrays)
+    assert evaluate(*asked) == whole
+    monkeypatch.setattr(tally, "__version__", "0")
+    assert "version of m2kit" in error_of("reconstruction", *asked)
     damaged.write_bytes(damaged.read_bytes()[:-200])
     assert "is damaged; remove it" in error_of("reconstruction", *asked)
 

@@ -8,6 +8,8 @@ import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import numpy.typing as npt
 
 _MOST_PACKED = 100  # bytes of arrays that a byte of an archive may stand for
@@ -22,8 +24,12 @@ class DamagedArchive(Exception):
     """What `read_npz` raises for a file that is no intact archive of plain arrays."""
 
 
-def read_npz(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
+def read_npz(file: BinaryIO, only: Collection[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an opened .npz file, never unpickled; what else it holds is left out.
+
+    Args:
+        file: The file.
+        only: Names of the arrays that are wanted, where others may be larger than memory.
 
     Raises:
         DamagedArchive: Not an intact .npz of plain arrays.
@@ -38,7 +44,8 @@ def read_npz(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
                 raise DamagedArchive(file.name)
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
-            found = dict(arrays)
+            names = [name for name in arrays.files if only is None or name in only]
+            found = {name: arrays[name] for name in names}
             return {name: a for name, a in found.items() if isinstance(a, np.ndarray)}
     except ARCHIVE_ERRORS as error:
         raise DamagedArchive(file.name) from error

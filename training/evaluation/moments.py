@@ -26,6 +26,7 @@ from m2kit.errors import InputError, Unavailable
 from m2kit.npz_file import DamagedArchive, read_npz
 
 Matrix = npt.NDArray[np.float64]
+_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 
 
 class Gaussian(Protocol):
@@ -140,16 +141,16 @@ class Moments:
 
 def of_published_npz(path: Path) -> tuple[Published, Published | None]:
     """Statistics of the pooled and of the spatial features: mu, sigma, mu_s, sigma_s of ADM's
-    reference files (VIRTUAL_imagenet256_labeled.npz and its like). pytorch-fid's files and MAR's
-    have the first two alone, and then the second is None.
+    reference files (VIRTUAL_imagenet256_labeled.npz and its like), of whose pictures, gigabytes,
+    nothing is held. pytorch-fid's files and MAR's have the first two alone, and then the second is
+    None.
 
     Raises:
         InputError: It cannot be read, or has no such statistics.
     """
     arrays = _arrays(path)
     if "mu" not in arrays or "sigma" not in arrays:
-        found = ", ".join(sorted(arrays)) or "nothing"
-        raise InputError(f"{path}: expected the arrays mu and sigma, found {found:.80}")
+        raise InputError(f"{path}: expected statistics, the arrays mu and sigma; it has not both")
     pooled = _published(path, arrays["mu"], arrays["sigma"])
     if "mu_s" not in arrays or "sigma_s" not in arrays:
         return pooled, None
@@ -204,7 +205,7 @@ def _factor(covariance: Matrix) -> Matrix:
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with path.open("rb") as file:
-            return read_npz(file)
+            return read_npz(file, _STATISTICS)
     except (DamagedArchive, OSError) as error:
         raise InputError(
             f"{path} is no intact .npz file of plain arrays; fetch it again"

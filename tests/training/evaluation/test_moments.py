@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -167,7 +169,7 @@ def test_published_statistics_are_read_as_their_files_name_them(tmp_path):
     with pytest.raises(InputError, match="not finite"):
         of_published_npz(path)
     np.savez(path, arr_0=np.zeros(4))
-    with pytest.raises(InputError, match="expected the arrays mu and sigma, found arr_0"):
+    with pytest.raises(InputError, match="the arrays mu and sigma; it has not both"):
         of_published_npz(path)
     path.write_bytes(b"no archive")
     with pytest.raises(InputError, match="no intact"):
@@ -180,3 +182,14 @@ def test_a_set_of_one_picture_many_times_has_a_distance():
     expected = np.square(1 - other.mean).sum() + np.trace(other.covariance)
     assert frechet_distance(same, other) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(same, same) == 0
+
+
+def test_the_pictures_beside_published_statistics_are_not_held(tmp_path):
+    one, path = moments_of(features(15, 30, 6)), tmp_path / "VIRTUAL.npz"
+    pictures = np.zeros((100, 256, 256, 3), np.uint8)
+    np.savez(path, mu=one.mean, sigma=one.covariance, arr_0=pictures)
+    tracemalloc.start()
+    of_published_npz(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < pictures.nbytes / 4

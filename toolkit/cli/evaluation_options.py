@@ -144,6 +144,7 @@ def opened(
 
 def _measured(target: Path | HubFile, model: Manifest | Checkpoint, engine: Engine) -> Measured:
     from m2kit.training.evaluation.looking import Measured
+    from m2kit.training.evaluation.protocol import printable
 
     active, source = engine.backend.active(), model.source
     if isinstance(model, Manifest):
@@ -158,7 +159,7 @@ def _measured(target: Path | HubFile, model: Manifest | Checkpoint, engine: Engi
         str(active[key]) for key in ("backend", "provider", "gpu", "emulated") if key in active
     ]
     return Measured(
-        name=ascii(name)[1:-1][:255],
+        name=printable(name),
         sha256=sha256,
         weights=source.tokenizer_file[1],
         precision=precision,

@@ -44,7 +44,14 @@ from m2kit.training.evaluation.looking import (
 from m2kit.training.evaluation.made import Made, SamplesRead
 from m2kit.training.evaluation.moments import Published, frechet_distance, of_published_npz
 from m2kit.training.evaluation.originals import LOT, RESIZE, Originals, Pixels
-from m2kit.training.evaluation.protocol import PROTOCOLS, Protocol, ProtocolName, Result, Split
+from m2kit.training.evaluation.protocol import (
+    PROTOCOLS,
+    Protocol,
+    ProtocolName,
+    Result,
+    Split,
+    printable,
+)
 from m2kit.training.evaluation.tally import Kept, Tally, is_kept, measured
 
 METRICS = (
@@ -119,7 +126,7 @@ class Generation:
         if path is not None:
             self.published = of_published_npz(path)
             self.reference_sha256 = sha256_of_file(path)
-            self.reference = f"the statistics of {ascii(path.name)[1:-1]:.200}"
+            self.reference = f"the statistics of {printable(path.name)}"
             samples = pictures_of_reference(path)
             if samples is not None:
                 real = SamplesRead(samples, "truncate", self.reference_sha256)

@@ -21,6 +21,7 @@ from m2kit.runtime.sample_files import Samples, open_samples
 from m2kit.sampling import Sampling
 from m2kit.training.evaluation.looking import Measured
 from m2kit.training.evaluation.originals import LOT, Pixels
+from m2kit.training.evaluation.protocol import printable
 
 Labels = npt.NDArray[np.int64]
 
@@ -160,7 +161,7 @@ def samples_at(path: Path, uint8: Rounding, model: Measured | None) -> tuple[Sam
     digest = sha256_of_file(path) if known is None else sha256_of_json(to_json(known))
     drew = None if known is None else known.engine_files_sha256
     if model is None:
-        name = ascii((known and known.engine) or path.resolve().name)[1:-1][:255]
+        name = printable((known and known.engine) or path.resolve().name)
         model = Measured(name, drew or digest, "unknown", "unknown", "unknown")
     elif drew not in (None, model.sha256):
         raise InputError(

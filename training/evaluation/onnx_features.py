@@ -23,6 +23,7 @@ from m2kit.records import BadRecord, read_json, read_record
 from m2kit.runtime.ort.library import load_onnxruntime, path_text
 from m2kit.training.evaluation.input_rule import InputRule, ranged
 from m2kit.training.evaluation.picture_features import Features, checked
+from m2kit.training.evaluation.protocol import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def onnx_features(path: Path, rule: InputRule | None = None) -> _OnnxNetwork:
     batch = _batch(path, session, own_rule.size)
     outputs = _outputs(path, session, declared)
     network = _OnnxNetwork(
-        f"onnx:{path.stem}", 0, sha256_of_file(path), own_rule, session, outputs, batch
+        f"onnx:{printable(path.stem)}", 0, sha256_of_file(path), own_rule, session, outputs, batch
     )
     try:
         dimensions = network(torch.full((1, 3, *own_rule.size), 0.5)).pooled.shape[1]

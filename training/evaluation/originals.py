@@ -15,7 +15,7 @@ from m2kit.training.datasets.cut import Cut, check_length, cut_pixels
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.datasets.pictures import Collection, Pictures
 from m2kit.training.evaluation.codebook import centre_cut
-from m2kit.training.evaluation.protocol import ALL, HELD_OUT, TRAIN, Split
+from m2kit.training.evaluation.protocol import ALL, HELD_OUT, TRAIN, Split, printable
 
 LOT = 128  # pictures that are measured before the sums so far are kept
 RESIZE = "Pillow bilinear, the shorter side"
@@ -49,7 +49,7 @@ class Originals:
         """
         halves = {TRAIN: [collection.train], HELD_OUT: [collection.held_out]}
         halves[ALL] = halves[TRAIN] + halves[HELD_OUT]
-        self.title = data.title.encode(errors="replace").decode()  # a path may be no text
+        self.title = printable(data.title)
         self.split, self.cut = split, cut
         self._places: list[tuple[Pictures, int]] = [
             (half, index) for half in halves[split] for index in range(len(half.labels))

@@ -26,6 +26,7 @@ from m2kit.records import (
     Pattern,
     Range,
     Text,
+    checked_fields,
     read_json,
     read_record,
     to_json,
@@ -42,6 +43,7 @@ ALL: Final = "all"
 TRAIN: Final = "train"
 HELD_OUT: Final = "held-out"
 _DIGITS = 10  # of the hash in an id
+_LETTERS = 200  # of a name
 _TOLD = (  # beside the id: the model, and names of what a sha256 tells apart
     *("model", "model_sha256", "precision", "backend", "sampling"),
     *("data", "reference"),
@@ -164,6 +166,10 @@ class Protocol:
     backend: Short
     sampling: dict[str, Any] | None
 
+    def __post_init__(self) -> None:
+        """Refuse, before anything is measured, what a result could not be read with."""
+        checked_fields(self, "protocol", InputError)
+
     @property
     def compared(self) -> JsonObject:
         """The fields that must be alike for numbers to compare, as JSON values."""
@@ -208,6 +214,11 @@ class Result:
             "reasons": dict(self.reasons),
             "images": self.images,
         }
+
+
+def printable(name: str) -> str:
+    """A file's name as a protocol has it: cut, and escaped where it has odd characters."""
+    return (name if name.isprintable() else ascii(name)[1:-1])[:_LETTERS]
 
 
 def result_from_json(value: Any) -> Result:

@@ -93,6 +93,14 @@ def test_other_models_are_compared(changed):
     check_same_protocol({"a": RESULT, "b": other})
 
 
+def test_a_field_that_could_not_be_read_again_is_refused_before_anything_is_measured():
+    for changed in ({"size": (64,)}, {"weights": "a\nb"}, {"uint8": "floor"}):
+        with pytest.raises(InputError, match=f"protocol.{next(iter(changed))}: expected"):
+            replace(PROTOCOL, **changed)
+    with pytest.raises(InputError, match=r"protocol\.network\.name: expected"):
+        replace(PROTOCOL, network=replace(NETWORK, name="a\nb"))
+
+
 def test_labels_tell_what_differs_and_no_more():
     eight = replace(RESULT, protocol=replace(PROTOCOL, precision="int8"))
     assert model_labels([RESULT, eight]) == [

@@ -134,6 +134,17 @@ def test_a_metric_asked_for_by_name_is_an_error_where_it_cannot_be(data, network
     assert run("reconstruction", CHECKPOINT, "--data", data, "--metrics", "fid")[0] == 2
 
 
+def test_odd_names_of_files_are_escaped_so_that_a_result_is_read_again(data, network, tmp_path):
+    names = "a\udc80\n.npz", "a\nnet.onnx", "a\nnet.json"
+    for path, name in zip((data, network, network.with_suffix(".json")), names, strict=True):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    own = "--network", tmp_path / names[1], "-o", tmp_path / "out"
+    found = evaluate(CHECKPOINT, "--data", tmp_path / names[0], *own, "--metrics", "kid")
+    assert found["protocol"]["network"]["name"] == r"onnx:a\nnet"
+    assert found["protocol"]["data"] == r"a\udc80\n.npz"
+    assert run("compare", tmp_path / "out")[0] == 0
+
+
 def test_features_see_floats_or_8_bits_as_the_protocol_says(data, network):
     asked = "--data", data, "--network", network, "--metrics", "frechet_distance"
     floats = evaluate(CHECKPOINT, *asked)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,12 @@ from m2kit.training.evaluation.looking import (
     Measured,
     Measures,
     add_features,
+    check_asked,
     distances,
     network_of,
     network_record,
+    of_inception,
     seen_pixels,
-    uncomputed,
     values_of,
 )
 from m2kit.training.evaluation.made import Made, SamplesRead
@@ -149,10 +151,9 @@ class Generation:
             InputError: A metric that must be computed and cannot be.
             FolderError: The folder cannot be written, or holds another measurement.
         """
-        for name in self.asked:
-            missing = self.network if name in OF_FEATURES else self.judge
-            if isinstance(missing, Unavailable) and name != "near_copies":
-                raise uncomputed(name, missing)  # before hours are spent
+        needs = dict.fromkeys(OF_FEATURES, self.network)
+        needs["fid"] = of_inception(self.network, "fid")
+        check_asked(self.asked, {**needs, "class_accuracy": self.judge})
         about = to_json(self.protocol(Tally())) | {
             "pictures": [self.originals.digest, self.made.told.digest],
             "metrics": sorted(self.wanted),
@@ -261,6 +262,10 @@ class Generation:
                 raise Unavailable("the reference has statistics alone, and no pictures")
             return tally.features(ORIGINALS), tally.features(MADE)
 
+        @cache  # of distances between every two
+        def shares() -> scores.PrecisionRecall:
+            return scores.precision_recall(*features())
+
         def sfid() -> float:
             if isinstance(self.network, Unavailable):
                 raise self.network
@@ -296,8 +301,8 @@ class Generation:
             "sfid": sfid,
             "kid": lambda: scores.kid(*features(), seed=0).mean,
             "inception_score": inception_score,
-            "precision": lambda: scores.precision_recall(*features()).precision,
-            "recall": lambda: scores.precision_recall(*features()).recall,
+            "precision": lambda: shares().precision,
+            "recall": lambda: shares().recall,
             "class_accuracy": accuracy,
             "near_copies": copies,
         }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from m2kit.errors import Unavailable
+from m2kit.errors import InputError, Unavailable
 from m2kit.runtime.images import images_from_pixels
 from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.dataset import DataSet, Recogniser
@@ -59,7 +59,7 @@ def judge_of(
             its first output, are of the data set's classes.
 
     Raises:
-        InputError: The file is none.
+        InputError: The file is none, or tells other classes than the data set's.
     """
     if classifier is not None:
         try:
@@ -67,10 +67,20 @@ def judge_of(
         except Unavailable as error:
             return error
 
+        def scores(images: torch.Tensor) -> torch.Tensor:
+            found = network(images)
+            return found.pooled if found.logits is None else found.logits
+
         def recognise(images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-            found = network(torch.from_numpy((images + 1) / 2))
-            scores = found.pooled if found.logits is None else found.logits
-            return scores.argmax(1).numpy()
+            return scores(torch.from_numpy((images + 1) / 2)).argmax(1).numpy()
+
+        told = scores(torch.full((1, 3, *network.rule.size), 0.5)).shape[1]
+        if told != len(collection.classes):
+            raise InputError(
+                f"{classifier} tells {told} classes, and {data.name} has "
+                f"{len(collection.classes)}; name a classifier of these",
+                option="--classifier",
+            )
 
         return Judge(f"{network.name}, sha256 {network.sha256}", recognise)
     if data.judge is None:

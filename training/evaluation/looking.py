@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,13 @@ from torch import Tensor
 from m2kit.errors import InputError, Unavailable
 from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.runtime.images import Rounding, uint8_from_images
-from m2kit.training.evaluation.features import NAMES, FeatureNetwork, feature_network
+from m2kit.training.evaluation.features import (
+    INCEPTION_PYTORCH_FID,
+    INCEPTION_TF,
+    NAMES,
+    FeatureNetwork,
+    feature_network,
+)
 from m2kit.training.evaluation.moments import Gaussian, frechet_distance
 from m2kit.training.evaluation.protocol import Named, Network
 from m2kit.training.evaluation.scores import lpips_network
@@ -167,23 +174,43 @@ def distances(
     reference: Gaussian | None = None,
 ) -> Measures:
     """The Frechet distance of what was made from originals: under its own name of whatever
-    features, under `fid` of Inception's alone, of which published numbers are."""
+    features, under `fid` of Inception's alone."""
 
-    def distance() -> float:
+    def distance(network: FeatureNetwork | Unavailable) -> float:
         if isinstance(network, Unavailable):
             raise network
         real = reference or tally.moments_of(ORIGINALS)
         return frechet_distance(real, tally.moments_of(MADE))
 
-    def of_inception() -> float:
-        if not isinstance(network, Unavailable) and not network.name.startswith("inception"):
-            raise Unavailable(
-                f"{fid} is of Inception's features, these are of {network.name}: see "
-                "frechet_distance"
-            )
-        return distance()
+    return {
+        fid: partial(distance, of_inception(network, fid)),
+        "frechet_distance": partial(distance, network),
+    }
 
-    return {fid: of_inception, "frechet_distance": distance}
+
+def of_inception(network: FeatureNetwork | Unavailable, fid: str) -> FeatureNetwork | Unavailable:
+    """The network, where it is one of those that published numbers are of."""
+    if isinstance(network, Unavailable) or network.name in (INCEPTION_PYTORCH_FID, INCEPTION_TF):
+        return network
+    return Unavailable(
+        f"{fid} is of Inception's features, these are of {network.name}: see frechet_distance"
+    )
+
+
+def check_asked(asked: Sequence[str], needs: Mapping[str, object]) -> None:
+    """Refuse, before hours are spent, a metric whose need is Unavailable.
+
+    Args:
+        asked: Names that must be computed.
+        needs: Name -> what it cannot do without.
+
+    Raises:
+        InputError: One of those cannot be.
+    """
+    for name in asked:
+        missing = needs.get(name)
+        if isinstance(missing, Unavailable):
+            raise uncomputed(name, missing)
 
 
 def values_of(

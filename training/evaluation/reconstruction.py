@@ -32,13 +32,14 @@ from m2kit.training.evaluation.looking import (
     Measured,
     Measures,
     add_features,
+    check_asked,
     distances,
     network_of,
     network_record,
+    of_inception,
     perceptual_of,
     seen_images,
     seen_pixels,
-    uncomputed,
     values_of,
 )
 from m2kit.training.evaluation.originals import RESIZE, Originals, Pixels
@@ -117,10 +118,9 @@ class Reconstruction:
             InputError: A metric that must be computed and cannot be, or no picture can be read.
             FolderError: The folder cannot be written, or holds another measurement.
         """
-        for name in self.asked:
-            missing = self.network if name in OF_FEATURES else self.perceptual
-            if isinstance(missing, Unavailable) and name in OF_FEATURES | {"lpips"}:
-                raise uncomputed(name, missing)  # before hours are spent
+        needs = dict.fromkeys(OF_FEATURES, self.network)
+        needs["rfid"] = of_inception(self.network, "rfid")
+        check_asked(self.asked, {**needs, "lpips": self.perceptual})
         about = to_json(self.protocol(Tally())) | {
             "pictures": self.originals.digest,
             "metrics": sorted(self.wanted),

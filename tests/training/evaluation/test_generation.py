@@ -141,6 +141,16 @@ def test_a_classifier_that_is_given_judges(drawn, data, network):
     assert found["protocol"]["classifier"].startswith("onnx:plain")
 
 
+def test_a_classifier_of_other_classes_is_refused(data, network, tmp_path):
+    path = tmp_path / "three.onnx"
+    path.write_bytes(network.read_bytes())
+    declared = json.loads(network.with_suffix(".json").read_text())
+    del declared["logits"]  # so that its three features are taken for classes
+    path.with_suffix(".json").write_text(json.dumps(declared))
+    code, _, err = run(*asked(data, network), "--classifier", path)
+    assert code == 1 and "three.onnx tells 3 classes" in err and "has 10" in err
+
+
 def test_copies_of_training_pictures_are_found(drawn, tmp_path, network):
     path, pixels = tmp_path / "copied.npz", drawn[0][:, :, ::-1].copy()  # mirrored, all of them
     names = np.array([str(index) for index in range(CLASSES)])

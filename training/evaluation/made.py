@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file, sha256_of_json
-from m2kit.records import JsonObject, to_json
+from m2kit.records import to_json
 from m2kit.runtime.drawing import IMAGES_OF_A_CLASS, draw_numbers
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import Rounding, uint8_from_images
@@ -21,7 +21,7 @@ from m2kit.runtime.sample_files import Samples, open_samples
 from m2kit.sampling import Sampling
 from m2kit.training.evaluation.looking import Measured
 from m2kit.training.evaluation.originals import LOT, Pixels
-from m2kit.training.evaluation.protocol import printable
+from m2kit.training.evaluation.protocol import Drawn, printable
 
 Labels = npt.NDArray[np.int64]
 
@@ -44,7 +44,7 @@ class Drawing:
     size: tuple[int, ...]
     per_class: int | None
     seed: int | None
-    sampling: JsonObject | None
+    sampling: Drawn | None
     uint8: Rounding
     digest: str
 
@@ -79,12 +79,11 @@ class DrawnPictures:
         """
         _, resolved = engine.check_draw([0], sampling)
         self._engine, self._sampling, self._batch = engine, sampling, batch
-        told = to_json(resolved)
-        seed = told.pop("seed")
+        told = Drawn.by(resolved)
         size = tuple(engine.spec.size_of_grid(engine.transformer.grid))
         count = engine.transformer.classes * per_class
-        of = sha256_of_json([told, seed, per_class])
-        self.told = Drawing(count, size, per_class, seed, told, uint8, of)
+        of = sha256_of_json([to_json(resolved), per_class])
+        self.told = Drawing(count, size, per_class, resolved.seed, told, uint8, of)
 
     def lot(self, lot: int) -> Iterator[tuple[Pixels, Labels | None]]:
         """As the protocol says."""
@@ -108,14 +107,12 @@ class SamplesRead:
         self._batches: Iterator[tuple[Pixels, Labels | None]] | None = None
         self._rest: list[tuple[Pixels, Labels | None]] = []
         self._next = 0
-        sampling = None if known is None else to_json(known.sampling)
-        seed = None if sampling is None else sampling.pop("seed")
         self.told = Drawing(
             samples.count,
             samples.size,
             None if known is None else known.per_class,
-            seed,
-            sampling,
+            None if known is None else known.sampling.seed,
+            None if known is None else Drawn.by(known.sampling),
             uint8 if known is None else known.uint8,
             digest,
         )

@@ -32,12 +32,14 @@ from m2kit.records import (
     to_json,
 )
 from m2kit.runtime.images import Rounding
+from m2kit.sampling import OFF, ResolvedSampling, SamplingDefaults
 
 Task = Literal["reconstruction", "generation"]
 Split = Literal["all", "train", "held-out"]
 ProtocolName = Literal["adm", "open-magvit2", "pytorch-fid", "clean"]
 Size = Annotated[tuple[int, ...], Range(2, 2)]
 Short = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{0,400}", "text without control characters")]
+Metric = Annotated[str, Pattern("[a-z0-9_]{1,40}", "the name of a metric")]
 Reason = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{1,4000}", "text, one line")]
 ALL: Final = "all"
 TRAIN: Final = "train"
@@ -107,6 +109,18 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn(SamplingDefaults):
+    """How images were drawn, one value per sub-token, but for the seed."""
+
+    greedy: bool
+
+    @classmethod
+    def by(cls, sampling: ResolvedSampling) -> Drawn:
+        """What a sampling tells."""
+        return cls(*(getattr(sampling, name) for name in OFF), sampling.greedy)
+
+
+@dataclass(frozen=True, slots=True)
 class Protocol:
     """How a model was measured, and which.
 
@@ -164,7 +178,7 @@ class Protocol:
     model_sha256: Sha256
     precision: Text
     backend: Short
-    sampling: dict[str, Any] | None
+    sampling: Drawn | None
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what a result could not be read with."""
@@ -193,8 +207,8 @@ class Result:
     """
 
     protocol: Protocol
-    metrics: dict[str, float | None]
-    reasons: dict[str, Reason]
+    metrics: dict[Metric, float | None]
+    reasons: dict[Metric, Reason]
     images: Count
 
     def __post_init__(self) -> None:
@@ -290,7 +304,8 @@ def model_labels(results: Sequence[Result]) -> list[str]:
     told = []
     for protocol in (result.protocol for result in results):
         own = {"precision": protocol.precision, "backend": protocol.backend}
-        told.append({"": protocol.model} | own | (protocol.sampling or {}))
+        drawn = {} if protocol.sampling is None else to_json(protocol.sampling)
+        told.append({"": protocol.model} | own | drawn)
     odd = [name for name in told[0] if len({str(each.get(name)) for each in told}) > 1]
     labels = [
         ", ".join([each[""], *(f"{name} {each.get(name)}" for name in odd if name)])

@@ -8,6 +8,7 @@ import pytest
 from m2kit.errors import InputError
 from m2kit.records import BadRecord
 from m2kit.training.evaluation.protocol import (
+    Drawn,
     Network,
     Protocol,
     Result,
@@ -81,7 +82,7 @@ def test_what_is_measured_otherwise_has_another_id_and_is_not_compared(changed):
     [
         {"precision": "int8"},
         {"backend": "torch"},
-        {"sampling": {"guidance": [2.0, 2.0]}},
+        {"sampling": Drawn((2.0,), (1.0,), (0,), (1.0,), greedy=False)},
         {"model": "other", "model_sha256": "d" * 64},
         {"data": "the same pictures in another folder"},
     ],
@@ -109,7 +110,7 @@ def test_labels_tell_what_differs_and_no_more():
     ]
     again = replace(RESULT, protocol=replace(PROTOCOL, model_sha256="d" * 64))
     assert model_labels([RESULT, again]) == [f"digits.engine ({c * 10})" for c in ("c", "d")]
-    drawn = [{"guidance": [g], "top_k": [0]} for g in (1.0, 2.0)]
+    drawn = [Drawn((g,), (1.0,), (0,), (1.0,), greedy=False) for g in (1.0, 2.0)]
     results = [replace(RESULT, protocol=replace(PROTOCOL, sampling=s)) for s in drawn]
     assert model_labels(results)[1] == "digits.engine, guidance [2.0]"
 
@@ -128,6 +129,8 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
         (("protocol", "id"), None, "protocol.id"),
         (("protocol", "uint8"), "floor", "protocol.uint8"),
         (("protocol", "network", "sha256"), "x", "protocol.network"),
+        (("protocol", "sampling"), {"": 5}, "protocol.sampling"),
+        (("metrics",), {"a\x1b[2Jb": 1.0}, "metrics"),
         (("protocol", "images"), "many", "protocol.images"),
         (("protocol",), [], "protocol"),
         (("metrics", "psnr_db"), "high", "metrics.psnr_db"),

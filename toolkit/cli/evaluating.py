@@ -20,7 +20,7 @@ from m2kit.cli.evaluation_options import (
     metrics_option,
     opened,
 )
-from m2kit.cli.options import COUNT, PATH, given, json_option, sampling_options
+from m2kit.cli.options import COUNT, INPUT, INPUT_FILE, given, json_option, sampling_options
 from m2kit.cli.output import label, print_table, stages
 
 if TYPE_CHECKING:
@@ -59,8 +59,12 @@ def evaluate() -> None:
     help="Take pictures whole, each framed in mid-grey up to what the model takes, and cut back.",
 )
 @metrics_option(RECONSTRUCTION)
-@click.option("--perceptual-vgg", type=PATH, help="torchvision's vgg16-397923af.pth, for LPIPS.")
-@click.option("--perceptual-heads", type=PATH, help="The lpips package's weights/v0.1/vgg.pth.")
+@click.option(
+    "--perceptual-vgg", type=INPUT_FILE, help="torchvision's vgg16-397923af.pth, for LPIPS."
+)
+@click.option(
+    "--perceptual-heads", type=INPUT_FILE, help="The lpips package's weights/v0.1/vgg.pth."
+)
 def reconstruction(
     model: Path | HubFile,
     data: str,
@@ -120,7 +124,7 @@ def reconstruction(
 
 
 @evaluate.command()
-@click.argument("model", metavar="MODEL", type=CHECKPOINT, required=False)
+@click.argument("model", metavar="[MODEL]", type=CHECKPOINT, required=False)
 @evaluation_options("adm")
 @metrics_option(GENERATION)
 @click.option(
@@ -130,18 +134,18 @@ def reconstruction(
 )
 @click.option(
     "--samples",
-    type=PATH,
+    type=INPUT,
     help="Measure what `m2kit sample` has drawn into a folder, or an .npz in ADM's form (arr_0, "
     "arr_1), in place of drawing; MODEL then only tells what has drawn them, and may be left out.",
 )
 @click.option(
     "--reference",
-    type=PATH,
+    type=INPUT_FILE,
     help="ADM's .npz of statistics of a data set, in place of those of --data.",
 )
 @click.option(
     "--classifier",
-    type=PATH,
+    type=INPUT_FILE,
     help="ONNX file that judges classes, as --network takes one.  [default: the data set's judge]",
 )
 @sampling_options
@@ -224,7 +228,7 @@ def generation(
 
 
 @evaluate.command()
-@click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=PATH)
+@click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=INPUT)
 @json_option
 def compare(results: tuple[Path, ...], as_json: bool) -> None:
     """Put RESULTs, result.json files or folders with one, into one table.

@@ -14,6 +14,7 @@ from m2kit.cli.checkpoints import checkpoint_options
 from m2kit.cli.commands import Interrupted
 from m2kit.cli.models import model_at, open_model
 from m2kit.cli.options import (
+    INPUT_FILE,
     PATH,
     SIDE,
     batch_option,
@@ -96,7 +97,9 @@ def evaluation_options(protocol: str) -> Callable[[Any], Any]:
             help="Feature network: inception-pytorch-fid, inception-tf, efficientnet-lite0, or an "
             "ONNX file with a JSON file beside it.  [default: the protocol's]",
         ),
-        click.option("--feature-weights", type=PATH, help="Its weights, where they lie elsewhere."),
+        click.option(
+            "--feature-weights", type=INPUT_FILE, help="Its weights, where they lie elsewhere."
+        ),
         batch_option,
         click.option(
             "-o",

@@ -37,8 +37,8 @@ class PathName(click.Path):
     """A path. "" would be the working directory, and "-" is elsewhere standard input or output,
     which nothing here reads or writes."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    def __init__(self, **kind: bool) -> None:
+        super().__init__(path_type=Path, **kind)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """The path, if it is the name of something."""
@@ -48,6 +48,8 @@ class PathName(click.Path):
 
 
 PATH = PathName()
+INPUT = PathName(exists=True)  # what is read, so that a mistyped one is told at once
+INPUT_FILE = PathName(exists=True, dir_okay=False)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -11,26 +11,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from m2kit.errors import InputError, Unavailable
+from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_file
 from m2kit.host import available_cores
-from m2kit.records import BadRecord, read_json, read_record
+from m2kit.records import BadRecord, Range, read_json, read_record
 from m2kit.runtime.ort.library import load_onnxruntime, path_text
+from m2kit.runtime.pictures import MOST_SIDE
 from m2kit.training.evaluation.input_rule import InputRule, ranged
 from m2kit.training.evaluation.picture_features import Features, checked
 from m2kit.training.evaluation.protocol import printable
+
+_FLOATS = "tensor(float)", "tensor(float16)", "tensor(double)"
+_Side = Annotated[int, Range(1, MOST_SIDE)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Declaration:
     """The JSON file beside an ONNX file."""
 
-    size: tuple[int, int]
+    size: tuple[_Side, _Side]
     resize: str
     range: tuple[float, float] | None = None
     mean: tuple[float, float, float] | None = None
@@ -75,7 +79,13 @@ class _OnnxNetwork:
         if self.batch:
             given = torch.cat([given, given.new_zeros(self.batch - count, *given.shape[1:])])
         feed = {self.session.get_inputs()[0].name: given.numpy()}
-        found = self.session.run(list(self.outputs.values()), feed)
+        try:
+            found = self.session.run(list(self.outputs.values()), feed)
+        except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
+            raise InputError(
+                f"{self.name} does not run on {len(given)} pictures: {_first_line(error)}; "
+                "export it for any number of them, or for one"
+            ) from error
         if any(part.shape[:1] != (len(given),) or part.ndim < 2 for part in found):
             shapes = ", ".join(str(part.shape) for part in found)
             raise InputError(
@@ -93,12 +103,12 @@ def onnx_features(path: Path, rule: InputRule | None = None) -> _OnnxNetwork:
         rule: In place of the one that the JSON file beside it declares.
 
     Raises:
-        Unavailable: The file, or the JSON file beside it, is missing.
-        InputError: It is no such network, or the JSON file is none as above.
+        InputError: A file is missing, is no such network, or no JSON file as above.
+        Unavailable: Its features of grey are not finite.
         BackendError: onnxruntime is not installed.
     """
     if not path.is_file():
-        raise Unavailable(f"{path} is missing: expected an ONNX file of a feature network")
+        raise InputError(f"{path} is missing: expected an ONNX file of a feature network")
     declared = _declared(path, rule)
     ort = load_onnxruntime("a feature network in an ONNX file")
     options = ort.SessionOptions()
@@ -106,19 +116,14 @@ def onnx_features(path: Path, rule: InputRule | None = None) -> _OnnxNetwork:
     try:
         session = ort.InferenceSession(path_text(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"ONNX Runtime cannot load {path}: {reason:.200}") from error
+        raise InputError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
     own_rule = rule or declared.rule()
     batch = _batch(path, session, own_rule.size)
     outputs = _outputs(path, session, declared)
     network = _OnnxNetwork(
         f"onnx:{printable(path.stem)}", 0, sha256_of_file(path), own_rule, session, outputs, batch
     )
-    try:
-        dimensions = network(torch.full((1, 3, *own_rule.size), 0.5)).pooled.shape[1]
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} does not run on a picture: {reason:.200}") from error
+    dimensions = network(torch.full((1, 3, *own_rule.size), 0.5)).pooled.shape[1]
     return _OnnxNetwork(network.name, dimensions, network.sha256, own_rule, session, outputs, batch)
 
 
@@ -127,7 +132,7 @@ def _declared(path: Path, rule: InputRule | None) -> _Declaration:
     if not beside.is_file():
         if rule is not None:
             return _Declaration(rule.size, rule.resize)
-        raise Unavailable(
+        raise InputError(
             f"{beside} is missing: it says what {path.name} takes, such as "
             '{"size": [224, 224], "resize": "bilinear, antialias", "range": [0, 1]}'
         )
@@ -158,11 +163,19 @@ def _batch(path: Path, session: Any, size: tuple[int, int]) -> int | None:
 
 
 def _outputs(path: Path, session: Any, declared: _Declaration) -> dict[str, str]:
-    there = [output.name for output in session.get_outputs()]
+    there = {output.name: output.type for output in session.get_outputs()}
     named = {name: getattr(declared, name) for name in ("pooled", "spatial", "logits")}
-    named["pooled"] = named["pooled"] or there[0]
+    named["pooled"] = named["pooled"] or next(iter(there))
     found = {name: output for name, output in named.items() if output}
     for output in found.values():
         if output not in there:
             raise InputError(f"{path} has no output {output}; it has {', '.join(there):.200}")
+        if there[output] not in _FLOATS:
+            raise InputError(
+                f"{path}: expected floats of its output {output}, found {there[output]}"
+            )
     return found
+
+
+def _first_line(error: Exception) -> str:
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.200}"

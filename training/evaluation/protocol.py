@@ -117,7 +117,7 @@ class Drawn(SamplingDefaults):
     @classmethod
     def by(cls, sampling: ResolvedSampling) -> Drawn:
         """What a sampling tells."""
-        return cls(*(getattr(sampling, name) for name in OFF), sampling.greedy)
+        return cls(**{name: getattr(sampling, name) for name in OFF}, greedy=sampling.greedy)
 
 
 @dataclass(frozen=True, slots=True)

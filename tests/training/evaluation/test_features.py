@@ -200,10 +200,10 @@ def test_the_first_output_is_pooled_where_none_is_named(tmp_path):
 
 def test_onnx_files_that_are_no_feature_networks_are_refused(tmp_path):
     path = tmp_path / "means.onnx"
-    with pytest.raises(Unavailable, match=r"means.onnx is missing"):
+    with pytest.raises(InputError, match=r"means.onnx is missing"):
         feature_network(path)
     onnx_file(path)
-    with pytest.raises(Unavailable, match=r"means.json is missing: it says what means.onnx takes"):
+    with pytest.raises(InputError, match=r"means.json is missing: it says what means.onnx takes"):
         feature_network(path)
     beside = path.with_suffix(".json")
     for change, said in (
@@ -213,6 +213,7 @@ def test_onnx_files_that_are_no_feature_networks_are_refused(tmp_path):
         ({"logits": "classes"}, "has no output classes; it has rows, means"),
         ({"size": [4, 4]}, r"expected one input, tensor\(float\) of \(B, 3, 4, 4\); found"),
         ({"sizes": 3}, "sizes: a field that is not known"),
+        ({"size": [1 << 20, 4]}, r"size\[0\]: expected a whole number in 1..4096"),
     ):
         declared = {**DECLARED, **change}
         beside.write_text(json.dumps({k: v for k, v in declared.items() if v is not None}))
@@ -224,6 +225,26 @@ def test_onnx_files_that_are_no_feature_networks_are_refused(tmp_path):
         feature_network(path)
     with pytest.raises(InputError, match=r"leave weights\.pth out"):
         feature_network(path, weights=path.with_name("weights.pth").relative_to(tmp_path))
+
+
+def test_onnx_files_of_other_outputs_or_of_one_number_of_pictures_are_refused(tmp_path):
+    path, node = tmp_path / "odd.onnx", helper.make_node
+    path.with_suffix(".json").write_text(json.dumps(DECLARED))
+    text = helper.make_tensor_value_info("y", TensorProto.STRING, ["B", 3, 4, 6])
+    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 72])
+    several = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    one = helper.make_tensor("s", TensorProto.INT64, [2], [1, 72])
+    for nodes, output, said in (
+        ([node("Cast", ["x"], ["y"], to=TensorProto.STRING)], text, r"found tensor\(string\)"),
+        ([node("SequenceConstruct", ["x"], ["y"])], several, r"found seq\(tensor\(float\)\)"),
+        ([node("Reshape", ["x", "s"], ["y"])], rows, "does not run on 2 pictures: .*Reshape"),
+    ):
+        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 3, 4, 6])
+        graph = helper.make_graph(nodes, "odd", [given], [output], [one])
+        opset = [helper.make_opsetid("", 17)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+        with pytest.raises(InputError, match=said):
+            feature_network(path)(torch.zeros(2, 3, 4, 6))
 
 
 def test_a_name_that_is_none_is_told_with_those_that_are():

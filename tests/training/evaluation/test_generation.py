@@ -249,3 +249,12 @@ def test_classes_that_the_data_does_not_have_are_not_judged(drawn, tmp_path, dat
     found = evaluate("--samples", path, "--data", data, "--network", network)
     assert found["metrics"]["class_accuracy"] is None
     assert "not those of the data" in found["reasons"]["class_accuracy"]
+
+
+def test_a_file_that_was_named_and_is_missing_is_told_before_anything_is_read(data, tmp_path):
+    missing = tmp_path / "missing.npz"
+    for option in ("--reference", "--samples", "--classifier", "--feature-weights"):
+        code, _, err = run(CHECKPOINT, "--data", data, option, missing)
+        assert code == 2 and option in err and "missing.npz' does not exist" in err
+    code, _, err = run(*asked(data, tmp_path / "missing.onnx"))
+    assert code == 1 and "missing.onnx is missing" in err

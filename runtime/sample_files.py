@@ -29,7 +29,7 @@ from m2kit.runtime.pictures import MOST_PIXELS
 from m2kit.runtime.sample_set import SampleSet, SetFolder, find_set
 
 ADM_NAME = "samples.npz"
-_PIXELS, _LABELS = "arr_0", "arr_1"
+PIXELS, _LABELS = "arr_0", "arr_1"
 _AT_ONCE = 64  # images
 _OF_A_TAR = 1000  # images
 _NO_ADM = "expected arr_0 (n, H, W, 3) uint8 and, if they are known, arr_1 (n) labels"
@@ -73,7 +73,7 @@ class Samples:
                     for _ in range(2)
                 ]
                 labels = archives[1].rows(_LABELS, at_once) if self.labelled else None
-                for pixels in archives[0].rows(_PIXELS, at_once):
+                for pixels in archives[0].rows(PIXELS, at_once):
                     yield pixels, None if labels is None else next(labels).astype(np.int64)
         except DamagedArchive as error:
             raise _no_samples(self.path) from error
@@ -93,7 +93,7 @@ def open_samples(path: Path) -> Samples:
     try:
         with open_input(path, "set of images") as file:
             archive = RowArchive(file)
-            shape, dtype = archive.header(_PIXELS)
+            shape, dtype = archive.header(PIXELS)
             labelled = _LABELS in archive.names
             labels, kind = archive.header(_LABELS) if labelled else (shape[:1], np.dtype(np.int64))
     except DamagedArchive as error:
@@ -133,7 +133,7 @@ def merge_npz(found: SetFolder, begin: Begin = silent) -> Path:
         write_rows(
             temporary,
             {
-                _PIXELS: (shape, np.dtype(np.uint8), pixels()),
+                PIXELS: (shape, np.dtype(np.uint8), pixels()),
                 _LABELS: (labels.shape, labels.dtype, [labels]),
             },
         )

@@ -20,9 +20,11 @@ import torch
 
 from m2kit.errors import InputError, Unavailable
 from m2kit.hashes import sha256_of_file
+from m2kit.inputs import open_input
 from m2kit.progress import Begin, silent
 from m2kit.records import to_json
-from m2kit.runtime.sample_files import Samples, open_samples
+from m2kit.runtime.npz_rows import RowArchive
+from m2kit.runtime.sample_files import PIXELS, Samples, open_samples
 from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.evaluation import scores
@@ -127,6 +129,13 @@ class Generation:
         real: Made | None = None
         if path is not None:
             self.published = of_published_npz(path)
+            known = len(self.published[0].mean)
+            if not isinstance(self.network, Unavailable) and known != self.network.dimensions:
+                raise InputError(
+                    f"{path} has statistics of {known} features, and {self.network.name} gives "
+                    f"{self.network.dimensions}; name the network that they are of",
+                    option="--reference, --network",
+                )
             self.reference_sha256 = sha256_of_file(path)
             self.reference = f"the statistics of {printable(path.name)}"
             samples = pictures_of_reference(path)
@@ -274,6 +283,11 @@ class Generation:
                 return frechet_distance(tally.moments_of(SPATIAL + ORIGINALS), made)
             if self.published[1] is None:
                 raise Unavailable("the reference has no statistics of spatial features")
+            known = len(self.published[1].mean)
+            if known != made.dimensions:
+                raise Unavailable(
+                    f"the reference has {known} spatial features, the network {made.dimensions}"
+                )
             return frechet_distance(self.published[1], made)
 
         def accuracy() -> float:
@@ -365,8 +379,11 @@ def score_of_classes(tally: Tally) -> float:
 
 
 def pictures_of_reference(path: Path) -> Samples | None:
-    """The pictures in a file of statistics, if there are any."""
-    try:
-        return open_samples(path)
-    except InputError:
-        return None
+    """The pictures in a file of statistics, if there are any.
+
+    Raises:
+        InputError: They are not those of ADM's form.
+    """
+    with open_input(path, "set of images") as file:
+        pictured = PIXELS in RowArchive(file).names
+    return open_samples(path) if pictured else None

@@ -25,6 +25,7 @@ from torch import Tensor
 from m2kit.errors import InputError, Unavailable
 from m2kit.npz_file import DamagedArchive, read_npz
 
+_SLACK = 1e-3  # of a covariance's largest eigenvalue, for files of float32
 Matrix = npt.NDArray[np.float64]
 _STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 
@@ -220,8 +221,18 @@ def _published(path: Path, mean: Any, covariance: Any) -> Published:
             f"{covariance.shape}"
         )
     if not (_is_finite(mean) and _is_finite(covariance)):
-        raise InputError(f"{path}: its statistics are not finite; fetch the file again")
-    return Published(mean.astype(np.float64), covariance.astype(np.float64))
+        raise InputError(f"{path}: its statistics are no finite numbers; fetch the file again")
+    found = Published(mean.astype(np.float64), covariance.astype(np.float64))
+    shares = np.linalg.eigvalsh((found.covariance + found.covariance.T) / 2)
+    slack = _SLACK * np.abs(shares).max(initial=0)
+    if np.abs(found.covariance - found.covariance.T).max(initial=0) > slack or (
+        shares.min(initial=0) < -slack
+    ):
+        raise InputError(
+            f"{path}: expected a covariance, found a matrix that is not symmetric or has negative "
+            "eigenvalues; fetch the file again"
+        )
+    return found
 
 
 def _is_finite(values: Any) -> bool:

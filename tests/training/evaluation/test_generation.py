@@ -212,6 +212,12 @@ def test_adms_statistics_are_a_reference(drawn, data, network, tmp_path):
     features = [look(seen_pixels(each)).pooled for each in (pictures, drawn[0])]
     shares = scores.precision_recall(*features)
     assert found["metrics"] == {"precision": shares.precision, "recall": shares.recall}
+    np.savez(path, mu=real.mean(0), sigma=np.cov(real, rowvar=False), arr_0=pictures / 255)
+    code, _, err = run(*asked(data, network), "--reference", path)
+    assert code == 1 and "found arr_0 of float64" in err
+    np.savez(path, mu=real.mean(0)[:2], sigma=np.cov(real, rowvar=False)[:2, :2])
+    code, _, err = run(*asked(data, network), "--reference", path)
+    assert code == 1 and "of 2 features, and onnx:plain gives 3" in err and "measuring" not in err
 
 
 def test_memory_holds_no_more_than_the_rows_that_are_kept(engine, data, network, monkeypatch):

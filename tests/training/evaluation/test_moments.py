@@ -166,8 +166,14 @@ def test_published_statistics_are_read_as_their_files_name_them(tmp_path):
     with pytest.raises(InputError, match=r"expected a mean \(D\) and a covariance \(D, D\)"):
         of_published_npz(path)
     np.savez(path, mu=one.mean, sigma=np.full((6, 6), np.nan))
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="no finite numbers"):
         of_published_npz(path)
+    for odd in (-one.covariance, one.covariance + np.triu(np.ones((6, 6)), 1)):
+        np.savez(path, mu=one.mean, sigma=odd)
+        with pytest.raises(InputError, match="expected a covariance"):
+            of_published_npz(path)
+    np.savez(path, mu=one.mean, sigma=one.covariance.astype(np.float32))
+    assert frechet_distance(of_published_npz(path)[0], one) < 1e-6
     np.savez(path, arr_0=np.zeros(4))
     with pytest.raises(InputError, match="the arrays mu and sigma; it has not both"):
         of_published_npz(path)

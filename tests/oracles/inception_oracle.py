@@ -28,7 +28,9 @@ from m2kit.training.evaluation.features import (  # noqa: E402
     INCEPTION_TF,
     feature_network,
 )
+from m2kit.training.evaluation.inception_score import add_classes, inception_score  # noqa: E402
 from m2kit.training.evaluation.moments import Moments, frechet_distance  # noqa: E402
+from m2kit.training.evaluation.tally import Tally  # noqa: E402
 from m2kit.training.models.inception import FidInception  # noqa: E402
 
 SEED = 0
@@ -122,11 +124,13 @@ def compare_scores(pytorch_fid, torch_fidelity):
     theirs = torch_fidelity.metric_kid.kid_features_to_metric(
         a[:700], b, kid_subsets=2, kid_subset_size=700, verbose=False
     )
-    yield "KID", scores.kid(a[:700], b, seed=0, subsets=2).mean, next(iter(theirs.values()))
+    yield "KID", scores.kid(a[:700], b, seed=0, subsets=2), next(iter(theirs.values()))
     theirs = torch_fidelity.metric_isc.isc_features_to_metric(a * 3, splits=7, shuffle=False)
-    score = scores.inception_score(a * 3, parts=7)
-    yield "IS, mean", score.mean, theirs["inception_score_mean"]
-    yield "IS, std", score.std, theirs["inception_score_std"]
+    tally = Tally()
+    for part in range(7):
+        own = slice(part * len(a) // 7, (part + 1) * len(a) // 7)
+        add_classes(tally, a[own] * 3, np.full(len(a[own]), part))
+    yield "IS", inception_score(tally), theirs["inception_score_mean"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         theirs = torch_fidelity.metric_prc.prc_features_to_metric(
             b, a, prc_neighborhood=3, prc_batch_size=500, verbose=False, save_cpu_ram=False

@@ -2,9 +2,7 @@
 recall, the share that shows its class, and the share that nearly copies a training picture.
 
 Real pictures are measured first, then generated ones, both in lots; nothing of them is held but
-sums and the features of at most 10,000 each. All are of 8 bits a colour. The Inception score is of
-parts of 5,000 as in ADM's evaluator, of pictures that are shared out at random: in their order they
-would stand class by class.
+sums and the features of at most 10,000 each. All are of 8 bits a colour.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from m2kit.errors import InputError, Unavailable
@@ -28,6 +25,12 @@ from m2kit.runtime.sample_files import PIXELS, Samples, open_samples
 from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.evaluation import scores
+from m2kit.training.evaluation.inception_score import (
+    OF_A_PART,
+    add_classes,
+    inception_score,
+    part_of_each,
+)
 from m2kit.training.evaluation.judging import Judge, judge_of, share_of_near_copies, small
 from m2kit.training.evaluation.looking import (
     MADE,
@@ -64,7 +67,7 @@ METRICS = (
 )
 OF_FEATURES = set(METRICS[:7])
 _OF_ROWS = {"kid", "precision", "recall"}
-_OF_A_PART = 5000  # pictures, of the Inception score
+_AT_ONCE = 32  # pictures that a network looks at
 _SMALL, _SHOWN = "small", "shown"
 SHOWN = 40  # pictures for the page, evenly spread
 
@@ -117,6 +120,7 @@ class Generation:
             PROTOCOLS[name], looking.network, looking.network_weights, self.wanted & OF_FEATURES
         )
         self.shown: Pixels = np.zeros((0, *made.told.size, 3), np.uint8)
+        self._parts = part_of_each(made.told.count, OF_A_PART)
         self.judge: Judge | Unavailable = Unavailable("class accuracy was not asked for")
         if "class_accuracy" in self.wanted:
             self.judge = judge_of(data, self.collection, self.cut, classifier)
@@ -258,8 +262,7 @@ class Generation:
         kept = _kept(first, len(pixels), total) if self.wanted & _OF_ROWS else [False] * len(pixels)
         logits = add_features(tally, self.network, of, seen_pixels(pixels), kept)
         if of == MADE and logits is not None and "inception_score" in self.wanted:
-            places = _part_of_each(total)[first : first + len(pixels)]
-            add_classes(tally, logits, places)
+            add_classes(tally, logits, self._parts[first : first + len(pixels)])
 
     def _measures(self, tally: Tally) -> Measures:
         """What computes each metric."""
@@ -304,17 +307,17 @@ class Generation:
             made = np.concatenate(tally.rows[_SMALL])
             return share_of_near_copies(self.data, self.collection, self.cut, made)
 
-        def inception_score() -> float:
+        def score() -> float:
             if isinstance(self.network, Unavailable):
                 raise self.network
-            return score_of_classes(tally)
+            return inception_score(tally)
 
         reference = None if self.published is None else self.published[0]
         measures: dict[str, Callable[[], float]] = {
             **distances(tally, self.network, "fid", reference),
             "sfid": sfid,
-            "kid": lambda: scores.kid(*features(), seed=0).mean,
-            "inception_score": inception_score,
+            "kid": lambda: scores.kid(*features(), seed=0),
+            "inception_score": score,
             "precision": lambda: shares().precision,
             "recall": lambda: shares().recall,
             "class_accuracy": accuracy,
@@ -323,59 +326,8 @@ class Generation:
         return {name: measures[name] for name in METRICS if name in self.wanted}
 
 
-_AT_ONCE = 32  # pictures that a network looks at
-
-
 def _kept(first: int, count: int, total: int) -> list[bool]:
     return [is_kept(index, total) for index in range(first, first + count)]
-
-
-def _part_of_each(total: int) -> npt.NDArray[np.int64]:
-    """The part of the Inception score that each picture is in, at random."""
-    parts = max(1, total // _OF_A_PART)
-    found = np.empty(total, np.int64)
-    order = np.random.default_rng(0).permutation(total)
-    for part in range(parts):
-        found[order[part * total // parts : (part + 1) * total // parts]] = part
-    return found
-
-
-def add_classes(tally: Tally, logits: torch.Tensor, parts: npt.NDArray[np.int64]) -> None:
-    """Add the sums of which the Inception score is made.
-
-    Args:
-        tally: Where to.
-        logits: (B, C).
-        parts: (B), the part that each picture is in.
-    """
-    logs = logits.to("cpu", torch.float64).log_softmax(1)
-    shares = logs.exp()
-    information = (shares * logs).nansum(1)
-    for part in np.unique(parts):
-        own = torch.from_numpy(parts == part)
-        tally.add(f"classes.{part}.count", int(own.sum()))
-        tally.add(f"classes.{part}.shares", shares[own].sum(0).numpy())
-        tally.add(f"classes.{part}.information", float(information[own].sum()))
-
-
-def score_of_classes(tally: Tally) -> float:
-    """The Inception score of what `add_classes` has added: the mean over parts.
-
-    Raises:
-        Unavailable: The network has no classes.
-    """
-    parts = [
-        name[:-6] for name in tally.sums if name.startswith("classes.") and name[-6:] == ".count"
-    ]
-    if not parts:
-        raise Unavailable("the feature network gives no classes")
-    values = []
-    for part in parts:
-        count = tally.sums[f"{part}.count"]
-        shares = tally.sums[f"{part}.shares"] / count
-        entropy = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
-        values.append(np.exp(float(tally.sums[f"{part}.information"] / count) + entropy))
-    return float(np.mean(values))
 
 
 def pictures_of_reference(path: Path) -> Samples | None:

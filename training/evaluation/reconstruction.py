@@ -263,7 +263,7 @@ class Reconstruction:
         def kid() -> float:
             if isinstance(self.network, Unavailable):
                 raise self.network
-            return scores.kid(tally.features(ORIGINALS), tally.features(MADE), seed=0).mean
+            return scores.kid(tally.features(ORIGINALS), tally.features(MADE), seed=0)
 
         def codebook() -> CodebookReport:
             assert self.codebook is not None

@@ -1,7 +1,7 @@
 """Scores of pictures against pictures, and of sets of features against sets.
 
 Each says in its docstring whose numbers it gives. Of torchmetrics come PSNR and the kernel of KID;
-its SSIM, Inception score and subsets of KID are not used, as docs/decisions.md says. A score that
+its SSIM and subsets of KID are not used, as docs/decisions.md says. A score that
 what is there does not allow raises Unavailable with the reason.
 """
 
@@ -31,23 +31,6 @@ _WINDOW = 7  # pixels, of SSIM
 _LEAST_SIDE = 16  # pixels, of LPIPS
 _SAME = 1e-12  # squared distance over squared norms, below which two rows are one
 _ROWS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A mean over parts of the samples, and how it varies.
-
-    Attributes:
-        mean: Over the parts.
-        std: Standard deviation over the parts (of the population, as numpy's).
-        parts: How many.
-        size: Samples in a part, the smallest one's.
-    """
-
-    mean: float
-    std: float
-    parts: int
-    size: int
 
 
 def psnr(images: Pixels, others: Pixels) -> npt.NDArray[np.float64]:
@@ -153,10 +136,10 @@ def lpips(network: PerceptualNetwork, images: Tensor, others: Tensor) -> npt.NDA
 
 def kid(
     features: Tensor, others: Tensor, *, seed: int, subsets: int = 100, most: int = 1000
-) -> Spread:
+) -> float:
     """Kernel Inception distance (arXiv 1801.01401): the unbiased squared maximum mean discrepancy
-    under (x y / D + 1)^3, over random subsets. torchmetrics and torch-fidelity draw other subsets;
-    of the same one they give the same number. Values a little below 0 are right.
+    under (x y / D + 1)^3, the mean over random subsets. torchmetrics and torch-fidelity draw other
+    subsets; of the same one they give the same number. Values a little below 0 are right.
 
     Args:
         features: (n, D) pooled features.
@@ -180,43 +163,7 @@ def kid(
     for _ in range(subsets):
         one, other = (part[_choice(random, len(part), size)] for part in (a, b))
         values.append(float(theirs.poly_mmd(one, other)))
-    return _spread("KID", values, size)
-
-
-def inception_score(logits: Tensor, *, parts: int = 10, seed: int | None = None) -> Spread:
-    """Inception score (arXiv 1606.03498): exp of the mean KL divergence of a sample's classes from
-    all samples', of each part of the samples.
-
-    ADM's evaluator takes the samples in their order, 5,000 a part (`parts` = 10 of 50,000), and
-    tells the mean; torch-fidelity shuffles first, as `seed` does here with another permutation.
-
-    Args:
-        logits: (n, C).
-        parts: Of the samples, of sizes that differ by one at most.
-        seed: Shuffles; None keeps the order, on which the score then depends.
-
-    Raises:
-        InputError: Other shapes.
-        Unavailable: There are fewer samples than parts.
-    """
-    if logits.ndim != 2 or not logits.isfinite().all():
-        raise InputError(f"expected finite (n, C) logits, found {tuple(logits.shape)}")
-    count = len(logits)
-    if count < parts or parts < 1:
-        raise Unavailable(
-            f"an Inception score in {parts} parts needs as many samples, found {count}"
-        )
-    if seed is not None:
-        logits = logits[_choice(np.random.default_rng(seed), count, count)]
-    logs = logits.to("cpu", torch.float64).log_softmax(1)
-    values, smallest = [], count
-    for number in range(parts):
-        part = logs[number * count // parts : (number + 1) * count // parts]
-        classes = part.exp()
-        divergence = (classes * (part - classes.mean(0).log())).nansum(1).mean()
-        values.append(float(divergence.exp()))
-        smallest = min(smallest, len(part))
-    return _spread("the Inception score", values, smallest)
+    return float(np.mean(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,12 +240,6 @@ def _sets(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 def _choice(random: np.random.Generator, count: int, size: int) -> Tensor:
     return torch.from_numpy(random.permutation(count)[:size])
-
-
-def _spread(what: str, values: list[float], size: int) -> Spread:
-    if not np.isfinite(values).all():
-        raise Unavailable(f"{what} is not finite; look at the features")
-    return Spread(float(np.mean(values)), float(np.std(values)), len(values), size)
 
 
 def _radii(rows: Tensor, k: int) -> Tensor:

@@ -19,6 +19,11 @@ from m2kit.training.checkpoints.reading import model_from_checkpoint, read_check
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation import generation, made, originals, reconstruction, scores, tally
 from m2kit.training.evaluation.features import feature_network
+from m2kit.training.evaluation.inception_score import (
+    add_classes,
+    inception_score,
+    part_of_each,
+)
 from m2kit.training.evaluation.looking import Looking, Measured, seen_pixels
 from m2kit.training.evaluation.moments import Moments, frechet_distance
 from m2kit.training.torch_backend import TorchBackend
@@ -105,7 +110,7 @@ def test_each_metric_is_that_of_all_pictures_at_once(engine, drawn, data, networ
     monkeypatch.setattr(originals, "LOT", 7)
     monkeypatch.setattr(made, "LOT", 7)
     monkeypatch.setattr(generation, "LOT", 7)
-    monkeypatch.setattr(generation, "_OF_A_PART", 10)
+    monkeypatch.setattr(generation, "OF_A_PART", 10)
     found = evaluate(*asked(data, network))
     with np.load(data) as arrays:
         real = arrays["images"]
@@ -114,9 +119,9 @@ def test_each_metric_is_that_of_all_pictures_at_once(engine, drawn, data, networ
     metrics = found["metrics"]
     expected = frechet_distance(moments(theirs.pooled), moments(ours.pooled))
     assert metrics["frechet_distance"] == pytest.approx(expected, rel=1e-5)
-    assert metrics["inception_score"] == pytest.approx(
-        scores.inception_score(ours.logits, parts=3, seed=0).mean, rel=1e-6
-    )
+    whole = tally.Tally()
+    add_classes(whole, ours.logits, part_of_each(CLASSES * EACH, 10))
+    assert metrics["inception_score"] == pytest.approx(inception_score(whole), rel=1e-6)
     shares = scores.precision_recall(theirs.pooled, ours.pooled)
     assert (metrics["precision"], metrics["recall"]) == (shares.precision, shares.recall)
     assert metrics["near_copies"] == 0

@@ -31,7 +31,7 @@ from m2kit.training.evaluation.inception_score import (
     inception_score,
     part_of_each,
 )
-from m2kit.training.evaluation.judging import Judge, judge_of, share_of_near_copies, small
+from m2kit.training.evaluation.judging import Judge, judge_of, small_training_pictures
 from m2kit.training.evaluation.looking import (
     MADE,
     ORIGINALS,
@@ -49,9 +49,11 @@ from m2kit.training.evaluation.looking import (
     values_of,
 )
 from m2kit.training.evaluation.made import Made, SamplesRead
+from m2kit.training.evaluation.measures import near_copies, small
 from m2kit.training.evaluation.moments import Published, frechet_distance, of_published_npz
 from m2kit.training.evaluation.originals import LOT, RESIZE, Originals, Pixels
 from m2kit.training.evaluation.protocol import (
+    HELD_OUT,
     PROTOCOLS,
     Protocol,
     ProtocolName,
@@ -89,6 +91,8 @@ class Generation:
 
     Attributes:
         shown: Some of the pictures (n, H, W, 3), evenly spread, once all are measured.
+        training_sha256: Of small training pictures that are none of those of `split`, once copies
+            were looked for among them.
 
     Raises:
         InputError: No such feature network, data without pictures, or a file that is none.
@@ -120,6 +124,7 @@ class Generation:
             PROTOCOLS[name], looking.network, looking.network_weights, self.wanted & OF_FEATURES
         )
         self.shown: Pixels = np.zeros((0, *made.told.size, 3), np.uint8)
+        self.training_sha256: str | None = None
         self._parts = part_of_each(made.told.count, OF_A_PART)
         self.judge: Judge | Unavailable = Unavailable("class accuracy was not asked for")
         if "class_accuracy" in self.wanted:
@@ -208,6 +213,7 @@ class Generation:
             precision=model.precision,
             backend=model.backend,
             sampling=told.sampling,
+            training_sha256=self.training_sha256,
         )
 
     def _of_lot(self, lot: int) -> Tally:
@@ -305,7 +311,12 @@ class Generation:
 
         def copies() -> float:
             made = np.concatenate(tally.rows[_SMALL])
-            return share_of_near_copies(self.data, self.collection, self.cut, made)
+            known = small_training_pictures(self.data, self.collection, self.cut)
+            if known.shape[1:] != made.shape[1:]:
+                raise Unavailable("training pictures are of another size than the images")
+            if not self._real_lots or self._real or self.originals.split == HELD_OUT:
+                self.training_sha256 = hashlib.sha256(known.tobytes()).hexdigest()
+            return near_copies(made, known)
 
         def score() -> float:
             if isinstance(self.network, Unavailable):

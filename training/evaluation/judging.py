@@ -1,5 +1,5 @@
-"""Whether generated pictures show their classes, and whether they are copies: a classifier, and
-small pictures of what a model was trained on."""
+"""By what generated pictures are judged: a classifier of their classes, and small pictures of what
+they may be copies of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from m2kit.errors import InputError, Unavailable
 from m2kit.runtime.images import images_from_pixels
@@ -17,17 +16,13 @@ from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.dataset import DataSet, Recogniser
 from m2kit.training.datasets.pictures import Collection
 from m2kit.training.evaluation.features import feature_network
-from m2kit.training.evaluation.looking import seen_pixels
-from m2kit.training.evaluation.measures import near_copies
+from m2kit.training.evaluation.measures import small
 from m2kit.training.evaluation.originals import Originals, Pixels
 from m2kit.training.evaluation.protocol import TRAIN
 from m2kit.training.evaluation.tally import MOST_ROWS, is_kept
 
-NEAR = 12.0  # grey levels
-_SIDE = 32  # of small pictures
 _MOST_BYTES = 1 << 28  # of pictures that a judge is fitted to, as float32
 _FLOAT_BYTES = 4
-_MADE_AT_ONCE = 500
 
 
 class Judge:
@@ -111,42 +106,24 @@ def _spread(originals: Originals, most: int) -> tuple[Pixels, npt.NDArray[np.int
     return (np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8)), np.array(labels)
 
 
-def small(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """Pictures (B, H, W, 3) of at most 32 x 32 pixels, means over areas, as rows (B, n) uint8."""
-    height, width = pixels.shape[1:3]
-    side = min(_SIDE, height), min(_SIDE, width)
-    if side == (height, width):
-        return pixels.reshape(len(pixels), -1)
-    means = functional.adaptive_avg_pool2d(seen_pixels(pixels) * 255, side)
-    return means.round().to(torch.uint8).permute(0, 2, 3, 1).flatten(1).numpy()
-
-
-def share_of_near_copies(
-    data: DataSet, collection: Collection, cut: Cut, made: npt.NDArray[np.uint8]
-) -> float:
-    """Share of generated pictures within a root mean square of 12 grey levels of a training
-    picture or its mirror image, both small; of at most 10,000 training pictures, evenly spread.
+def small_training_pictures(data: DataSet, collection: Collection, cut: Cut) -> Pixels:
+    """At most 10,000 training pictures, evenly spread, to look for copies of: (n, h, w, 3), small.
 
     Args:
         data: The data set.
         collection: Its pictures.
         cut: Of these.
-        made: `small` rows (n, D) of generated pictures.
 
     Raises:
-        Unavailable: There are no training pictures, or none of the same size.
+        Unavailable: There are none.
     """
     if not len(collection.train.labels):
         raise Unavailable("there are no training pictures")
-    originals, rows = Originals(data, collection, TRAIN, cut), []
+    originals, found = Originals(data, collection, TRAIN, cut), []
     for index in range(len(originals)):
         if is_kept(index, len(originals), MOST_ROWS):
             for _, picture in originals.read(range(index, index + 1)):
-                rows += [] if picture is None else [small(picture[None])]
-    side = [min(_SIDE, n) for n in cut.size]
-    if not rows or made.shape[1] != rows[0].shape[1]:
-        raise Unavailable("no training picture of the size of the generated ones can be read")
-    known, found = np.concatenate(rows).reshape(-1, *side, 3), made.reshape(-1, *side, 3)
-    parts = [found[start : start + _MADE_AT_ONCE] for start in range(0, len(found), _MADE_AT_ONCE)]
-    shares = [near_copies(part, known, within=NEAR) * len(part) for part in parts]
-    return sum(shares) / len(found)
+                found += [] if picture is None else [small(picture[None])]
+    if not found:
+        raise Unavailable("no training picture can be read")
+    return np.concatenate(found)

@@ -152,6 +152,8 @@ class Protocol:
         precision: What it computes in.
         backend: What computed.
         sampling: How was drawn, every value filled in; None of reconstructions.
+        training_sha256: Of the training pictures that copies were looked for among, where these are
+            none of the measured ones; else None.
     """
 
     name: ProtocolName
@@ -179,6 +181,7 @@ class Protocol:
     precision: Text
     backend: Short
     sampling: Drawn | None
+    training_sha256: Sha256 | None = None
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what a result could not be read with."""

@@ -164,6 +164,29 @@ def test_copies_of_training_pictures_are_found(drawn, tmp_path, network):
     assert found["metrics"]["near_copies"] > 0.9
 
 
+def test_copies_are_compared_of_the_same_training_pictures_alone(data, tmp_path, network):
+    """Two data sets with one held-out half, which alone is measured."""
+    with np.load(data) as arrays:
+        known = dict(arrays)
+    known["images"][:, 0, 0, 0] = np.arange(len(known["images"]))
+    other = {**known, "images": known["images"].copy()}
+    np.savez(tmp_path / "one.npz", **known)
+    held_out = dataset_named(str(tmp_path / "one.npz")).load().held_out
+    kept = [np.asarray(held_out.read(n))[0, 0, 0] for n in range(len(held_out.labels))]
+    other["images"][np.setdiff1d(known["images"][:, 0, 0, 0], kept), 1:] = 0
+    np.savez(tmp_path / "two.npz", **other)
+    paths = tmp_path / "one.npz", tmp_path / "two.npz"
+    for metric, split, alike in (
+        ("kid", "held-out", True),
+        ("near_copies", "held-out", False),
+        ("kid", "all", False),
+    ):
+        how = "--metrics", metric, "--split", split
+        found = [evaluate(*asked(path, network), *how)["protocol"] for path in paths]
+        assert (found[0]["id"] == found[1]["id"]) is alike
+    assert "training_sha256" not in found[0]
+
+
 def test_the_set_is_the_same_drawn_here_or_read(drawn, data, network, tmp_path):
     path = tmp_path / "samples.npz"
     np.savez(path, arr_0=drawn[0], arr_1=drawn[1])

@@ -1,6 +1,7 @@
 """How a trained tokenizer treats a data set: its use of the codebook, and its reconstructions.
 
-Pictures are cut at their centre, each once, and computed where the tokenizer is.
+Pictures are cut at their centre, each once, and computed where the tokenizer is. Of a large set a
+hundred thousand stand for all: evenly spread, as the first ones would be of the first classes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.pictures import Pictures
 from m2kit.training.models.tokenizer import Tokenizer
 
-MOST_MEASURED = 100_000  # pictures
+_MOST_MEASURED = 100_000  # pictures
 _AT_ONCE = 64
 Note = Callable[[Pictures, Tensor], None]  # of a batch: its pictures, and READ or an unread index
 
@@ -29,24 +30,31 @@ def _ignore(_pictures: Pictures, _replaced: Tensor) -> None:
     """What was not read is not asked for."""
 
 
+def measured_of(count: int) -> npt.NDArray[np.int64]:
+    """The indices of those of `count` pictures that stand for all."""
+    chosen = min(count, _MOST_MEASURED)
+    return np.arange(chosen, dtype=np.int64) * count // max(chosen, 1)
+
+
 @torch.no_grad()
 def codebook_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) -> CodebookReport:
-    """How the tokens of the first hundred thousand pictures use the codebook."""
+    """How the tokens of pictures use the codebook."""
     vocabularies = tokenizer.spec.vocabularies
     count = CodebookCount(vocabularies, tokenizer.spec.bit_order)
-    for images in _batches(crops, MOST_MEASURED, note):
+    for images in _batches(crops, measured_of(len(crops.pictures.labels)), note):
         codes = tokenizer.codes(images.to(_device(tokenizer)))
         count.add(tokenizer.tokens(codes, vocabularies).cpu().numpy())
     return count.report()
 
 
 def psnr_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) -> float:
-    """Of reconstructions, the mean over the first hundred thousand pictures, in dB."""
+    """Of reconstructions, the mean over pictures, in dB."""
+    numbers = measured_of(len(crops.pictures.labels))
     values = [
         psnr(images.numpy(), _reconstructed(tokenizer, images)) * len(images)
-        for images in _batches(crops, MOST_MEASURED, note)
+        for images in _batches(crops, numbers, note)
     ]
-    return round(sum(values) / min(len(crops.pictures.labels), MOST_MEASURED), 3)
+    return round(sum(values) / len(numbers), 3)
 
 
 def pictures_above_reconstructions(
@@ -60,7 +68,8 @@ def pictures_above_reconstructions(
     """
     count = max(1, min(rows, len(crops.pictures.labels) // columns)) * columns
     shown = []
-    for images in _batches(crops, count, at_once=columns):
+    first = np.arange(min(count, len(crops.pictures.labels)))
+    for images in _batches(crops, first, at_once=columns):
         images = images[torch.arange(columns) % len(images)]
         shown += [images.numpy(), _reconstructed(tokenizer, images)]
     return np.concatenate(shown)
@@ -77,13 +86,12 @@ def _device(tokenizer: Tokenizer) -> torch.device:
 
 
 def _batches(
-    crops: Crops, most: int, note: Note = _ignore, *, at_once: int = _AT_ONCE
+    crops: Crops, numbers: npt.NDArray[np.int64], note: Note = _ignore, *, at_once: int = _AT_ONCE
 ) -> Iterator[Tensor]:
-    """The first images, (B, 3, H, W)."""
+    """The images of these numbers, (B, 3, H, W)."""
     whole = Crops(crops.pictures, Cut(crops.cut.size))
-    numbers = range(min(len(whole), most))
-    for start in numbers[::at_once]:
-        items = [whole[number] for number in numbers[start : start + at_once]]
+    for start in range(0, len(numbers), at_once):
+        items = [whole[int(number)] for number in numbers[start : start + at_once]]
         images, _, replaced = default_collate(items)
         note(whole.pictures, replaced)
         yield images

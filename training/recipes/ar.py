@@ -67,7 +67,7 @@ class ARTraining(Trained):
     Attributes:
         chosen_step: The step that left the model, counted from 1.
         held_out_bits_per_token: Of the held-out images' tokens.
-        training_bits_per_token: Of the first hundred thousand training images', as they are.
+        training_bits_per_token: Of training images, a hundred thousand at most, as they are.
         classes: Their names, by which `generate --class` knows them.
         codebook_usage: Share of the codes that the same training images use.
     """

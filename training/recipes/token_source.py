@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from m2kit.cache_file import ENCODE_AGAIN
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
@@ -20,7 +18,7 @@ from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.pictures import SomePictures
 from m2kit.training.datasets.table import cache_path, dataset_named
 from m2kit.training.datasets.tokens import TokenExamples, encoded
-from m2kit.training.evaluation.tokenizer import MOST_MEASURED
+from m2kit.training.evaluation.tokenizer import measured_of
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.examples import examples
 from m2kit.training.recipes.settings import RunSettings, settings_of_cache
@@ -63,10 +61,9 @@ class FromPictures:
         return encoded(tokenizer, spec.vocabularies, self.train, self.versions, begin), held_out
 
     def plain(self, tokenizer: Tokenizer, spec: ModelSpec, begin: Begin) -> Tokens:
-        """The first hundred thousand training pictures as they are."""
+        """Training pictures as they are, a hundred thousand at most."""
         whole = self.train.pictures
-        first = SomePictures(whole, np.arange(min(len(whole.labels), MOST_MEASURED)))
-        crops = Crops(first, self.held_out.cut)
+        crops = Crops(SomePictures(whole, measured_of(len(whole.labels))), self.held_out.cut)
         return encoded(tokenizer, spec.vocabularies, crops, 1, begin)
 
 
@@ -112,9 +109,11 @@ class FromCache:
         return train, CachedTokens(self.cache, self.cache.held_out, spec)
 
     def plain(self, _: Tokenizer, spec: ModelSpec, begin: Begin) -> Tokens:
-        """The first hundred thousand training pictures, by their first crops."""
-        first = replace(self.cache.train, labels=self.cache.train.labels[:MOST_MEASURED])
-        return CachedTokens(self.cache, first, spec)
+        """Training pictures, a hundred thousand at most, by their first crops."""
+        whole = self.cache.train
+        chosen = measured_of(len(whole.labels))
+        some = replace(whole, labels=whole.labels[chosen], places=whole.places[chosen])
+        return CachedTokens(self.cache, some, spec)
 
 
 Source = FromPictures | FromCache

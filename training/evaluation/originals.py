@@ -14,7 +14,6 @@ from m2kit.runtime.engine import Engine
 from m2kit.training.datasets.cut import Cut, check_length, cut_pixels
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.datasets.pictures import Collection, Pictures
-from m2kit.training.evaluation.codebook import centre_cut
 from m2kit.training.evaluation.protocol import ALL, HELD_OUT, TRAIN, Split, printable
 
 LOT = 128  # pictures that are measured before the sums so far are kept
@@ -117,3 +116,29 @@ def originals_of(
         return Originals(data, collection, split, None)
     wanted = size or engine.spec.image_size or collection.size
     return Originals(data, collection, split, centre_cut(engine, data.name, wanted))
+
+
+def centre_cut(engine: Engine, name: str, size: int | tuple[int, ...] | None) -> Cut:
+    """The cut at the centre that a model takes.
+
+    Args:
+        engine: The model.
+        name: Of the data set.
+        size: A square's side or (height, width) in pixels; None is not known.
+
+    Raises:
+        InputError: It is not known, or the model does not take it.
+    """
+    if size is None:
+        raise InputError(
+            f"the pictures of {name} are of several sizes; name the one to take", option="--size"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    strides = engine.spec.tokenizer.strides
+    if len(strides) != 2 or height % strides[0] or width % strides[1]:
+        raise InputError(
+            f"pictures of {name} would have {height} x {width} pixels, and this tokenizer divides "
+            f"images by {' x '.join(map(str, strides))}; choose another size",
+            option="--size",
+        )
+    return Cut((height, width))

@@ -124,7 +124,7 @@ def test_what_encodes_no_pictures_and_sizes_that_do_not_fit_are_refused(
     (tmp_path / "a").mkdir()
     for index, size in enumerate([(16, 16), (24, 24)]):
         Image.new("RGB", size).save(tmp_path / "a" / f"{index}.png")
-    refused[planted, "--data", tmp_path] = "are of several sizes; name the one to encode"
+    refused[planted, "--data", tmp_path] = "are of several sizes; name the one to take"
     for arguments, words in refused.items():
         code, _, err = run("describe", *arguments)
         assert (code, words in " ".join(err.split())) == (1, True), err

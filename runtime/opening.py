@@ -80,8 +80,8 @@ def open_bundle(folder: Path) -> Engine:
     manifest = read_manifest(folder, BUNDLE)
     if manifest.precision is not Precision.FLOAT32:
         raise FolderError(
-            f"{folder} is in half precision, which only engines run; build one with "
-            "`m2kit build-engine`"
+            f"{folder}: expected a float32 bundle, found one in half precision; build an engine of "
+            "it with `m2kit build-engine`, or open it with m2kit.engines.emulation.open_emulated"
         )
     check_folder(folder, manifest, trust_seen_weights=True)
     backend = backend_of(folder, manifest).open(folder, manifest, Opening())

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from conftest import GOLDEN
 from onnx import TensorProto, helper, numpy_helper
 
-from m2kit.cli import cli, evaluating
+from m2kit.cli import cli, evaluating, evaluation_options
 from m2kit.runtime.drawing import draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import uint8_from_images
@@ -18,7 +18,7 @@ from m2kit.sampling import Sampling
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation import generation, made, originals, reconstruction, scores, tally
-from m2kit.training.evaluation.features import feature_network
+from m2kit.training.evaluation.features import NAMES, feature_network
 from m2kit.training.evaluation.inception_score import (
     add_classes,
     inception_score,
@@ -26,6 +26,7 @@ from m2kit.training.evaluation.inception_score import (
 )
 from m2kit.training.evaluation.looking import Looking, Measured, seen_pixels
 from m2kit.training.evaluation.moments import Moments, frechet_distance
+from m2kit.training.evaluation.protocol import PROTOCOLS
 from m2kit.training.torch_backend import TorchBackend
 
 CHECKPOINT = GOLDEN / "ar_tiny.ckpt"
@@ -133,9 +134,12 @@ def test_each_metric_is_that_of_all_pictures_at_once(engine, drawn, data, networ
     assert found["protocol"]["sampling"]["greedy"] is False
 
 
-def test_the_command_line_knows_the_metrics():
+def test_the_command_line_knows_metrics_protocols_and_networks():
     assert evaluating.GENERATION == generation.METRICS
     assert evaluating.RECONSTRUCTION == reconstruction.METRICS
+    assert tuple(PROTOCOLS) == evaluation_options._PROTOCOLS
+    networks = next(p.help for p in evaluating.generation.params if p.name == "network")
+    assert all(name in networks for name in NAMES)
 
 
 def test_a_classifier_that_is_given_judges(drawn, data, network):

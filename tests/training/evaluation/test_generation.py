@@ -113,16 +113,18 @@ def test_each_metric_is_that_of_all_pictures_at_once(engine, drawn, data, networ
     monkeypatch.setattr(generation, "LOT", 7)
     monkeypatch.setattr(generation, "OF_A_PART", 10)
     found = evaluate(*asked(data, network))
-    with np.load(data) as arrays:
-        real = arrays["images"]
+    whole = originals.originals_of(engine, dataset_named(str(data)))
+    real = np.stack([pixels for _, pixels in whole.read(range(len(whole)))])
     look = feature_network(network)
     ours, theirs = look(seen_pixels(drawn[0])), look(seen_pixels(real))
     metrics = found["metrics"]
     expected = frechet_distance(moments(theirs.pooled), moments(ours.pooled))
     assert metrics["frechet_distance"] == pytest.approx(expected, rel=1e-5)
-    whole = tally.Tally()
-    add_classes(whole, ours.logits, part_of_each(CLASSES * EACH, 10))
-    assert metrics["inception_score"] == pytest.approx(inception_score(whole), rel=1e-6)
+    classes = tally.Tally()
+    add_classes(classes, ours.logits, part_of_each(CLASSES * EACH, 10))
+    assert metrics["inception_score"] == pytest.approx(inception_score(classes), rel=1e-6)
+    kid = scores.kid(theirs.pooled, ours.pooled, seed=0)
+    assert metrics["kid"] == pytest.approx(kid, rel=1e-4)
     shares = scores.precision_recall(theirs.pooled, ours.pooled)
     assert (metrics["precision"], metrics["recall"]) == (shares.precision, shares.recall)
     assert metrics["near_copies"] == 0
@@ -132,6 +134,43 @@ def test_each_metric_is_that_of_all_pictures_at_once(engine, drawn, data, networ
     assert metrics["sfid"] is None and "does not give" in found["reasons"]["sfid"]
     assert found["protocol"]["seed"] == 5 and found["protocol"]["per_class"] == EACH
     assert found["protocol"]["sampling"]["greedy"] is False
+
+
+def test_sfid_is_of_spatial_features(drawn, data, network, tmp_path):
+    path = tmp_path / "spatial.onnx"
+    path.write_bytes(network.read_bytes())
+    declared = json.loads(network.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**declared, "spatial": "c"}))
+    asked_for = "--metrics", "sfid,frechet_distance"
+    found = evaluate(*asked(data, path), *asked_for)["metrics"]
+    with np.load(data) as arrays:
+        pictures = arrays["images"], drawn[0]
+    spatial = [moments(feature_network(path)(seen_pixels(each)).spatial) for each in pictures]
+    assert found["sfid"] == pytest.approx(frechet_distance(*spatial), rel=1e-5)
+    assert found["sfid"] != pytest.approx(found["frechet_distance"], rel=1e-2)
+    reference = tmp_path / "reference.npz"
+    mean, one = spatial[0].mean, moments(torch.rand(9, 3))
+    np.savez(
+        reference,
+        **{"mu": one.mean, "sigma": one.covariance},
+        **{"mu_s": mean, "sigma_s": spatial[0].covariance},
+    )
+    again = evaluate(*asked(data, path), "--metrics", "sfid", "--reference", reference)
+    assert again["metrics"]["sfid"] == pytest.approx(found["sfid"], rel=1e-6)
+
+
+def test_images_are_rounded_where_that_is_asked_for(engine, data, network):
+    parts = draw_images(engine, range(CLASSES), EACH, Sampling(seed=5))
+    pixels = np.concatenate([uint8_from_images(part.images, "round") for part in parts])
+    look, how = feature_network(network), ("--metrics", "frechet_distance")
+    with np.load(data) as arrays:
+        sets = [moments(look(seen_pixels(each)).pooled) for each in (arrays["images"], pixels)]
+    rounded = evaluate(*asked(data, network), *how, "--uint8", "round")
+    plain = evaluate(*asked(data, network), *how)
+    found = rounded["metrics"]["frechet_distance"]
+    assert found == pytest.approx(frechet_distance(*sets), rel=1e-5)
+    assert found != pytest.approx(plain["metrics"]["frechet_distance"], rel=1e-5)
+    assert rounded["protocol"]["id"] != plain["protocol"]["id"]
 
 
 def test_the_command_line_knows_metrics_protocols_and_networks():

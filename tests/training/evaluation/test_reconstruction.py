@@ -5,8 +5,10 @@ import json
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import GOLDEN
+from doubles.random_lpips import random_lpips
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -143,6 +145,22 @@ def test_odd_names_of_files_are_escaped_so_that_a_result_is_read_again(data, net
     assert found["protocol"]["network"]["name"] == r"onnx:a\nnet"
     assert found["protocol"]["data"] == r"a\udc80\n.npz"
     assert run("compare", tmp_path / "out")[0] == 0
+
+
+def test_lpips_is_of_floats_the_mean_over_pictures(data, tmp_path):
+    named = []
+    for name, weights in zip(("vgg", "heads"), random_lpips(0)[:2], strict=True):
+        torch.save({n: t.float() for n, t in weights.items()}, tmp_path / f"{name}.pth")
+        named += [f"--perceptual-{name}", tmp_path / f"{name}.pth"]
+    found = evaluate(CHECKPOINT, "--data", data, *named, "--metrics", "lpips", "--batch", 7)
+    engine, values = engine_of("ema"), []
+    network = scores.lpips_network(*named[1::2])
+    for _, picture in originals.originals_of(engine, *_loaded(data)).read(range(PICTURES)):
+        images = images_from_pixels(picture[None])
+        pair = images, engine.decode(engine.encode(images))
+        values.append(scores.lpips(network, *map(torch.from_numpy, pair))[0])
+    assert found["metrics"] == {"lpips": pytest.approx(np.mean(values), rel=1e-4)}
+    assert found["protocol"]["perceptual"]["name"] == "lpips-vgg"
 
 
 def test_features_see_floats_or_8_bits_as_the_protocol_says(data, network):

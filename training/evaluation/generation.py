@@ -187,6 +187,7 @@ class Generation:
     def protocol(self, tally: Tally) -> Protocol:
         """How a tally was made, and of what."""
         told, model, real = self.made.told, self.model, len(self._real_lots)
+        classes = range(len(self.collection.classes))
         return Protocol(
             name=self.name,
             task="generation",
@@ -214,6 +215,7 @@ class Generation:
             backend=model.backend,
             sampling=told.sampling,
             training_sha256=self.training_sha256,
+            classes=None if told.classes == tuple(classes) else told.classes,
         )
 
     def _of_lot(self, lot: int) -> Tally:

@@ -34,6 +34,7 @@ class Drawing:
         count: How many.
         size: (H, W) in pixels.
         per_class: Of each class; None is not known.
+        classes: Class ids, ascending; None is not known.
         seed: None is not known.
         sampling: Every value filled in; None is not known.
         uint8: How floats became 8 bits.
@@ -43,6 +44,7 @@ class Drawing:
     count: int
     size: tuple[int, ...]
     per_class: int | None
+    classes: tuple[int, ...] | None
     seed: int | None
     sampling: Drawn | None
     uint8: Rounding
@@ -81,9 +83,10 @@ class DrawnPictures:
         self._engine, self._sampling, self._batch = engine, sampling, batch
         told = Drawn.by(resolved)
         size = tuple(engine.spec.size_of_grid(engine.transformer.grid))
-        count = engine.transformer.classes * per_class
+        classes = tuple(range(engine.transformer.classes))
+        count = len(classes) * per_class
         of = sha256_of_json([to_json(resolved), per_class])
-        self.told = Drawing(count, size, per_class, resolved.seed, told, uint8, of)
+        self.told = Drawing(count, size, per_class, classes, resolved.seed, told, uint8, of)
 
     def lot(self, lot: int) -> Iterator[tuple[Pixels, Labels | None]]:
         """As the protocol says."""
@@ -107,15 +110,20 @@ class SamplesRead:
         self._batches: Iterator[tuple[Pixels, Labels | None]] | None = None
         self._rest: list[tuple[Pixels, Labels | None]] = []
         self._next = 0
-        self.told = Drawing(
-            samples.count,
-            samples.size,
-            None if known is None else known.per_class,
-            None if known is None else known.sampling.seed,
-            None if known is None else Drawn.by(known.sampling),
-            uint8 if known is None else known.uint8,
-            digest,
-        )
+        count, size = samples.count, samples.size
+        if known is None:
+            self.told = Drawing(count, size, None, None, None, None, uint8, digest)
+        else:
+            self.told = Drawing(
+                count,
+                size,
+                known.per_class,
+                known.classes,
+                known.sampling.seed,
+                Drawn.by(known.sampling),
+                known.uint8,
+                digest,
+            )
 
     def lot(self, lot: int) -> Iterator[tuple[Pixels, Labels | None]]:
         """As the protocol says."""

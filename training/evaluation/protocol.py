@@ -154,6 +154,7 @@ class Protocol:
         sampling: How was drawn, every value filled in; None of reconstructions.
         training_sha256: Of the training pictures that copies were looked for among, where these are
             none of the measured ones; else None.
+        classes: That images were drawn of, where these are not those of the data; else None.
     """
 
     name: ProtocolName
@@ -182,6 +183,7 @@ class Protocol:
     backend: Short
     sampling: Drawn | None
     training_sha256: Sha256 | None = None
+    classes: tuple[Count, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what a result could not be read with."""

@@ -316,6 +316,14 @@ def test_a_set_that_was_sampled_has_the_same_protocol(exported, data, network, t
     assert evaluate(folder, *same, "--samples", tmp_path) == here
     told = evaluate(*same, "--samples", tmp_path)["protocol"]
     assert told["model_sha256"] == here["protocol"]["model_sha256"]
+    assert "classes" not in told
+    found = []
+    for number, classes in enumerate(("0-4", "5-9")):
+        half = "--class", classes, "-o", str(tmp_path / str(number))
+        CliRunner().invoke(cli, ["sample", str(folder), *map(str, how), *half])
+        found.append(evaluate(*same, "--samples", half[-1])["protocol"])
+    assert found[1]["classes"] == [5, 6, 7, 8, 9]
+    assert found[0]["id"] != found[1]["id"]
     code, _, err = run(CHECKPOINT, *SPEC, *same, "--samples", tmp_path)
     assert code == 1 and "drawn by another model" in err
 

@@ -166,14 +166,15 @@ class Reconstruction:
         )
 
     def pairs(self, count: int) -> tuple[Images, Images]:
-        """The first pictures of the first one's size, `count` at most, and their reconstructions,
-        (n, 3, H, W) float32 in [-1, 1] each: to be looked at."""
+        """The first pictures of the first one's size, `count` at most of four times as many, and
+        their reconstructions, (n, 3, H, W) float32 in [-1, 1] each: to be looked at."""
         found: list[Images] = []
-        for _, pixels in self._batches(range(min(len(self.originals), 4 * count)), Tally()):
-            images = images_from_pixels(pixels)
+        seen = 0
+        for _, pixels in self._batches(range(len(self.originals)), Tally()):
+            images, seen = images_from_pixels(pixels), seen + len(pixels)
             if not found or images.shape[1:] == found[0].shape[1:]:
                 found.append(images)
-            if sum(map(len, found)) >= count:
+            if sum(map(len, found)) >= count or seen >= 4 * count:
                 break
         images = np.concatenate(found)[:count]
         return images, np.concatenate([self._rebuilt(each[None])[0] for each in images])

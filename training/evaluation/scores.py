@@ -85,15 +85,12 @@ def ssim(images: Pixels, others: Pixels) -> npt.NDArray[np.float64]:
     return found
 
 
-def lpips_network(
-    vgg: Path | None = None, heads: Path | None = None, device: str | torch.device = "cpu"
-) -> PerceptualNetwork:
+def lpips_network(vgg: Path | None = None, heads: Path | None = None) -> PerceptualNetwork:
     """The network of LPIPS on VGG-16.
 
     Args:
         vgg: torchvision's VGG-16; None looks where torch.hub keeps it.
         heads: The linear heads of the lpips package; None looks in the same folder.
-        device: Where it runs.
 
     Raises:
         Unavailable: A file is missing.
@@ -102,7 +99,7 @@ def lpips_network(
     missing = missing_files(vgg, heads)
     if missing:
         raise Unavailable(f"{'; '.join(missing)}; put it there, or name it")
-    return perceptual_network(vgg, heads).to(device)
+    return perceptual_network(vgg, heads)
 
 
 @torch.inference_mode()
@@ -127,8 +124,7 @@ def lpips(network: PerceptualNetwork, images: Tensor, others: Tensor) -> npt.NDA
     for part in (images, others):
         if not (part.isfinite().all() and part.abs().max() <= 1 + 1e-4):
             raise InputError("expected pictures in [-1, 1] for LPIPS")
-    device = next(network.parameters()).device
-    distances = network(images.to(device), others.to(device)).to("cpu", torch.float64).numpy()
+    distances = network(images, others).to(torch.float64).numpy()
     if not np.isfinite(distances).all():
         raise Unavailable("a distance of LPIPS is not finite; look at its weights")
     return np.asarray(distances)

@@ -97,7 +97,7 @@ def test_both_files_of_inception_are_found_where_torch_hub_keeps_them(inception_
         assert part.logits.shape == (2, 1008)
     assert not torch.equal(found[0].pooled, found[1].pooled)  # by their resizes
     path = inception_files / "pt_inception-2015-12-05-6726825d.pth"
-    named = feature_network(INCEPTION_TF, weights=path, device="cpu")
+    named = feature_network(INCEPTION_TF, weights=path)
     assert torch.equal(named(images).pooled, found[1].pooled)
     assert named.sha256 == sha256_of_file(path)
 

@@ -196,6 +196,8 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         return value
     if hint is float and (_is_whole(value) or (isinstance(value, float) and math.isfinite(value))):
         return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        raise _bad(path, "a whole number of 64 bits, signed", value)
     raise _bad(path, _WORDS.get(hint, "null"), value)
 
 

@@ -42,8 +42,10 @@ from m2kit.training.evaluation.looking import (
     add_features,
     check_asked,
     distances,
+    giving,
     network_of,
     network_record,
+    of_enough,
     of_inception,
     seen_pixels,
     values_of,
@@ -69,6 +71,7 @@ METRICS = (
 )
 OF_FEATURES = set(METRICS[:7])
 _OF_ROWS = {"kid", "precision", "recall"}
+_STATISTICS_ALONE = "the reference has statistics alone, and no pictures"
 _AT_ONCE = 32  # pictures that a network looks at
 _SMALL, _SHOWN = "small", "shown"
 SHOWN = 40  # pictures for the page, evenly spread
@@ -170,7 +173,17 @@ class Generation:
             FolderError: The folder cannot be written, or holds another measurement.
         """
         needs = dict.fromkeys(OF_FEATURES, self.network)
-        needs["fid"] = of_inception(self.network, "fid")
+        least = self.made.told.count
+        if self.published is None:
+            least = min(least, len(self.originals))
+        elif not self._real_lots:
+            needs |= dict.fromkeys(_OF_ROWS, Unavailable(_STATISTICS_ALONE))
+        needs["frechet_distance"] = of_enough(self.network, least)
+        needs["fid"] = of_enough(of_inception(self.network, "fid"), least)
+        if "sfid" in self.asked:
+            needs["sfid"] = giving(self.network, "spatial")
+        if "inception_score" in self.asked:
+            needs["inception_score"] = giving(self.network, "logits")
         check_asked(self.asked, {**needs, "class_accuracy": self.judge})
         about = to_json(self.protocol(Tally())) | {
             "pictures": [self.originals.digest, self.made.told.digest],
@@ -279,7 +292,7 @@ class Generation:
             if isinstance(self.network, Unavailable):
                 raise self.network
             if self.published is not None and not self._real_lots:
-                raise Unavailable("the reference has statistics alone, and no pictures")
+                raise Unavailable(_STATISTICS_ALONE)
             return tally.features(ORIGINALS), tally.features(MADE)
 
         @cache  # of distances between every two

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from m2kit.training.evaluation.features import (
     FeatureNetwork,
     feature_network,
 )
-from m2kit.training.evaluation.moments import Gaussian, frechet_distance
+from m2kit.training.evaluation.moments import Gaussian, check_enough, frechet_distance
 from m2kit.training.evaluation.protocol import Named, Network
 from m2kit.training.evaluation.scores import lpips_network
 from m2kit.training.evaluation.tally import Tally
@@ -195,6 +196,28 @@ def of_inception(network: FeatureNetwork | Unavailable, fid: str) -> FeatureNetw
     return Unavailable(
         f"{fid} is of Inception's features, these are of {network.name}: see frechet_distance"
     )
+
+
+def of_enough(network: FeatureNetwork | Unavailable, count: int) -> FeatureNetwork | Unavailable:
+    """The network, where so many pictures are enough for a Frechet distance of its features."""
+    try:
+        if not isinstance(network, Unavailable):
+            check_enough(count, network.dimensions)
+    except Unavailable as error:
+        return error
+    return network
+
+
+def giving(
+    network: FeatureNetwork | Unavailable, part: Literal["spatial", "logits"]
+) -> FeatureNetwork | Unavailable:
+    """The network, where it gives this part of Features, too."""
+    if isinstance(network, Unavailable):
+        return network
+    found = network(torch.full((1, 3, *network.rule.size), 0.5))
+    told = {"spatial": "spatial features", "logits": "classes"}[part]
+    missing = Unavailable(f"the feature network {network.name} gives no {told}")
+    return missing if getattr(found, part) is None else network
 
 
 def check_asked(asked: Sequence[str], needs: Mapping[str, object]) -> None:

@@ -178,11 +178,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
             "one feature network for both"
         )
     for part in (a, b):
-        if part.count is not None and part.count < dimensions:
-            raise Unavailable(
-                f"a Frechet distance of {dimensions} features needs {dimensions} samples or more, "
-                f"found {part.count}"
-            )
+        if part.count is not None:
+            check_enough(part.count, dimensions)
     first, second = a.covariance, b.covariance
     spread = float(np.trace(first) + np.trace(second))
     common = np.linalg.svd(_factor(first).T @ _factor(second), compute_uv=False).sum()
@@ -190,6 +187,19 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if not np.isfinite(distance):
         raise Unavailable("the Frechet distance is not finite; look at the features")
     return max(distance, 0.0)
+
+
+def check_enough(count: int, dimensions: int) -> None:
+    """Refuse fewer samples than features for a Frechet distance.
+
+    Raises:
+        Unavailable: There are fewer.
+    """
+    if count < dimensions:
+        raise Unavailable(
+            f"a Frechet distance of {dimensions} features needs {dimensions} samples or more, "
+            f"found {count}"
+        )
 
 
 def _factor(covariance: Matrix) -> Matrix:

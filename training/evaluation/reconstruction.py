@@ -36,6 +36,7 @@ from m2kit.training.evaluation.looking import (
     distances,
     network_of,
     network_record,
+    of_enough,
     of_inception,
     perceptual_of,
     seen_images,
@@ -119,7 +120,9 @@ class Reconstruction:
             FolderError: The folder cannot be written, or holds another measurement.
         """
         needs = dict.fromkeys(OF_FEATURES, self.network)
-        needs["rfid"] = of_inception(self.network, "rfid")
+        pictures = len(self.originals)
+        needs["frechet_distance"] = of_enough(self.network, pictures)
+        needs["rfid"] = of_enough(of_inception(self.network, "rfid"), pictures)
         check_asked(self.asked, {**needs, "lpips": self.perceptual})
         about = to_json(self.protocol(Tally())) | {
             "pictures": self.originals.digest,

@@ -343,3 +343,22 @@ def test_a_file_that_was_named_and_is_missing_is_told_before_anything_is_read(da
         assert code == 2 and option in err and "missing.npz' does not exist" in err
     code, _, err = run(*asked(data, tmp_path / "missing.onnx"))
     assert code == 1 and "missing.onnx is missing" in err
+
+
+def test_a_metric_that_cannot_be_is_told_before_anything_is_measured(data, network, tmp_path):
+    path, plain, few = (tmp_path / name for name in ("reference.npz", "plain.onnx", "few.npz"))
+    np.savez(few, arr_0=np.zeros((9, SIDE, SIDE, 3), np.uint8))
+    real = np.random.default_rng(2).normal(size=(50, 3))
+    np.savez(path, mu=real.mean(0), sigma=np.cov(real, rowvar=False))
+    plain.write_bytes(network.read_bytes())
+    declared = {"size": [4, 4], "resize": "bilinear, antialias", "range": [0, 1], "pooled": "c"}
+    plain.with_suffix(".json").write_text(json.dumps(declared))
+    for name, of, options, said in (
+        ("sfid", network, (), "gives no spatial features"),
+        ("inception_score", plain, (), "gives no classes"),
+        ("kid", network, ("--reference", path), "statistics alone"),
+        ("frechet_distance", plain, ("--samples", few), "10 features needs 10 samples"),
+    ):
+        arguments = CHECKPOINT, *SPEC, "--data", data, "--network", of, "--metrics", name
+        code, _, err = run(*arguments, *options)
+        assert code == 1 and said in err and "measuring" not in err

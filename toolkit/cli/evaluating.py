@@ -195,7 +195,7 @@ def generation(
     from m2kit.training.evaluation.protocol import PROTOCOLS
 
     sampling = m2kit.Sampling(seed, guidance, temperature, top_k, top_p, greedy)
-    rounding = uint8 or PROTOCOLS[name].uint8
+    usual = PROTOCOLS[name].uint8
     made: Made
     with ExitStack() as stack:
         stack.enter_context(going_on(output))
@@ -203,10 +203,10 @@ def generation(
         if model is not None:
             engine, measured = stack.enter_context(opened(model, reading, provider))
         if samples is not None:
-            made, measured = samples_at(samples, rounding, measured)
+            made, measured = samples_at(samples, uint8, measured, usual=usual)
         else:
             each = per_class or PROTOCOLS[name].per_class
-            made = DrawnPictures(engine, each, sampling, rounding, batch)
+            made = DrawnPictures(engine, each, sampling, uint8 or usual, batch)
         assert measured is not None
         measuring = Generation(
             measured,

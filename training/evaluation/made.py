@@ -149,21 +149,30 @@ class SamplesRead:
             yield pixels, labels
 
 
-def samples_at(path: Path, uint8: Rounding, model: Measured | None) -> tuple[SamplesRead, Measured]:
+def samples_at(
+    path: Path, uint8: Rounding | None, model: Measured | None, *, usual: Rounding
+) -> tuple[SamplesRead, Measured]:
     """The pictures of a set's folder or of an .npz, and what has drawn them.
 
     Args:
         path: The folder or file.
-        uint8: How pictures were rounded that do not tell.
+        uint8: How they were rounded; None is what they tell themselves.
         model: What has drawn them; None is what they tell themselves.
+        usual: How pictures were rounded that do not tell.
 
     Raises:
-        InputError: It is neither, or another model has drawn them.
+        InputError: It is neither, or they were rounded otherwise, or another model has drawn them.
         FolderError: Parts of the set are missing or damaged.
     """
     samples = open_samples(path)
     known = samples.set
     digest = sha256_of_file(path) if known is None else sha256_of_json(to_json(known))
+    if known is not None and uint8 not in (None, known.uint8):
+        raise InputError(
+            f"{path} was drawn with --uint8 {known.uint8}, found {uint8}; leave that out, or draw "
+            "another set",
+            option="--uint8",
+        )
     drew = None if known is None else known.engine_files_sha256
     if model is None:
         name = printable((known and known.engine) or path.resolve().name)
@@ -173,4 +182,4 @@ def samples_at(path: Path, uint8: Rounding, model: Measured | None) -> tuple[Sam
             f"{path} was drawn by another model than {model.name}; leave that out, or name the one",
             option="--samples",
         )
-    return SamplesRead(samples, uint8, digest), model
+    return SamplesRead(samples, uint8 or usual, digest), model

@@ -128,7 +128,8 @@ class Protocol:
         name: The named protocol it began from.
         task: What was measured.
         data: Title of the data set.
-        data_sha256: Of the measured pixels: of originals, cropped, in order, with their sizes.
+        data_sha256: Of the measured pixels: of originals, cropped, in order, with their sizes; of
+            labels and names of groups alone, where no pixel of them was measured.
         split: Which half of the data.
         images: Pictures that were measured: originals, or generated ones.
         unread: Pictures of the data that could not be read, and are left out.

@@ -317,6 +317,8 @@ def test_a_set_that_was_sampled_has_the_same_protocol(exported, data, network, t
     told = evaluate(*same, "--samples", tmp_path)["protocol"]
     assert told["model_sha256"] == here["protocol"]["model_sha256"]
     assert "classes" not in told
+    code, _, err = run(*same, "--samples", tmp_path, "--uint8", "round")
+    assert code == 1 and "was drawn with --uint8 truncate, found round" in err
     found = []
     for number, classes in enumerate(("0-4", "5-9")):
         half = "--class", classes, "-o", str(tmp_path / str(number))

@@ -2,9 +2,10 @@
 
     python experiments/codebook_use.py --data emoji64.npz
 
-Tokenizers of 2^8, 2^10 and 2^12 codes, trained alike but for the weight of the entropy loss, 0.1 or
-0. Counted are the codes that occur in the training pictures, each seen once, and their perplexity:
-as many equally likely codes would have the entropy of theirs. Both are shares of all codes.
+Tokenizers of 2^8, 2^10 and 2^12 codes and 16 x 16 tokens a picture, trained alike but for the
+weight of the entropy loss, 0.1 or 0. Counted are the codes that occur in the training pictures,
+each seen once, and their perplexity: as many equally likely codes would have the entropy of theirs.
+Both are shares of all codes.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python experiments/generalisation.py --data emoji64.npz
 
-Tokenizers of 2^12 codes, trained on emoji or on digits, rebuild held-out emoji, held-out digits and
-photographs: those inside scikit-learn's and scikit-image's wheels (experiments/photographs.py lists
-them), their short side made 128 pixels, in squares of 32 x 32. Beside them a floor: each picture of
-32 x 32 in its mean colour.
+Tokenizers of 2^12 codes and 16 x 16 tokens a picture, trained on emoji or on digits, rebuild
+held-out emoji, held-out digits and photographs: those inside scikit-learn's and scikit-image's
+wheels (experiments/photographs.py lists them), their short side made 128 pixels, in squares of
+32 x 32. Beside them a floor: each picture of 32 x 32 in its mean colour.
 """
 
 from __future__ import annotations

@@ -40,17 +40,21 @@ Row = dict[str, Any]
 T = TypeVar("T")
 RESULT_FILE = "result.json"
 BEGIN, END = "<!-- measured: written by the command -->", "<!-- end of what was measured -->"
-TOKENIZER: Row = {
+TOKENIZER: Row = {  # 16 x 16 tokens a picture; a batch has 2,048: 256 could not fill 2^12 codes
     "size": 32, "flip": True, "one_of_group": True, "base_channels": 32,
-    "channel_multipliers": (1, 1, 2, 2), "blocks_per_level": 1, "epochs": 1, "steps": 300,
-    "batch": 16, "learning_rate": 1e-3, "warm_up": 30.0, "floor": 0.05, "clip": 1.0,
-    "ema_decay": 0.98, "entropy_weight": 0.1, "entropy_temperature": 0.01,
-    "commitment_weight": 0.25, "log_every": 20, "validate_every": 75,
+    "channel_multipliers": (1, 2), "blocks_per_level": 1, "epochs": 1, "steps": 500, "batch": 8,
+    "learning_rate": 2e-3, "warm_up": 30.0, "floor": 0.05, "clip": 1.0, "ema_decay": 0.98,
+    "entropy_weight": 0.1, "entropy_temperature": 0.01, "commitment_weight": 0.25,
+    "log_every": 20, "validate_every": 100,
+}  # fmt: skip
+COARSE: Row = {  # 4 x 4 tokens a picture and 2^12 codes, for AR models: 256 would take hours
+    "code_bits": 12, "channel_multipliers": (1, 1, 2, 2), "steps": 300, "batch": 16,
+    "learning_rate": 1e-3, "validate_every": 75,
 }  # fmt: skip
 AR: Row = {  # on a token cache, which decides about size and crops
     "one_of_group": True, "width": 128, "heads": 4, "inter_layers": 4, "intra_layers": 1,
     "ffn_width": 320, "bits": (4, 8), "weight_decay": 0.05, "dropout": 0.1, "class_dropout": 0.1,
-    "epochs": 1, "steps": 240, "batch": 32, "learning_rate": 1e-3, "warm_up": 30.0, "floor": 0.05,
+    "epochs": 1, "steps": 720, "batch": 32, "learning_rate": 1e-3, "warm_up": 30.0, "floor": 0.05,
     "clip": 1.0, "ema_decay": 0.98, "log_every": 20, "validate_every": 120,
 }  # fmt: skip
 _CROPS = 4  # of each training picture, every second one mirrored

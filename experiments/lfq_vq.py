@@ -2,9 +2,10 @@
 
     python experiments/lfq_vq.py --data emoji64.npz
 
-Tokenizers of 2^8, 2^10 and 2^12 codes, trained alike but for the quantizer: LFQ with its entropy
-loss, or a learned codebook as VQGAN has it (experiments/vq.py), with no remedy for codes that are
-never used. Use is counted in the training pictures, PSNR is of held-out pictures.
+Tokenizers of 2^8, 2^10 and 2^12 codes and 16 x 16 tokens a picture, trained alike but for the
+quantizer: LFQ with its entropy loss, or a learned codebook as VQGAN has it (experiments/vq.py),
+with no remedy for codes that are never used. Use is counted in the training pictures, PSNR is of
+held-out pictures.
 """
 
 from __future__ import annotations

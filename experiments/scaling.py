@@ -8,7 +8,7 @@ steps. Bits per token are of the step at which those of held-out pictures were l
 
 from __future__ import annotations
 
-from harness import Bench, Measure, Row, groups, run_experiment, spread
+from harness import COARSE, Bench, Measure, Row, groups, run_experiment, spread
 from matplotlib.figure import Figure
 
 from m2kit.training.checkpoints.reading import read_checkpoint
@@ -30,7 +30,7 @@ MEASURES = (
 
 def rows_of(bench: Bench) -> list[Row]:
     """A row for each run."""
-    tokenizer = bench.tokenizer(0, code_bits=12)
+    tokenizer = bench.tokenizer(0, **COARSE)
     rows: list[Row] = []
     for seed in bench.seeds:
         for width, heads, layers, hidden in bench.some(_SIZES):

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from harness import AR, Bench, Measure, Row, points, run_experiment
+from harness import AR, COARSE, Bench, Measure, Row, points, run_experiment
 from independent_heads import IndependentHeads, independent_heads, weights_per_position
 from matplotlib.figure import Figure
 
@@ -45,7 +45,7 @@ MEASURES = (
 
 def rows_of(bench: Bench) -> list[Row]:
     """A row for each run."""
-    tokenizer = bench.tokenizer(0, code_bits=12)
+    tokenizer = bench.tokenizer(0, **COARSE)
     cost = {}
     rows: list[Row] = []
     ways = [(bits, False) for bits in bench.some(_SPLITS)]

@@ -45,7 +45,7 @@ class InputRule:
         """
         if self.resize not in RESIZES:
             raise InputError(
-                f"no resize is called {self.resize!r}; choose one of: {', '.join(RESIZES)}"
+                f"no resize is called {self.resize!r}; choose one of: {'; '.join(RESIZES)}"
             )
         if min(self.size) < 1 or min(self.std) <= 0:
             raise InputError(f"an input rule of size {self.size} and std {self.std} cannot be")

@@ -43,6 +43,10 @@ class Pictures(Protocol):
     def name(self, index: int) -> str:
         """What a picture is called, where it is told that it cannot be read."""
 
+    def stamp(self, index: int) -> str:
+        """What is another where a picture was replaced under its name; found without reading it,
+        where it is a file."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArrayPictures:
@@ -60,6 +64,10 @@ class ArrayPictures:
         """Its group."""
         return self.groups[index]
 
+    def stamp(self, index: int) -> str:
+        """A hash of its pixels."""
+        return hashlib.sha256(self.images[index].tobytes()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class FilePictures:
@@ -75,6 +83,10 @@ class FilePictures:
     def name(self, index: int) -> str:
         """Its path."""
         return self.groups[index]
+
+    def stamp(self, index: int) -> str:
+        """The file's size and time."""
+        return _stamp(Path(self.groups[index]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,11 @@ class ShardPictures:
     def name(self, index: int) -> str:
         """The shard's path and the key."""
         return self.groups[index]
+
+    def stamp(self, index: int) -> str:
+        """Its place, and the shard's size and time."""
+        path, start, size = self.places[index]
+        return f"{start} {size} {_stamp(path)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +143,10 @@ class SomePictures:
         """What it is called in the whole."""
         return self.whole.name(int(self.chosen[index]))
 
+    def stamp(self, index: int) -> str:
+        """As the whole has it."""
+        return self.whole.stamp(int(self.chosen[index]))
+
 
 @dataclass(frozen=True, slots=True)
 class Collection:
@@ -142,6 +163,15 @@ class Collection:
     held_out: Pictures
     classes: tuple[str, ...]
     size: int | None = None
+
+
+def _stamp(path: Path) -> str:
+    """Of a file; one that is gone has a stamp, too."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "none"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def line_of_unread(names: Sequence[str]) -> str:

@@ -186,7 +186,7 @@ class Generation:
             needs["inception_score"] = giving(self.network, "logits")
         check_asked(self.asked, {**needs, "class_accuracy": self.judge})
         about = to_json(self.protocol(Tally())) | {
-            "pictures": [self.originals.digest, self.made.told.digest],
+            "pictures": [self.originals.stamp(), self.made.told.digest],
             "metrics": sorted(self.wanted),
         }
         count = self.made.told.count

@@ -125,7 +125,7 @@ class Reconstruction:
         needs["rfid"] = of_enough(of_inception(self.network, "rfid"), pictures)
         check_asked(self.asked, {**needs, "lpips": self.perceptual})
         about = to_json(self.protocol(Tally())) | {
-            "pictures": self.originals.digest,
+            "pictures": self.originals.stamp(),
             "metrics": sorted(self.wanted),
         }
         advance = begin("reconstructing", len(self.originals))

@@ -94,7 +94,9 @@ def test_other_pictures_are_refused():
 
 def test_a_rule_that_cannot_be_is_refused():
     rule = ranged((4, 4), "tf bilinear")
-    with pytest.raises(InputError, match="no resize is called 'nearest'; choose one of: bilinear, no antialias; "):
+    with pytest.raises(
+        InputError, match="no resize is called 'nearest'; choose one of: bilinear, no antialias; "
+    ):
         dataclasses.replace(rule, resize="nearest")
     with pytest.raises(InputError, match="cannot be"):
         dataclasses.replace(rule, std=(1.0, 0.0, 1.0))

@@ -1,6 +1,7 @@
 """`m2kit evaluate reconstruction` and `compare`: numbers of pictures, whatever way they come."""
 
 import json
+import tarfile
 
 import numpy as np
 import onnx
@@ -268,6 +269,34 @@ def test_whole_pictures_are_framed_and_cut_back_one_by_one(tmp_path, pixels):
     assert found["metrics"]["psnr_db"] == pytest.approx(np.mean(values), rel=1e-6)
     assert found["images"] == 3 and found["protocol"]["unread"] == 1
     assert found["protocol"]["crop"] == "none" and found["protocol"]["size"] is None
+
+
+@pytest.mark.parametrize("kept", ["files", "array", "shard"])
+def test_numbers_of_a_picture_that_was_replaced_are_not_told_again(tmp_path, pixels, kept):
+    def write(shade):
+        pictures = [*pixels[:3], np.full((SIDE, SIDE, 3), shade, np.uint8)]
+        if kept == "array":
+            about = {"labels": np.zeros(4, int), "categories": np.array(["a"])}
+            np.savez(data, images=np.stack(pictures), **about)
+            return
+        folder = data / "a" if kept == "files" else data
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / f"{index}.png")
+            (folder / f"{index}.cls").write_text("0")
+        if kept == "shard":
+            with tarfile.open(data / "all.tar", "w") as tar:
+                for path in sorted(data.glob("[0-9].*")):
+                    tar.add(path, path.name)
+                    path.unlink()
+
+    data = tmp_path / ("data.npz" if kept == "array" else "data")
+    asked = "--data", data, "--size", SIDE, "--metrics", "psnr_db", "-o", tmp_path / "out"
+    write(10)
+    first = evaluate(CHECKPOINT, *asked)
+    assert evaluate(CHECKPOINT, *asked) == first
+    write(11)
+    assert "another measurement" in error_of("reconstruction", CHECKPOINT, *asked)
 
 
 def test_pictures_for_the_page_are_found_behind_those_that_cannot_be_read(

@@ -1,10 +1,10 @@
-"""The doubles offer nothing that the real packages do not have."""
+"""The doubles offer nothing that the real packages do not have, and notice what those would."""
 
 import json
 
 import pytest
 from conftest import ROOT
-from doubles.cuda_double import CudaDouble
+from doubles.cuda_double import CudaDouble, Misuse
 from doubles.tensorrt_double import make_tensorrt
 from doubles.tensorrt_names import CLASSES, names_of
 
@@ -54,3 +54,15 @@ def test_every_name_of_the_double_is_in_tensorrt_rtx():
 def test_every_function_of_the_cuda_double_is_in_cuda_bindings():
     pytest.importorskip("cuda.bindings.driver")
     CudaDouble()  # compares while it is made
+
+
+def test_the_double_notices_memory_used_after_it_was_freed(gpu):
+    cuda, _ = gpu()
+    (_, address), (_, stream) = cuda.cuMemAlloc(512), cuda.cuStreamCreate(1)
+    address = int(address)
+    cuda.cuMemFree(address)
+    with pytest.raises(Misuse, match="not in one live allocation"):
+        cuda.view(address, 512)
+    with pytest.raises(Misuse, match="not allocated"):
+        cuda.cuMemFree(address)
+    cuda.cuStreamDestroy(stream)

@@ -23,7 +23,14 @@ from m2kit.progress import Begin, silent
 from m2kit.records import to_json
 from m2kit.runtime.codebook import CodebookCount, CodebookReport
 from m2kit.runtime.engine import Engine
-from m2kit.runtime.images import Rounding, cropped, images_from_pixels, padded, uint8_from_images
+from m2kit.runtime.images import (
+    Rounding,
+    cropped,
+    images_from_pixels,
+    padded,
+    padded_size,
+    uint8_from_images,
+)
 from m2kit.training.evaluation import scores
 from m2kit.training.evaluation.looking import (
     MADE,
@@ -248,6 +255,8 @@ class Reconstruction:
     def _rebuilt(self, images: Images) -> tuple[Images, npt.NDArray[np.int64]]:
         """Reconstructions of images (B, 3, H, W), of the same size, and their tokens."""
         strides = self.engine.spec.tokenizer.strides
+        if self.originals.cut is None and padded_size(images.shape[2:], strides) == strides:
+            strides = *strides[:-1], 2 * strides[-1]  # one position is nothing to normalize over
         ids = self.engine.encode(padded(images, strides), batch=self.batch)
         return cropped(self.engine.decode(ids, batch=self.batch), images.shape[2:]), ids
 

@@ -329,3 +329,17 @@ def test_features_that_are_kept_are_spread_evenly():
     assert len(chosen) == 100 and set(np.diff(chosen)) == {10}
     assert sum(tally.is_kept(index, 1003, 100) for index in range(1003)) == 100
     assert all(tally.is_kept(index, 99, 100) for index in range(99))
+
+
+def test_a_whole_picture_of_one_position_is_framed_to_two(tmp_path, pixels):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    Image.fromarray(pixels[0, :2, :1]).save(tmp_path / "data" / "a" / "small.png")
+    asked = CHECKPOINT, "--data", tmp_path / "data", "--original-resolution"
+    found = evaluate(*asked, "--metrics", "psnr_db")
+    engine, images = engine_of("ema"), images_from_pixels(pixels[:1, :2, :1])
+    (height, width) = engine.spec.tokenizer.strides
+    framed = padded(images, (height, 2 * width))
+    assert framed.shape[2:] == (height, 2 * width)
+    rebuilt = cropped(engine.decode(engine.encode(framed)), (2, 1))
+    pair = map(uint8_from_images, (images, rebuilt))
+    assert found["metrics"]["psnr_db"] == pytest.approx(scores.psnr(*pair)[0], rel=1e-6)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
+from m2kit.families.sizes import misfit
 from m2kit.records import is_integer
 from m2kit.runtime.interchange import array_from, images_from
 from m2kit.tokens import check_tokens
@@ -32,7 +33,7 @@ def images_of(spec: ModelSpec, images: Any) -> npt.NDArray[np.float32]:
     Raises:
         InputError: Not images, or of a size or range that the model does not take.
     """
-    axes, strides = spec.tokenizer.axes, spec.tokenizer.strides
+    axes = spec.tokenizer.axes
     array = images_from(images, len(axes))
     if array.ndim != 2 + len(axes) or array.shape[1] != 3 or not len(array):
         raise InputError(
@@ -41,12 +42,8 @@ def images_of(spec: ModelSpec, images: Any) -> npt.NDArray[np.float32]:
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"images must be floats in [-1, 1] or uint8, found {array.dtype}")
     size = array.shape[2:]
-    if any(n % stride or not n for n, stride in zip(size, strides, strict=True)):
-        raise InputError(
-            f"image sides must be multiples of {' x '.join(map(str, dict.fromkeys(strides)))}, "
-            f"found {' x '.join(map(str, size))}; resize, crop or frame the images",
-            option="--pad",
-        )
+    if wrong := misfit(spec.tokenizer, size):
+        raise InputError(f"{wrong}; resize, crop or frame the images", option="--pad")
     if not np.isfinite(array).all() or np.abs(array).max() > 1.0001:
         raise InputError(
             f"images must lie in [-1, 1], found {array.min():.3g}..{array.max():.3g}; "

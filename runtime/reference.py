@@ -18,6 +18,7 @@ import numpy.typing as npt
 from m2kit.config import ModelSpec
 from m2kit.contract import REFERENCE_FILE
 from m2kit.errors import FolderError, InputError
+from m2kit.families.sizes import fits
 from m2kit.npz_file import DamagedArchive, read_npz
 from m2kit.tokens import check_tokens
 
@@ -104,8 +105,8 @@ def _reference(arrays: dict[str, Array], spec: ModelSpec) -> Reference:
     if images.ndim != 2 + len(tokenizer.axes) or not 1 <= len(images) <= _MOST_IMAGES:
         raise _Wrong(f"images: expected 1 to {_MOST_IMAGES}, found the shape {images.shape}")
     batch, size = len(images), tuple(map(int, images.shape[2:]))
-    if any(n < 1 or n % s for n, s in zip(size, tokenizer.strides, strict=True)):
-        raise _Wrong(f"images: their sides {list(size)} are no multiples of {tokenizer.strides}")
+    if not fits(tokenizer, size):
+        raise _Wrong(f"images: the model takes none of {list(size)}")
     grid = spec.grid_of_size(size)
     tokenizer.check_grid(grid)
     if transformer and grid != transformer.grid:

@@ -14,12 +14,14 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from m2kit.errors import SpecError
+from m2kit.families import sizes
 from m2kit.families.family import FAMILIES, TokenizerSpec, family_named
 from m2kit.families.image import ImageTokenizerSpec
+from m2kit.families.video import FRAMES, VideoTokenizerSpec
 from m2kit.records import BadRecord, JsonObject, Range, checked_fields, read_record, to_json
 
 UNTOLD_OF_TRANSFORMER = ("heads", "grid", "rope_base")
-UNTOLD = (*UNTOLD_OF_TRANSFORMER, *ImageTokenizerSpec.untold)  # what a checkpoint's shapes do not
+UNTOLD = (*UNTOLD_OF_TRANSFORMER, *VideoTokenizerSpec.untold)  # what a checkpoint's shapes do not
 MOST_POSITIONS = 65_536  # 256 x 256
 
 
@@ -147,11 +149,11 @@ class ModelSpec:
 
     def size_of_grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Pixels along each axis that a latent grid covers."""
-        return tuple(n * s for n, s in zip(grid, self.tokenizer.strides, strict=True))
+        return sizes.size_of_grid(self.tokenizer, grid)
 
     def grid_of_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """The latent grid of an image, whose sides are multiples of the strides."""
-        return tuple(n // s for n, s in zip(size, self.tokenizer.strides, strict=True))
+        """The latent grid of a picture of a size that the model takes."""
+        return sizes.grid_of_size(self.tokenizer, size)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of encoder and decoder, and of the inter and intra transformer.
@@ -281,6 +283,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "tokenizer-256-v0.1": Preset(
         ModelSpec(ImageTokenizerSpec(128, (1, 1, 2, 2, 4), 2, 18, False, "msb"), None), (9, 9)
+    ),
+    "video-128": Preset(
+        ModelSpec(VideoTokenizerSpec(128, (1, 2, 2, 4), 4, 18, True, "lsb", FRAMES), None), (18,)
     ),
     "ar-b": Preset(_ar(1024, 16, 24, 2, 2816), (6, 12), (1.9, 2.0), (1.0, 1.0)),
     "ar-l": Preset(_ar(1280, 20, 36, 3, 3584), (6, 12), (1.9, 1.9), (1.1, 1.0)),

@@ -16,6 +16,7 @@ from m2kit import contract
 from m2kit.build import Build
 from m2kit.contract import ONNXRUNTIME, PLAN_SUFFIX, PORTABLE, REFERENCE_FILE, WEIGHTS_FILE
 from m2kit.errors import FolderError, SpecError
+from m2kit.families.sizes import fits
 from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.manifest import BUNDLE, ENGINE, SCHEMA, FileEntry, Manifest, manifest_name
 from m2kit.outputs import check_new_folder, is_leftover, new_folder
@@ -213,10 +214,9 @@ def _check_files(manifest: Manifest) -> None:
 
 def _check_build(manifest: Manifest, build: Build) -> None:
     spec, graphs = manifest.spec, set(contract.graph_names(manifest.spec))
-    strides = spec.tokenizer.strides
     for size in build.image_sizes or ():
-        if len(size) != len(strides) or any(n % s for n, s in zip(size, strides, strict=True)):
-            raise BadRecord(f"build.image_sizes: {list(size)} are no multiples of {list(strides)}")
+        if not fits(spec.tokenizer, size):
+            raise BadRecord(f"build.image_sizes: the model takes none of {list(size)}")
     if build.options.precision not in (AUTO, manifest.precision):
         raise BadRecord(f"build.options.precision: the engine is {manifest.precision.value}")
     if (build.quantization is not None) != manifest.precision.quantized:

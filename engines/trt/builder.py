@@ -19,6 +19,7 @@ from m2kit.engines.building import Job
 from m2kit.engines.trt.estimate import check_resources
 from m2kit.engines.trt.process import build_plan, targets
 from m2kit.errors import InputError, require
+from m2kit.families.sizes import misfit
 from m2kit.manifest import Manifest
 from m2kit.precision import Precision
 from m2kit.runtime.device import find_device
@@ -132,18 +133,14 @@ def plan_sizes(
     Raises:
         InputError: No image size is known, or the model does not take one.
     """
-    strides = spec.tokenizer.strides
     sizes = list(dict.fromkeys([*([spec.image_size] if spec.image_size else []), *image_sizes]))
     if not sizes:
         raise InputError(
             "this bundle holds a tokenizer only: give an image size", option="--image-size 256,256"
         )
     for size in sizes:
-        fits = len(size) == len(strides)
-        if not fits or any(n < 1 or n % s for n, s in zip(size, strides, strict=True)):
+        if wrong := misfit(spec.tokenizer, size):
             raise InputError(
-                f"image size {','.join(map(str, size))}: expected multiples of "
-                f"{','.join(map(str, strides))}, the model's downsampling factors",
-                option="--image-size",
+                f"image size {','.join(map(str, size))}: {wrong}", option="--image-size"
             )
     return sizes

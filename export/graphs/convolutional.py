@@ -1,12 +1,18 @@
-"""The tokenizer's layers as ONNX nodes (numerics: m2kit.training.models.tokenizer)."""
+"""The tokenizer's layers as ONNX nodes (numerics: m2kit.training.models.tokenizer), of images and
+of videos: a graph has as many axes as what it takes.
+"""
 
 from __future__ import annotations
+
+import math
 
 import onnx_ir as ir
 
 from m2kit.export.writer import GraphWriter
-from m2kit.families.image import GROUPS
+from m2kit.families.convolutional import GROUPS
 from m2kit.training.models.tokenizer import NORM_EPS
+
+_END = 2**31 - 1  # past any axis
 
 
 def conv(
@@ -17,16 +23,51 @@ def conv(
     channels_out: int,
     *,
     kernel: int = 3,
-    stride: int = 1,
+    strides: tuple[int, ...] | None = None,
     bias: bool = True,
 ) -> ir.Value:
-    """Convolution with symmetric padding; `name` is the parameter prefix."""
-    inputs = [x, g.weight(f"{name}.weight", (channels_out, channels_in, kernel, kernel))]
+    """Convolution with zeros around, along time all of them in front; `name` is the parameter
+    prefix, and no strides are ones."""
+    kernels, before = [kernel] * axes_of(g), [kernel // 2] * axes_of(g)
+    after = list(before)
+    if len(before) == 3:
+        name = f"{name}.conv_1"
+        before[0], after[0] = kernel - 1, 0
+    inputs = [x, g.weight(f"{name}.weight", (channels_out, channels_in, *kernels))]
     if bias:
         inputs.append(g.weight(f"{name}.bias", (channels_out,)))
-    return g.op(
-        "Conv", *inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4
-    )
+    steps = strides or [1] * len(kernels)
+    return g.op("Conv", *inputs, kernel_shape=kernels, strides=steps, pads=before + after)
+
+
+def axes_of(g: GraphWriter) -> int:
+    """Axes of the pictures, or of their latent grid, that a graph takes: 2 or 3."""
+    (picture,) = g.inputs.values()
+    assert picture.shape is not None
+    return len(picture.shape) - 2
+
+
+def upsample(
+    g: GraphWriter, x: ir.Value, name: str, channels: int, strides: tuple[int, ...]
+) -> ir.Value:
+    """Convolution to more channels, and depth-to-space; of doubled time the second frame goes."""
+    x = conv(g, x, name, channels, math.prod(strides) * channels)
+    if len(strides) == 2:
+        return g.op("DepthToSpace", x, blocksize=2, mode="DCR")
+    with g.scope(name):
+        size = g.op("Gather", g.op("Shape", x), g.ints([2, 3, 4]))
+        shape = g.op("Concat", g.ints([0, *strides, channels]), size, axis=0)
+        blocks = g.op("Reshape", x, shape)  # (B, 2, 2, 2, C, t, h, w): no more axes in TensorRT
+        x = g.op("Transpose", blocks, perm=[0, 4, 5, 1, 6, 2, 7, 3])
+        shape = g.op("Concat", g.ints([0, 0]), g.op("Mul", size, g.ints(strides)), axis=0)
+        x = g.op("Reshape", x, shape)
+        if strides[0] == 1:
+            return x
+        parts = (
+            g.op("Slice", x, g.ints([start]), g.ints([end]), g.ints([2]))
+            for start, end in ((0, 1), (2, _END))
+        )
+        return g.op("Concat", *parts, axis=2)
 
 
 def silu(g: GraphWriter, x: ir.Value) -> ir.Value:
@@ -46,7 +87,7 @@ def plain_group_norm(g: GraphWriter, x: ir.Value) -> ir.Value:
 
 def group_norm(g: GraphWriter, x: ir.Value, name: str, channels: int) -> ir.Value:
     """GroupNorm with scale and shift per channel."""
-    shape = (channels, 1, 1)
+    shape = (channels, *[1] * axes_of(g))
     weight = g.weight(f"{name}.weight", shape, lambda array: array.reshape(shape))
     bias = g.weight(f"{name}.bias", shape, lambda array: array.reshape(shape))
     return g.op("Add", g.op("Mul", plain_group_norm(g, x), weight), bias)

@@ -222,7 +222,7 @@ def test_a_random_checkpoint_is_written_once_and_never_over_another(here, monkey
     assert value["checkpoint"] == "ar_b.pt"
     assert value["bytes"] == (here / "ar_b.pt").stat().st_size
     before = (here / "ar_b.pt").read_bytes()
-    assert "never replace a file" in fails("init-checkpoint", "--preset", "ar-b")
+    assert "never replaced" in fails("init-checkpoint", "--preset", "ar-b")
     assert (here / "ar_b.pt").read_bytes() == before
     assert "Missing option '--preset'" in fails("init-checkpoint", status=2)
     assert "ar-xl" in fails("init-checkpoint", "--preset", "ar-m", status=2)

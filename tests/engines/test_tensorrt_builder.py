@@ -141,7 +141,7 @@ def test_a_leak_of_half_into_an_island_would_be_seen(bundles, tmp_path):
 def test_a_tokenizer_builds_at_a_size_that_is_given(bundles, tmp_path):
     with pytest.raises(InputError, match="give an image size"):
         build(bundles["tokenizer"], tmp_path / "t")
-    with pytest.raises(InputError, match="image size 16,17: expected multiples of 2,2"):
+    with pytest.raises(InputError, match=r"image size 16,17: .* multiples of 2, found"):
         build(bundles["tokenizer"], tmp_path / "t", image_sizes=((16, 17),))
     given = ((16, 24), (8, 8))
     manifest = build(bundles["tokenizer"], tmp_path / "t", ONE, image_sizes=given)

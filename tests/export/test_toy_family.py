@@ -37,10 +37,12 @@ class Ternary:
 
     family: ClassVar[str] = "ternary"
     axes: ClassVar[tuple[str, ...]] = ("H", "W")
+    picture: ClassVar[str] = "an image"
     quantizer: ClassVar[str] = "digits"
     untold: ClassVar[tuple[str, ...]] = ()
     bit_order: ClassVar[str] = ""
     strides: ClassVar[tuple[int, ...]] = (2, 4)
+    first_strides: ClassVar[tuple[int, ...]] = (2, 4)
 
     digits: int
 
@@ -86,6 +88,7 @@ class TernaryVideo(Ternary):
     family: ClassVar[str] = "ternary-video"
     axes: ClassVar[tuple[str, ...]] = ("T", "H", "W")
     strides: ClassVar[tuple[int, ...]] = (2, 2, 4)
+    first_strides: ClassVar[tuple[int, ...]] = (2, 2, 4)
 
 
 class Module(nn.Module):

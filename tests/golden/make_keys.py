@@ -5,6 +5,7 @@ against the lists.
     python tests/golden/make_keys.py
 """
 
+import re
 from pathlib import Path
 
 BASE, TOP = 128, 512  # channels after conv_in, and at the lowest resolution
@@ -89,12 +90,29 @@ def ar(width, inter, intra, ffn):
     return keys | {f"first_stage_model.{name}": shape for name, shape in first_stage.items()}
 
 
+def video(multipliers, count, bits):
+    """The image tokenizer's, with a third axis in every kernel, each convolution in a module, and
+    twice as many channels where time is doubled: above levels of a multiplier that is not 1."""
+    keys = {}
+    for name, shape in tokenizer(multipliers, count, bits, True).items():
+        module, part = name.rsplit(".", 1)
+        convolution = re.search(r"(conv\w*|nin_shortcut|sample)\d*$", module)
+        if match := re.search(r"up\.(\d+)\.upsample", name):
+            block = 4 if multipliers[int(match[1]) - 1] == 1 else 8
+            shape = (shape[0] // 4 * block, *shape[1:])
+        if len(shape) == 4:
+            shape = (*shape[:2], shape[2], *shape[2:])
+        keys[f"{module}.conv_1.{part}" if convolution else name] = shape
+    return keys
+
+
 MODELS = {
     "tokenizer-128": tokenizer((1, 2, 2, 4), 4, 18, True),
     "tokenizer-256": tokenizer((1, 1, 2, 2, 4), 4, 18, True),
     "tokenizer-pretrain-16384": tokenizer((1, 1, 2, 2, 4), 4, 14, True),
     "tokenizer-128-v0.1": tokenizer((1, 2, 2, 4), 2, 18, False),
     "tokenizer-256-v0.1": tokenizer((1, 1, 2, 2, 4), 2, 18, False),
+    "video-128": video((1, 2, 2, 4), 4, 18),
     "ar-b": ar(1024, 24, 2, 2816),
     "ar-l": ar(1280, 36, 3, 3584),
     "ar-xl": ar(1536, 48, 4, 4096),

@@ -64,7 +64,11 @@ def test_a_spec_override_must_be_a_flat_object_of_known_fields(value):
 
 @pytest.mark.parametrize(
     ("name", "encoder", "decoder"),
-    [("tokenizer-128", 48_422_162, 63_599_491), ("tokenizer-256", 49_751_442, 65_376_387)],
+    [
+        ("tokenizer-128", 48_422_162, 63_599_491),
+        ("tokenizer-256", 49_751_442, 65_376_387),
+        ("video-128", 144_865_298, 225_682_051),
+    ],
 )
 def test_published_tokenizers_have_their_published_parameter_counts(name, encoder, decoder):
     assert PRESETS[name].spec.parameter_counts() == {"encoder": encoder, "decoder": decoder}

@@ -10,8 +10,8 @@ import click
 
 from m2kit import contract
 from m2kit.build import BuildOptions, Trial
-from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, read_named
-from m2kit.cli.options import PATH, json_option, only_folder
+from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, local_file, read_named
+from m2kit.cli.options import PATH, given, json_option, only_folder
 from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, require
@@ -55,10 +55,16 @@ def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.command("init-checkpoint")
 @click.option(
     "--preset",
-    required=True,
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help=f"The published model whose architecture it gets: {', '.join(PRESETS)}.",
+    help=f"The published model whose architecture it gets: {', '.join(PRESETS)}.  "
+    "[required, but with --inflate]",
+)
+@click.option(
+    "--inflate",
+    type=CHECKPOINT,
+    help="Checkpoint of an image tokenizer: make a video tokenizer of it, which computes the same "
+    "of one frame. With --preset it is checked to be that one.",
 )
 @click.option(
     "--seed",
@@ -71,23 +77,51 @@ def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "-o",
     "--output",
     type=PATH,
-    help="Checkpoint; a file that is there is never replaced.  [default: NAME.pt, - as _]",
+    help="Checkpoint; a file that is there is never replaced.  [default: NAME.pt, - as _; with "
+    "--inflate alone FILE_video.pt]",
 )
 @json_option
-def init_checkpoint(preset: str, seed: int, output: Path | None, as_json: bool) -> None:
-    """Write random weights in the official layout, for trials and benchmarks."""
+def init_checkpoint(
+    preset: str | None,
+    inflate: Path | HubFile | None,
+    seed: int,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Write random weights in the official layout, for trials and benchmarks; or begin a video
+    tokenizer with the weights of an image tokenizer, as the published one was begun."""
     require("torch", extra="export,cpu", what="init-checkpoint")
-    from m2kit.training.checkpoints.random_weights import write_random_checkpoint
-
-    path = output or Path(f"{preset.replace('-', '_')}.pt")
+    if inflate is not None and given("seed"):
+        raise click.UsageError("leave out --seed: with --inflate nothing is drawn.")
+    if preset is not None:
+        name = preset.replace("-", "_")
+    elif inflate is not None:
+        name = f"{inflate.stem}_video"
+    else:
+        raise click.UsageError("Missing option '--preset' or '--inflate'.")
+    path = output or Path(f"{name}.pt")
     check_output_file(path)
     if path.exists():
-        raise FolderError(f"{path} exists, and random weights never replace a file; choose -o")
-    note(f"drawing the weights of {preset} ...")
-    write_random_checkpoint(path, PRESETS[preset].spec, seed)
+        raise FolderError(f"{path} exists, and it is never replaced; choose another with -o")
+    spec = None if preset is None else PRESETS[preset].spec
+    told: JsonObject = {} if preset is None else {"preset": preset}
+    if inflate is not None:
+        from m2kit.training.checkpoints.inflation import write_inflated_checkpoint
+
+        source = local_file(inflate)
+        note(f"inflating {inflate} ...")
+        write_inflated_checkpoint(path, source, spec)
+        told["inflated_from"] = str(inflate)
+    elif spec is not None:
+        from m2kit.training.checkpoints.random_weights import write_random_checkpoint
+
+        note(f"drawing the weights of {preset} ...")
+        write_random_checkpoint(path, spec, seed)
+        told["seed"] = seed
     size = path.stat().st_size
-    value = {"checkpoint": str(path), "preset": preset, "seed": seed, "bytes": size}
-    print_result({**value, "bytes": size_text(size)}, as_json, value)
+    value = {"checkpoint": str(path), **told, "bytes": size}
+    rows = {label(name): item for name, item in value.items()} | {"bytes": size_text(size)}
+    print_result(rows, as_json, value)
 
 
 @click.command()

@@ -27,12 +27,14 @@ class TokenizerSpec(Protocol):
         family: Name of its family.
         axes: Names of a picture's axes, such as ("H", "W"); those of the latent grid are the same
             in small letters.
+        picture: What a picture is, such as "an image".
         quantizer: Name of the graph that turns a latent into codes and tokens.
         untold: Fields that the names and shapes of a checkpoint's tensors do not tell.
     """
 
     family: ClassVar[str]
     axes: ClassVar[tuple[str, ...]]
+    picture: ClassVar[str]
     quantizer: ClassVar[str]
     untold: ClassVar[tuple[str, ...]]
 
@@ -47,6 +49,10 @@ class TokenizerSpec(Protocol):
     @property
     def strides(self) -> tuple[int, ...]:
         """Pixels per latent position along each axis."""
+
+    @property
+    def first_strides(self) -> tuple[int, ...]:
+        """Pixels of the first position along each axis: `strides`, but where one is causal."""
 
     @property
     def vocabularies(self) -> tuple[int, ...]:

@@ -60,8 +60,8 @@ def read_architecture(
     family = _family(shapes)
     layout = resolve(family.layout)
     tokenizer_fields, transformer_fields = layout.fields(shapes), _transformer_fields(shapes)
-    told = tokenizer_fields | transformer_fields
-    _refuse_contradictions(told, overrides, stored)
+    told = {"family": family.spec.family} | tokenizer_fields | transformer_fields
+    _refuse_contradictions(told, overrides, stored, family)
 
     published = next((name for name in PRESETS if not _differences(name, told)), None)
     known = _untold(published, told) | _untold_of(stored)
@@ -93,8 +93,9 @@ def _family(shapes: Shapes) -> Family:
         if resolve(family.layout).recognises(shapes):
             return family
     raise CheckpointError(
-        "not a whole Open-MAGVIT2 checkpoint: the tensor encoder.conv_in.weight, of four axes, is "
-        f"missing; families are {', '.join(FAMILIES)}"
+        "not a whole Open-MAGVIT2 checkpoint: the tensor encoder.conv_in.weight, of four axes, or "
+        "encoder.conv_in.conv_1.weight, of five, is missing; families are "
+        f"{', '.join(FAMILIES)}"
     )
 
 
@@ -147,8 +148,13 @@ def _untold_of(spec: ModelSpec | None) -> Fields:
 
 
 def _fields(*records: Any) -> Fields:
-    """The fields of those records of a spec that there are."""
-    return {n: v for record in records if record is not None for n, v in asdict(record).items()}
+    """The fields of those records of a spec that there are, and the tokenizer's family."""
+    found: Fields = {}
+    for record in records:
+        if record is not None:
+            own = {"family": record.family} if hasattr(record, "family") else {}
+            found |= own | asdict(record)
+    return found
 
 
 def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
@@ -168,7 +174,10 @@ def _differences(name: str, told: Mapping[str, Any], ignore: tuple[str, ...] = (
 
 
 def _refuse_contradictions(
-    told: Mapping[str, Any], overrides: Mapping[str, Any], stored: ModelSpec | None
+    told: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    stored: ModelSpec | None,
+    family: Family,
 ) -> None:
     """Tensors say otherwise than the user, or than the file's own notes, which then tell nothing
     reliable."""
@@ -177,6 +186,11 @@ def _refuse_contradictions(
             raise SpecError(
                 f"the given {name} is {value}, but the file's tensors say {told[name]}; "
                 f"only {', '.join(UNTOLD)} can be given",
+                option="--spec",
+            )
+        if name not in (*told, *UNTOLD_OF_TRANSFORMER, *family.spec.untold):
+            raise SpecError(
+                f"{name} is given, which no tokenizer of the family {family.spec.family} has",
                 option="--spec",
             )
         if name in UNTOLD_OF_TRANSFORMER and "width" not in told:

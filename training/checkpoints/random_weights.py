@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from m2kit.config import ModelSpec
-from m2kit.training.checkpoints.writing import write_ar_checkpoint, write_tokenizer_checkpoint
+from m2kit.training.checkpoints.writing import (
+    EMA_DECAY,
+    write_ar_checkpoint,
+    write_tokenizer_checkpoint,
+)
 from m2kit.training.models.model import TRANSFORMER, expected_shapes
 
-_EMA_DECAY = 0.999  # of the official tokenizers
 _EMBEDDING_STD = 0.02
 _HEAD_GAIN = 2.0  # standard deviation of the logits: arg maxima stand out as in a trained model
 _LINEAR_GAIN = 0.5
@@ -41,7 +44,7 @@ def write_random_checkpoint(path: Path, spec: ModelSpec, seed: int) -> None:
         write_ar_checkpoint(path, live)
         return
     ema = {name: t + _EMA_STD * _normal(f"ema {name}", t.shape, seed) for name, t in live.items()}
-    write_tokenizer_checkpoint(path, live, ema, ema_decay=_EMA_DECAY)
+    write_tokenizer_checkpoint(path, live, ema, ema_decay=EMA_DECAY)
 
 
 def _normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

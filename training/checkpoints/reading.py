@@ -229,8 +229,6 @@ def _chosen(
             f"{path} is not an Open-MAGVIT2 checkpoint: expected tensors named encoder.* and "
             f"decoder.*, or transformer.*; found {sorted(content.tensors)[:3] or 'no tensors'}"
         )
-    if "encoder.conv_in.conv_1.weight" in kept:
-        raise CheckpointError(f"{path} holds a video tokenizer; m2kit takes image tokenizers")
     has_ema = any(name.startswith(EMA) for name in content.tensors)
     if weights == "ema" and not has_ema:
         raise CheckpointError(

@@ -16,6 +16,8 @@ from m2kit.training.checkpoints.notes import METADATA
 from m2kit.training.checkpoints.reading import EMA, FIRST_STAGE, ema_name
 from m2kit.training.models.model import TRANSFORMER
 
+EMA_DECAY = 0.999  # of the official tokenizers
+
 
 def write_tokenizer_checkpoint(
     path: Path,

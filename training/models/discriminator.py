@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from m2kit.errors import InputError
-from m2kit.families.image import GROUPS
+from m2kit.families.convolutional import GROUPS
 
 Kind = Literal["patch", "blur"]
 _INITIAL_DEVIATION = 0.02

@@ -13,13 +13,13 @@ from m2kit.families.sign_bits import bit_weights
 
 
 def quantize(latent: Tensor) -> Tensor:
-    """(B, Z, h, w) latent -> codes in {-1, +1}; the gradient passes straight through."""
+    """(B, Z, *grid) latent -> codes in {-1, +1}; the gradient passes straight through."""
     codes = torch.where(latent > 0, 1.0, -1.0).to(latent.dtype)
     return latent + (codes - latent).detach() if latent.requires_grad else codes
 
 
 def tokens_from_codes(codes: Tensor, bits: tuple[int, ...], bit_order: str) -> Tensor:
-    """(B, Z, h, w) codes -> (B, h, w, K) int64 tokens."""
+    """(B, Z, *grid) codes -> (B, *grid, K) int64 tokens."""
     weights = torch.tensor(bit_weights(bits, bit_order), device=codes.device)
-    valued = (codes > 0).permute(0, 2, 3, 1) * weights  # (B, h, w, Z)
+    valued = (codes > 0).movedim(1, -1) * weights  # (B, *grid, Z)
     return torch.stack([part.sum(-1) for part in torch.split(valued, list(bits), dim=-1)], dim=-1)

@@ -1,24 +1,30 @@
-"""The image tokenizer: strided-convolution encoder, LFQ, decoder with adaptive GroupNorm.
+"""The image and the video tokenizer: strided-convolution encoder, LFQ, decoder with adaptive
+GroupNorm.
 
 Parameter names are those of the released checkpoints (`encoder.*`, `decoder.*`). Numerics that
 must be copied: GroupNorm of 32 groups with eps 1e-6; stride-2 convolutions with symmetric padding;
 adaptive GroupNorm with the unbiased variance of the codes, once per decoder level before that
-level's blocks; depth-to-space in DCR order (block offsets are the slow channel axes).
+level's blocks; depth-to-space in DCR order (block offsets are the slow channel axes). Of a video,
+convolutions see zeros before its first frame, and of doubled time the second frame is dropped.
+
+(B, C, *size) stands for (B, C, h, w) of images and (B, C, t, h, w) of videos.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from m2kit.families.image import GROUPS, ImageTokenizerSpec
+from m2kit.families.convolutional import GROUPS, ConvolutionalSpec
 from m2kit.families.sign_bits import bits_of
 from m2kit.training.models import lfq
 
 NORM_EPS = 1e-6
+Strides = tuple[int, ...]  # one for each axis
 
 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
@@ -26,20 +32,53 @@ def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS, affine=affine)
 
 
+class CausalConv3d(nn.Module):
+    """Convolution over (t, h, w): zeros around h and w, and in t only before the first frame."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, strides: Strides, bias: bool
+    ) -> None:
+        super().__init__()
+        t, h, w = strides
+        self.conv_1 = nn.Conv3d(channels_in, channels_out, kernel, (t, h, w), bias=bias)
+        self._padding = (*(kernel // 2,) * 4, kernel - 1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, t, h, w) -> (B, channels_out, t', h', w')."""
+        out: Tensor = self.conv_1(functional.pad(x, self._padding))
+        return out
+
+
+def convolution(
+    channels_in: int,
+    channels_out: int,
+    strides: Strides,
+    *,
+    kernel: int = 3,
+    bias: bool = True,
+) -> nn.Module:
+    """A convolution over as many axes as there are strides: of images, or causal of videos."""
+    if len(strides) == 3:
+        return CausalConv3d(channels_in, channels_out, kernel, strides, bias)
+    h, w = strides
+    return nn.Conv2d(channels_in, channels_out, kernel, (h, w), padding=kernel // 2, bias=bias)
+
+
 class ResBlock(nn.Module):
     """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1 conv if wider)."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, axes: int = 2) -> None:
         super().__init__()
+        still = (1,) * axes
         self.norm1 = group_norm(channels_in)
         self.norm2 = group_norm(channels_out)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv1 = convolution(channels_in, channels_out, still, bias=False)
+        self.conv2 = convolution(channels_out, channels_out, still, bias=False)
         if channels_in != channels_out:
-            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+            self.nin_shortcut = convolution(channels_in, channels_out, still, kernel=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, h, w) -> (B, channels_out, h, w)."""
+        """(B, channels_in, *size) -> (B, channels_out, *size)."""
         y: Tensor = self.conv1(functional.silu(self.norm1(x)))
         y = self.conv2(functional.silu(self.norm2(y)))
         shortcut: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
@@ -49,16 +88,16 @@ class ResBlock(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution, and then the layer that changes the resolution."""
 
-    downsample: nn.Conv2d
+    downsample: nn.Module
     upsample: Upsample
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, axes: int) -> None:
         super().__init__()
         widths = [channels_in, *[channels_out] * blocks]
-        self.block = nn.Sequential(*(ResBlock(a, b) for a, b in itertools.pairwise(widths)))
+        self.block = nn.Sequential(*(ResBlock(a, b, axes) for a, b in itertools.pairwise(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, h, w) -> (B, channels_out, h', w')."""
+        """(B, channels_in, *size) -> (B, channels_out, *size')."""
         x = self.block(x)
         if hasattr(self, "downsample"):
             x = self.downsample(x)
@@ -68,18 +107,25 @@ class Level(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles h and w: 3x3 convolution to 4c channels, then depth-to-space (DCR)."""
+    """Enlarges each axis: convolution to as many channels more, then depth-to-space (DCR)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, strides: Strides) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+        self.conv1 = convolution(channels, math.prod(strides) * channels, (1,) * len(strides))
+        self._strides = strides
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, c, 2h, 2w)."""
+        """(B, c, *size) -> (B, c, *size * strides); of doubled time the second frame is dropped."""
+        channels, axes = x.shape[1], range(len(self._strides))
         y: Tensor = self.conv1(x)
-        batch, channels, height, width = y.shape
-        y = y.view(batch, 2, 2, channels // 4, height, width).permute(0, 3, 4, 1, 5, 2)
-        return y.reshape(batch, channels // 4, 2 * height, 2 * width)
+        y = y.reshape(len(x), *self._strides, channels, *x.shape[2:])
+        pairs = [(2 + len(axes) + axis, 1 + axis) for axis in axes]
+        y = y.permute(0, 1 + len(axes), *(dim for pair in pairs for dim in pair))
+        for axis in axes:
+            y = y.flatten(2 + axis, 3 + axis)
+        if len(axes) == 3 and self._strides[0] == 2:
+            y = torch.cat([y[:, :, :1], y[:, :, 2:]], dim=2)
+        return y
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -92,62 +138,65 @@ class AdaptiveGroupNorm(nn.Module):
         self.beta = nn.Linear(code_bits, channels)
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
-        """(B, C, h, w) and codes (B, Z, h', w') -> (B, C, h, w)."""
+        """(B, C, *size) and codes (B, Z, *grid) -> (B, C, *size)."""
         flat = codes.flatten(2)
+        each = (..., *(None,) * (x.ndim - 2))
         scale: Tensor = self.gamma((flat.var(dim=2, unbiased=True) + NORM_EPS).sqrt())
         shift: Tensor = self.beta(flat.mean(dim=2))
         normed: Tensor = self.gn(x)
-        return scale[:, :, None, None] * normed + shift[:, :, None, None]
+        return scale[each] * normed + shift[each]
 
 
 class Encoder(nn.Module):
-    """Image (B, 3, H, W) in [-1, 1] -> latent (B, Z, h, w)."""
+    """Image (B, 3, *size) in [-1, 1] -> latent (B, Z, *grid)."""
 
-    def __init__(self, spec: ImageTokenizerSpec) -> None:
+    def __init__(self, spec: ConvolutionalSpec) -> None:
         super().__init__()
-        channels, blocks = spec.channels, spec.blocks_per_level
-        self.conv_in = nn.Conv2d(3, spec.base_channels, 3, padding=1, bias=False)
+        channels, blocks, axes = spec.channels, spec.blocks_per_level, len(spec.axes)
+        still = (1,) * axes
+        self.conv_in = convolution(3, spec.base_channels, still, bias=False)
         self.down = nn.Sequential()
         for index, width in enumerate(channels):
-            level = Level(channels[index - 1] if index else spec.base_channels, width, blocks)
+            entering = channels[index - 1] if index else spec.base_channels
+            level = Level(entering, width, blocks, axes)
             if index < len(channels) - 1:
-                level.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
+                level.downsample = convolution(width, width, spec.level_strides[index])
             self.down.append(level)
         last = channels[-1]
-        self.mid_block = nn.Sequential(*(ResBlock(last, last) for _ in range(blocks)))
+        self.mid_block = nn.Sequential(*(ResBlock(last, last, axes) for _ in range(blocks)))
         self.norm_out = group_norm(last)
-        self.conv_out = nn.Conv2d(last, spec.code_bits, 1)
+        self.conv_out = convolution(last, spec.code_bits, still, kernel=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, Z, h, w)."""
+        """(B, 3, *size) -> (B, Z, *grid)."""
         x = self.mid_block(self.down(self.conv_in(image)))
         out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
         return out
 
 
 class Decoder(nn.Module):
-    """Codes (B, Z, h, w) in {-1, +1} -> image (B, 3, H, W)."""
+    """Codes (B, Z, *grid) in {-1, +1} -> image (B, 3, *size)."""
 
-    def __init__(self, spec: ImageTokenizerSpec) -> None:
+    def __init__(self, spec: ConvolutionalSpec) -> None:
         super().__init__()
-        channels, blocks = spec.channels, spec.blocks_per_level
-        last = channels[-1]
-        self.conv_in = nn.Conv2d(spec.code_bits, last, 3, padding=1)
-        self.mid_block = nn.Sequential(*(ResBlock(last, last) for _ in range(blocks)))
-        entering = [*channels[1:], last]  # channels that enter each level
+        channels, blocks, axes = spec.channels, spec.blocks_per_level, len(spec.axes)
+        last, still = channels[-1], (1,) * axes
+        self.conv_in = convolution(spec.code_bits, last, still)
+        self.mid_block = nn.Sequential(*(ResBlock(last, last, axes) for _ in range(blocks)))
         self.up = nn.ModuleList()
         for index, width in enumerate(channels):
-            level = Level(entering[index], width, blocks)
+            level = Level(spec.entering[index], width, blocks, axes)
             if index > 0:
-                level.upsample = Upsample(width)
+                level.upsample = Upsample(width, spec.level_strides[index - 1])
             self.up.append(level)
         if spec.adaptive_norm:
-            self.adaptive = nn.ModuleList(AdaptiveGroupNorm(c, spec.code_bits) for c in entering)
+            norms = (AdaptiveGroupNorm(width, spec.code_bits) for width in spec.entering)
+            self.adaptive = nn.ModuleList(norms)
         self.norm_out = group_norm(channels[0])
-        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+        self.conv_out = convolution(channels[0], 3, still)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(B, Z, h, w) -> (B, 3, H, W)."""
+        """(B, Z, *grid) -> (B, 3, *size)."""
         x = self.mid_block(self.conv_in(codes))
         for index in reversed(range(len(self.up))):
             if hasattr(self, "adaptive"):
@@ -160,26 +209,27 @@ class Decoder(nn.Module):
 class Tokenizer(nn.Module):
     """Encoder, LFQ and decoder."""
 
-    def __init__(self, spec: ImageTokenizerSpec) -> None:
+    def __init__(self, spec: ConvolutionalSpec) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = Encoder(spec)
         self.decoder = Decoder(spec)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction (B, 3, H, W) and latent (B, Z, h, w) of images (B, 3, H, W) in [-1, 1]."""
+        """Reconstruction (B, 3, *size) and latent (B, Z, *grid) of images (B, 3, *size) in
+        [-1, 1]."""
         latent = self.encoder(image)
         return self.decoder(self.quantize(latent)), latent
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """(B, Z, h, w) latent -> codes in {-1, +1}; the gradient passes straight through."""
+        """(B, Z, *grid) latent -> codes in {-1, +1}; the gradient passes straight through."""
         return lfq.quantize(latent)
 
     def tokens(self, codes: Tensor, vocabularies: tuple[int, ...]) -> Tensor:
-        """(B, Z, h, w) codes -> (B, h, w, K) int64 tokens."""
+        """(B, Z, *grid) codes -> (B, *grid, K) int64 tokens."""
         return lfq.tokens_from_codes(codes, bits_of(vocabularies), self.spec.bit_order)
 
     @torch.no_grad()
     def codes(self, image: Tensor) -> Tensor:
-        """Codes (B, Z, h, w) in {-1, +1} of images (B, 3, H, W) in [-1, 1]."""
+        """Codes (B, Z, *grid) in {-1, +1} of images (B, 3, *size) in [-1, 1]."""
         return self.quantize(self.encoder(image))

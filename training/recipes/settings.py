@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from m2kit.cache_file import read_cache_file
 from m2kit.config import TransformerSpec
 from m2kit.errors import InputError
-from m2kit.families.image import GROUPS, ImageTokenizerSpec
+from m2kit.families.convolutional import GROUPS
+from m2kit.families.image import ImageTokenizerSpec
 from m2kit.hashes import sha256_of_file
 from m2kit.records import Range, Text, checked_fields
 from m2kit.runtime.pictures import MOST_SIDE

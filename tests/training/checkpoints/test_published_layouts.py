@@ -22,6 +22,7 @@ TABLES = {  # preset -> table, tensors, parameters of encoder + decoder, of the 
     "tokenizer-pretrain-262144": ("tokenizer-256", 339, 115_127_829, 0),
     "tokenizer-128-v0.1": ("tokenizer-128-v0.1", 147, 63_571_093, 0),
     "tokenizer-256-v0.1": ("tokenizer-256-v0.1", 175, 65_490_709, 0),
+    "video-128": ("video-128", 283, 370_547_349, 0),
     "ar-b": ("ar-b", 527, 115_127_829, 343_570_432),
     "ar-l": ("ar-l", 618, 115_127_829, 804_362_240),
     "ar-xl": ("ar-xl", 709, 115_127_829, 1_486_679_040),
@@ -40,9 +41,10 @@ def test_what_no_file_tells_is_as_published(name):
     preset, first_release = PRESETS[name], name.endswith("-v0.1")
     assert preset.spec.tokenizer.bit_order == ("msb" if first_release else "lsb")
     assert preset.spec.tokenizer.adaptive_norm is not first_release
-    assert preset.spec.tokenizer.strides[0] == (8 if "-128" in name else 16)
+    assert preset.spec.tokenizer.strides[-1] == (8 if "-128" in name else 16)
     if name not in UNTOLD:
-        assert preset.split == ((9, 9) if first_release else () if "16384" in name else (6, 12))
+        others = {"tokenizer-pretrain-16384": (), "video-128": (18,)}
+        assert preset.split == ((9, 9) if first_release else others.get(name, (6, 12)))
         assert preset.sampling == {}
         return
     spec = preset.spec.transformer

@@ -101,11 +101,11 @@ def test_adaptive_norm_uses_the_unbiased_variance():
 
 
 def test_depth_to_space_has_slow_block_offsets():
-    up = Upsample(1)
+    up = Upsample(1, (2, 2))
     torch.nn.init.zeros_(up.conv1.weight)
     up.conv1.bias.data = torch.arange(4.0)
     assert up(torch.zeros(1, 1, 1, 1)).flatten().tolist() == [0, 1, 2, 3]
-    wide = Upsample(2)
+    wide = Upsample(2, (2, 2))
     torch.nn.init.zeros_(wide.conv1.weight)
     wide.conv1.bias.data = torch.arange(8.0)
     assert wide(torch.zeros(1, 2, 1, 1))[0, 0].flatten().tolist() == [0, 2, 4, 6]

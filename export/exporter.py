@@ -16,7 +16,7 @@ from m2kit.config import ModelSpec
 from m2kit.errors import require
 from m2kit.export.graphs.inter_step import inter_step
 from m2kit.export.graphs.intra_step import intra_step
-from m2kit.export.reference import make_reference
+from m2kit.export.reference import check_size, make_reference
 from m2kit.export.writer import DeclaredWeights, GraphWriter, Load
 from m2kit.families.family import FAMILIES
 from m2kit.host import release_freed_memory
@@ -39,7 +39,12 @@ Writers = dict[str, dict[str, GraphWriter]]  # lowering -> graph -> writer
 
 
 def export_bundle(
-    checkpoint: Checkpoint, destination: Path, name: str, begin: Begin = silent
+    checkpoint: Checkpoint,
+    destination: Path,
+    name: str,
+    begin: Begin = silent,
+    *,
+    size: tuple[int, ...] | None = None,
 ) -> Manifest:
     """Write the bundle of a checkpoint.
 
@@ -48,14 +53,19 @@ def export_bundle(
         destination: The bundle folder; appears only when complete and in parity.
         name: The model's name, kept in the bundle.
         begin: Called with the name of each stage as it begins.
+        size: Pixels along each axis of the pictures on which a tokenizer alone is compared with
+            PyTorch, here and wherever the bundle goes; None is a small size.
 
     Raises:
+        InputError: A size that the model does not take, or of a model that has its own.
         ParityError: A graph does not agree with PyTorch.
         FolderError: The destination cannot be written.
         BackendError: onnxruntime, which the parity check needs, is not installed.
     """
     load_onnxruntime("export's parity check")
     spec = checkpoint.spec
+    if size is not None:
+        check_size(spec, size)
     with new_model_folder(destination, BUNDLE) as folder:
         begin("writing graphs and weights")
         writers = write_graphs(spec, folder, checkpoint.loader())
@@ -73,7 +83,7 @@ def export_bundle(
             training=checkpoint.training,
         )
         portable = writers[contract.PORTABLE]
-        reference, maxima = make_reference(checkpoint, folder, manifest, portable, begin)
+        reference, maxima = make_reference(checkpoint, folder, manifest, portable, begin, size)
         reference.write(folder)
         release_freed_memory()
         report = prove(folder, manifest, begin, provider=CPU, reference=reference)

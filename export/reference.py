@@ -14,8 +14,10 @@ import torch
 
 from m2kit import contract
 from m2kit.config import ModelSpec
+from m2kit.errors import InputError
 from m2kit.export.maxima import ProbeBackend
 from m2kit.export.writer import GraphWriter
+from m2kit.families.sizes import misfit
 from m2kit.manifest import Manifest
 from m2kit.progress import Begin
 from m2kit.runtime.engine import Engine
@@ -55,6 +57,7 @@ def make_reference(
     manifest: Manifest,
     writers: Mapping[str, GraphWriter],
     begin: Begin,
+    size: tuple[int, ...] | None = None,
 ) -> tuple[Reference, dict[str, dict[str, float]]]:
     """The reference, and graph -> value -> its absolute maximum.
 
@@ -64,8 +67,9 @@ def make_reference(
         manifest: What they are.
         writers: Of the portable graphs, which watch the values.
         begin: Called with the name of each stage as it begins.
+        size: Pixels along each axis of what checks a tokenizer alone; None is a small one.
     """
-    spec, inputs = checkpoint.spec, make_inputs(checkpoint.spec)
+    spec, inputs = checkpoint.spec, make_inputs(checkpoint.spec, size)
     advance = begin("decoding a trajectory with ONNX Runtime", spec.positions)
     with ProbeBackend(folder, manifest, writers) as probe:
         engine = Engine(spec, probe)
@@ -80,10 +84,25 @@ def make_reference(
     return score_in_torch(model_from_checkpoint(checkpoint), inputs, tokens), probe.maxima()
 
 
-def make_inputs(spec: ModelSpec) -> Inputs:
-    """Images, and classes and guidance of a trajectory."""
+def check_size(spec: ModelSpec, size: tuple[int, ...]) -> None:
+    """Refuse a size of pictures on which a model cannot be compared.
+
+    Raises:
+        InputError: The model does not take it, or has a size of its own.
+    """
+    if spec.image_size is not None and size != spec.image_size:
+        own = " x ".join(map(str, spec.image_size))
+        raise InputError(f"this model draws {own} pixels and is compared at these")
+    if wrong := misfit(spec.tokenizer, size):
+        raise InputError(f"image size {','.join(map(str, size))}: {wrong}")
+    spec.tokenizer.check_grid(spec.grid_of_size(size))
+
+
+def make_inputs(spec: ModelSpec, size: tuple[int, ...] | None = None) -> Inputs:
+    """Images of a size, and classes and guidance of a trajectory."""
     parameters = sum(spec.parameter_counts().values())
-    size = spec.image_size or spec.size_of_grid(_TOKENIZER_GRID[-len(spec.tokenizer.axes) :])
+    small = spec.size_of_grid(_TOKENIZER_GRID[-len(spec.tokenizer.axes) :])
+    size = spec.image_size or size or small
     count = _IMAGES if parameters < _LARGE_PARAMETERS else 1
     classes = spec.transformer.classes if spec.transformer else 1
     return Inputs(

@@ -53,6 +53,21 @@ def images_of(spec: ModelSpec, images: Any) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(array, np.float32)
 
 
+def check_pictures(spec: ModelSpec) -> None:
+    """Refuse a model that does not take pictures, for what reads and writes picture files.
+
+    Raises:
+        InputError: It takes clips.
+    """
+    axes = spec.tokenizer.axes
+    if len(axes) != 2:
+        raise InputError(
+            f"this model takes {spec.tokenizer.picture} ({', '.join(axes)}), no picture; files of "
+            "such are not read or written yet: in Python, Engine.encode takes (B, 3, "
+            f"{', '.join(axes)}) arrays and Engine.decode gives them"
+        )
+
+
 def latents_of(spec: ModelSpec, latents: Any) -> npt.NDArray[np.float32]:
     """The latents as (B, Z, h, w) float32.
 

@@ -135,8 +135,10 @@ def plan_sizes(
     """
     sizes = list(dict.fromkeys([*([spec.image_size] if spec.image_size else []), *image_sizes]))
     if not sizes:
+        example = ",".join([*spec.tokenizer.axes[:-2], "256", "256"])
         raise InputError(
-            "this bundle holds a tokenizer only: give an image size", option="--image-size 256,256"
+            "this bundle holds a tokenizer only: give an image size",
+            option=f"--image-size {example}",
         )
     for size in sizes:
         if wrong := misfit(spec.tokenizer, size):

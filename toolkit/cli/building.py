@@ -39,9 +39,16 @@ def _image_sizes(
         sizes = ((),)
     if any(len(size) < 2 for size in sizes):
         raise click.BadParameter(
-            f"expected height and width such as 256,256, found {' '.join(values)}"
+            "expected height and width such as 256,256, of clips frames before them, found "
+            f"{' '.join(values)}"
         )
     return sizes
+
+
+def _image_size(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    return None if value is None else _image_sizes(ctx, param, (value,))[0]
 
 
 def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -145,10 +152,22 @@ def init_checkpoint(
     show_default=True,
     help="fp32 is exact. fp16 is for TensorRT alone, to build on a device without onnx packages.",
 )
+@click.option(
+    "--image-size",
+    callback=_image_size,
+    metavar="H,W",
+    help="Size of the pictures on which a tokenizer alone is compared with PyTorch, here and where "
+    "its engines are built: height and width, of clips T,H,W.  [default: a small one]",
+)
 @checkpoint_options
 @json_option
 def export(
-    ckpt: Path | HubFile, output: Path | None, precision: str, as_json: bool, **reading: Any
+    ckpt: Path | HubFile,
+    output: Path | None,
+    precision: str,
+    image_size: tuple[int, ...] | None,
+    as_json: bool,
+    **reading: Any,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, checked against PyTorch."""
     require("torch", extra="export,cpu", what="export")
@@ -163,7 +182,7 @@ def export(
     with stages() as begin:
 
         def exact(folder: Path) -> Manifest:
-            return export_bundle(checkpoint, folder, ckpt.stem, begin)
+            return export_bundle(checkpoint, folder, ckpt.stem, begin, size=image_size)
 
         if precision == Precision.FLOAT32.flag:
             manifest = exact(destination)
@@ -216,7 +235,8 @@ def export(
     multiple=True,
     callback=_image_sizes,
     metavar="HEIGHT,WIDTH",
-    help="TensorRT: pixels of images to encode and decode beside the model's own; may be repeated.",
+    help="TensorRT: pixels of images to encode and decode beside the model's own, of clips "
+    "T,H,W; may be repeated.",
 )
 @click.option(
     "--compute-capability",

@@ -13,6 +13,7 @@ from m2kit.cli.imaging import batches, images_options, one_stage, refuse_own_inp
 from m2kit.cli.options import OpenEngine, given, json_option, output_option
 from m2kit.cli.output import note, print_result, stages
 from m2kit.outputs import check_output
+from m2kit.runtime.arguments import check_pictures
 from m2kit.runtime.picture_set import PictureSet
 from m2kit.token_file import token_file_from_ids, write_tokens
 
@@ -71,6 +72,7 @@ def encode(
     check_output(output, ".npz")
     pictures = PictureSet(images, background, resize)
     with open_engine() as engine, stages("images") as begin:
+        check_pictures(engine.spec)
         begun, ids = one_stage(begin, "encoding", len(pictures)), []
         for _, whole in batches(pictures, engine, pad, batch):
             ids.append(engine.encode(whole, batch=batch, begin=begun))
@@ -98,6 +100,7 @@ def _encode_data(
     refuse_own_input(output, images)
     data = dataset_named(str(images[0]))
     with open_engine() as engine, stages("crops") as begin:
+        check_pictures(engine.spec)
         assert engine.info is not None
         try:
             done = encode_data(engine, engine.info.source, data, output, **how, begin=begin)

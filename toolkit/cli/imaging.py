@@ -28,6 +28,7 @@ from m2kit.errors import FolderError
 from m2kit.families.sign_bits import BIT_ORDERS, bits_of
 from m2kit.outputs import check_output
 from m2kit.progress import Advance, Begin
+from m2kit.runtime.arguments import check_pictures
 from m2kit.runtime.images import cropped, padded, padded_size, psnr
 from m2kit.runtime.picture_folder import check_names_free
 from m2kit.runtime.picture_set import PictureSet
@@ -87,6 +88,7 @@ def decode(
     """Turn a token file into images."""
     pictures = PictureOutput(output)
     with open_engine() as engine, stages("images") as begin:
+        check_pictures(engine.spec)
         content = read_tokens_of(tokens, engine.spec)
         count, size = len(content.ids), content.image_size
         at_once = engine.compute_at_once(engine.spec.size_of_grid(content.ids.shape[1:-1]), batch)
@@ -133,6 +135,7 @@ def reconstruct(
     if made.is_folder:
         check_names_free(output, names)
     with open_engine() as engine, stages("images") as begin:
+        check_pictures(engine.spec)
         begun, quality = one_stage(begin, "reconstructing", len(pictures)), 0.0
         next_name = iter(names)
         with made.begun(len(pictures), pictures.size, columns=columns, stacked=2, go_on=_AGAIN):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from m2kit.config import ModelSpec
 from m2kit.errors import InputError
+from m2kit.families.family import TokenizerSpec
 from m2kit.families.sizes import misfit
 from m2kit.records import is_integer
 from m2kit.runtime.interchange import array_from, images_from
@@ -53,16 +54,16 @@ def images_of(spec: ModelSpec, images: Any) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(array, np.float32)
 
 
-def check_pictures(spec: ModelSpec) -> None:
+def check_pictures(tokenizer: TokenizerSpec) -> None:
     """Refuse a model that does not take pictures, for what reads and writes picture files.
 
     Raises:
         InputError: It takes clips.
     """
-    axes = spec.tokenizer.axes
+    axes = tokenizer.axes
     if len(axes) != 2:
         raise InputError(
-            f"this model takes {spec.tokenizer.picture} ({', '.join(axes)}), no picture; files of "
+            f"this model takes {tokenizer.picture} ({', '.join(axes)}), no picture; files of "
             "such are not read or written yet: in Python, Engine.encode takes (B, 3, "
             f"{', '.join(axes)}) arrays and Engine.decode gives them"
         )

@@ -26,7 +26,7 @@ EMOJI_CHECKPOINT = ROOT / "examples" / "emoji" / "emoji.pt"
 PORTABLE_OPS = {
     "Add", "Cast", "Concat", "Conv", "DepthToSpace", "Div", "Equal", "Gather", "Greater",
     "InstanceNormalization", "Less", "MatMul", "Mul", "ReduceMean", "ReduceProd",
-    "ReduceSum", "Reshape", "Shape", "Sigmoid", "Softmax", "Split", "Sqrt", "Squeeze",
+    "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
     "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 

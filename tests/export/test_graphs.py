@@ -160,7 +160,7 @@ def test_the_same_checkpoint_exported_twice_gives_the_same_bytes(bundle, tmp_pat
     assert (sorted(match), mismatch, errors) == (names, [], [])
 
 
-@pytest.mark.parametrize("name", ["tokenizer-128-v0.1", "ar-b"])
+@pytest.mark.parametrize("name", ["tokenizer-128-v0.1", "video-128", "ar-b"])
 def test_published_sizes_make_valid_graphs(name, tmp_path):
     """Structure only: one shared tensor of zeros stands in for every weight of its size."""
     spec: ModelSpec = PRESETS[name].spec

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, PORTABLE_OPS
 
 import m2kit
 from m2kit.config import ModelSpec
@@ -48,7 +48,8 @@ def test_an_engine_computes_what_pytorch_does(name, tmp_path):
     told = {"frames": 1, "bit_order": order}
     checkpoint = read_checkpoint(tmp_path / "v.pt", overrides=told)
     assert checkpoint.spec.tokenizer == tokenizer
-    export_bundle(checkpoint, tmp_path / "v.bundle", "v")
+    manifest = export_bundle(checkpoint, tmp_path / "v.bundle", "v")
+    assert {op for _, _, entry in manifest.entries() for op in entry.ops} <= PORTABLE_OPS
     build_engine(tmp_path / "v.bundle", tmp_path / "v.engine", "onnxruntime")
     model = model_from_checkpoint(checkpoint)
     in_torch = Engine(model.spec, TorchBackend(model))

@@ -106,7 +106,7 @@ def _of_data(
     from m2kit.training.datasets.table import dataset_named
     from m2kit.training.evaluation.codebook import codebook_of
 
-    check_pictures(model.spec)
+    check_pictures(model.spec.tokenizer)
     with open_model(target, model) as engine, stages("images") as begin:
         report, read, unread = codebook_of(engine, dataset_named(data), size=size, begin=begin)
     return {"pictures": read, "unread_pictures": unread}, report

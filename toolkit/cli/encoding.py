@@ -72,7 +72,7 @@ def encode(
     check_output(output, ".npz")
     pictures = PictureSet(images, background, resize)
     with open_engine() as engine, stages("images") as begin:
-        check_pictures(engine.spec)
+        check_pictures(engine.spec.tokenizer)
         begun, ids = one_stage(begin, "encoding", len(pictures)), []
         for _, whole in batches(pictures, engine, pad, batch):
             ids.append(engine.encode(whole, batch=batch, begin=begun))
@@ -100,7 +100,7 @@ def _encode_data(
     refuse_own_input(output, images)
     data = dataset_named(str(images[0]))
     with open_engine() as engine, stages("crops") as begin:
-        check_pictures(engine.spec)
+        check_pictures(engine.spec.tokenizer)
         assert engine.info is not None
         try:
             done = encode_data(engine, engine.info.source, data, output, **how, begin=begin)

@@ -88,7 +88,7 @@ def decode(
     """Turn a token file into images."""
     pictures = PictureOutput(output)
     with open_engine() as engine, stages("images") as begin:
-        check_pictures(engine.spec)
+        check_pictures(engine.spec.tokenizer)
         content = read_tokens_of(tokens, engine.spec)
         count, size = len(content.ids), content.image_size
         at_once = engine.compute_at_once(engine.spec.size_of_grid(content.ids.shape[1:-1]), batch)
@@ -135,7 +135,7 @@ def reconstruct(
     if made.is_folder:
         check_names_free(output, names)
     with open_engine() as engine, stages("images") as begin:
-        check_pictures(engine.spec)
+        check_pictures(engine.spec.tokenizer)
         begun, quality = one_stage(begin, "reconstructing", len(pictures)), 0.0
         next_name = iter(names)
         with made.begun(len(pictures), pictures.size, columns=columns, stacked=2, go_on=_AGAIN):

@@ -71,6 +71,12 @@ def read_architecture(
     tokenizer = family.spec(**tokenizer_fields, **untold)
     transformer = None
     if transformer_fields:
+        if len(family.spec.axes) != 2:
+            raise CheckpointError(
+                f"a transformer draws pictures, and this tokenizer is of {family.spec.picture}; "
+                "give that of an image model",
+                option="--tokenizer",
+            )
         if "heads" not in known:
             raise _heads_not_told(told)
         # The published models have as many latent rows as pixels per row: 16 x 16 at f16.

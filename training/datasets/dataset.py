@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit.errors import InputError
+from m2kit.runtime.arguments import check_pictures
 
 if TYPE_CHECKING:
     from m2kit.families.family import TokenizerSpec
@@ -73,11 +74,12 @@ def latent_grid(size: int, spec: TokenizerSpec) -> tuple[int, ...]:
         spec: The tokenizer.
 
     Raises:
-        InputError: Its strides leave no whole grid, or one that it does not take.
+        InputError: Its strides leave no whole grid, or one that it does not take; it takes clips.
     """
+    check_pictures(spec)
     strides = spec.strides
     grid = tuple(size // stride for stride in strides)
-    if len(strides) != 2 or 0 in grid or any(size % stride for stride in strides):
+    if 0 in grid or any(size % stride for stride in strides):
         raise InputError(
             f"this tokenizer divides images by {' x '.join(map(str, strides))}: images of {size} x "
             f"{size} must leave whole latent positions; train a tokenizer of fewer levels, or "

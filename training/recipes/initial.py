@@ -38,7 +38,9 @@ def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ImageTokenizerSpec) -
 def read_initial(path: Path, spec: ImageTokenizerSpec) -> Checkpoint:
     """A file to start from, of such an architecture, as `load_tokenizer` would take it."""
     checkpoint = read_checkpoint(path)
-    found, wanted = to_json(checkpoint.spec.tokenizer), to_json(spec)
+    own = checkpoint.spec.tokenizer
+    found = {"family": own.family, **to_json(own)}
+    wanted = {"family": spec.family, **to_json(spec)}
     others = [name for name in wanted if found.get(name) != wanted[name]]
     if others:
         shown = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in others)

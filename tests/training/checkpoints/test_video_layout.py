@@ -62,6 +62,11 @@ def test_a_field_of_another_family_is_refused():
         read_checkpoint(GOLDEN / "tokenizer_tiny.ckpt", overrides={"frames": 5})
 
 
+def test_a_transformer_needs_a_tokenizer_of_pictures():
+    with pytest.raises(CheckpointError, match="draws pictures, and this tokenizer is of a clip"):
+        read_checkpoint(GOLDEN / "ar_tiny.ckpt", overrides={"heads": 4}, tokenizer=VIDEO)
+
+
 def test_a_missing_tensor_is_named():
     content = {"encoder.conv_in.conv_1.weight": (32, 3, 3, 3, 3)}
     with pytest.raises(CheckpointError, match="it has no tensors encoder"):

@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import GOLDEN
 
 from m2kit.errors import CheckpointError, InputError, TrainingInterrupted
+from m2kit.families.image import ImageTokenizerSpec
 from m2kit.training.checkpoints.file import read_file
-from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator
+from m2kit.training.checkpoints.reading import read_checkpoint
+from m2kit.training.datasets.dataset import latent_grid
+from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator, read_initial
 from m2kit.training.recipes.loop import Run
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.settings import TokenizerSettings, digest
@@ -113,3 +117,12 @@ def test_a_frozen_encoder_needs_a_file_and_the_file_must_be_there(tmp_path):
 def test_a_width_that_no_norm_divides_is_refused():
     with pytest.raises(InputError, match="must be a multiple of 32, found 8"):
         replace(TINY, adversary_width=8)
+
+
+def test_a_video_tokenizer_is_no_start_of_an_image_tokenizer():
+    """Its fields are those of an image tokenizer, its tensors are not."""
+    spec = ImageTokenizerSpec(32, (1, 2), 1, 6, True, "lsb")
+    with pytest.raises(InputError, match=r"another architecture: family video \(asked for image\)"):
+        read_initial(GOLDEN / "video_tiny.ckpt", spec)
+    with pytest.raises(InputError, match=r"takes a clip \(T, H, W\), no picture"):
+        latent_grid(32, read_checkpoint(GOLDEN / "video_tiny.ckpt").spec.tokenizer)

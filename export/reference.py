@@ -31,6 +31,7 @@ from m2kit.training.torch_backend import TorchBackend
 
 _IMAGES = 2
 _LARGE_PARAMETERS = 100_000_000  # from here on one image: time and disk, and batches change nothing
+_MOST_PIXELS = 2**20  # of one picture: the first level of 128 channels is half a gigabyte
 _TOKENIZER_GRID = (2, 4, 6)  # latent grid of what checks a tokenizer alone, its last axes
 
 Array = npt.NDArray[Any]
@@ -95,6 +96,11 @@ def check_size(spec: ModelSpec, size: tuple[int, ...]) -> None:
         raise InputError(f"this model draws {own} pixels and is compared at these")
     if wrong := misfit(spec.tokenizer, size):
         raise InputError(f"image size {','.join(map(str, size))}: {wrong}")
+    if math.prod(size) > _MOST_PIXELS:
+        raise InputError(
+            f"image size {','.join(map(str, size))}: a comparison takes {_MOST_PIXELS:,} pixels at "
+            f"most, these are {math.prod(size):,}"
+        )
     spec.tokenizer.check_grid(spec.grid_of_size(size))
 
 

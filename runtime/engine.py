@@ -128,11 +128,12 @@ class Engine:
     def encode(
         self, images: Any, *, batch: int | None = None, begin: Begin = silent
     ) -> npt.NDArray[np.int64]:
-        """Tokens (B, h, w, K) int64 of any number of images.
+        """Tokens (B, h, w, K), of clips (B, t, h, w, K), int64 of any number of images.
 
         Args:
             images: (B, 3, H, W) floats in [-1, 1]; or 8-bit pixels, as (B, H, W, 3) or (B, 3, H, W)
-                uint8 or PIL images of one size. Arrays may be numpy's or torch's.
+                uint8 or PIL images of one size. Arrays may be numpy's or torch's. Of a video
+                tokenizer clips, with frames T before H, each encoded as it is and never in parts.
             batch: Images computed at once, at most; by default as many as is good here.
             begin: Called when all is checked, with the number of images.
 
@@ -156,10 +157,11 @@ class Engine:
         batch: int | None = None,
         begin: Begin = silent,
     ) -> npt.NDArray[np.float32]:
-        """Images (B, 3, H, W) float32 of any number of tokens.
+        """Images (B, 3, H, W), of a video tokenizer clips (B, 3, T, H, W), float32 of any number of
+        tokens.
 
         Args:
-            tokens: (B, h, w, K) integers, numpy's or torch's.
+            tokens: (B, h, w, K) or (B, t, h, w, K) integers, numpy's or torch's.
             clip: Whether values are clipped to [-1, 1], as pixels are; the decoder leaves it a
                 little.
             batch: As for `encode`.

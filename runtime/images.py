@@ -15,8 +15,8 @@ Rounding = Literal["truncate", "round"]  # how a value between two whole ones be
 
 
 def images_from_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """(B, H, W, 3) uint8 as (B, 3, H, W) float32 in [-1, 1]."""
-    return floats_from_uint8(pixels).transpose(0, 3, 1, 2)
+    """(B, *size, 3) uint8 as (B, 3, *size) float32 in [-1, 1]."""
+    return np.moveaxis(floats_from_uint8(pixels), -1, 1)
 
 
 def floats_from_uint8(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -51,11 +51,11 @@ def cropped(images: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArr
 def uint8_from_images(
     images: npt.NDArray[np.float32], rule: Rounding = "truncate"
 ) -> npt.NDArray[np.uint8]:
-    """(B, 3, H, W) float32 in [-1, 1] as (B, H, W, 3) uint8; `round` takes halves up, as LlamaGen
+    """(B, 3, *size) float32 in [-1, 1] as (B, *size, 3) uint8; `round` takes halves up, as LlamaGen
     and VAR write theirs (127.5 x + 128)."""
     scaled = 255 * (images + 1) / 2 + (0.5 if rule == "round" else 0)
     scaled = np.clip(scaled, 0, 255)
-    return scaled.astype(np.uint8).transpose(0, 2, 3, 1)
+    return np.moveaxis(scaled.astype(np.uint8), 1, -1)
 
 
 def psnr(images: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> float:

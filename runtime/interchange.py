@@ -94,19 +94,20 @@ def _pixels(images: Any) -> npt.NDArray[np.uint8]:
 
 
 def to_uint8(images: Any) -> npt.NDArray[np.uint8]:
-    """Images (B, 3, H, W), floats in [-1, 1] as `Engine.decode` returns, as (B, H, W, 3) uint8.
+    """Images (B, 3, H, W), floats in [-1, 1] as `Engine.decode` returns, as (B, H, W, 3) uint8;
+    clips (B, 3, T, H, W) as (B, T, H, W, 3).
 
     Pixels are made as in the official code: 255 * (x + 1) / 2, clipped to 0..255 and truncated.
 
     Raises:
         InputError: Not floats of that shape, or NaN or Inf among them.
     """
-    return uint8_from_images(_floats(images))
+    return uint8_from_images(_floats(images, clips=True))
 
 
 def to_pil(images: Any) -> list[Image.Image]:
     """Images (B, 3, H, W), floats in [-1, 1], as B PIL images in RGB; errors as for `to_uint8`."""
-    return [Image.fromarray(pixels) for pixels in to_uint8(images)]
+    return [Image.fromarray(pixels) for pixels in uint8_from_images(_floats(images))]
 
 
 def save_images(path: str | Path, images: Any, *, columns: int = 8) -> None:
@@ -126,10 +127,11 @@ def save_images(path: str | Path, images: Any, *, columns: int = 8) -> None:
     write_grid(path_from(path, "path"), _floats(images), columns=columns)
 
 
-def _floats(images: Any) -> npt.NDArray[np.float32]:
+def _floats(images: Any, *, clips: bool = False) -> npt.NDArray[np.float32]:
     array = array_from(images, "images")
-    if array.ndim != 4 or array.shape[1] != 3 or not array.size:
-        raise InputError(f"images must have shape (B, 3, H, W), found {array.shape}")
+    if array.ndim not in ((4, 5) if clips else (4,)) or array.shape[1] != 3 or not array.size:
+        shape = "(B, 3, H, W)" + (" or (B, 3, T, H, W)" if clips else "")
+        raise InputError(f"images must have shape {shape}, found {array.shape}")
     if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
         raise InputError(f"images must be finite floats in [-1, 1], found {array.dtype}")
     return array.astype(np.float32)

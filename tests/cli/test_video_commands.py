@@ -41,6 +41,11 @@ def run(*words):
         ("reconstruct a.png", "takes a clip (T, H, W), no picture"),
         ("decode t.npz", "takes a clip (T, H, W), no picture"),
         ("describe v.engine --data digits", "takes a clip (T, H, W), no picture"),
+        ("evaluate reconstruction v.engine --data digits", "takes a clip (T, H, W), no picture"),
+        (
+            "evaluate reconstruction v.engine --data digits --original-resolution",
+            "takes a clip (T, H, W), no picture",
+        ),
         ("generate --class 1", "holds a tokenizer only"),
         ("sample --per-class 1 -o s", "holds a tokenizer only"),
         ("bench --rounds 1 --no-baseline", "holds a tokenizer only"),
@@ -72,6 +77,8 @@ def test_a_tokenizer_is_compared_at_the_size_that_is_given(tmp_path, monkeypatch
         assert reference["images"].shape[2:] == (3, 16, 8)
     done = run("export", "--ckpt", VIDEO, "--image-size", "3,15,8", "-o", "x.bundle")
     assert done.exit_code == 1 and "image size 3,15,8: image sides must be" in done.stderr
+    done = run("export", "--ckpt", VIDEO, "--image-size", "1000000,8,8", "-o", "x.bundle")
+    assert done.exit_code == 1 and "takes 1,048,576 pixels at most" in done.stderr
     done = run("export", "--ckpt", GOLDEN / "ar_tiny.ckpt", "--spec", '{"heads": 4}',
                "--image-size", "8,8", "-o", "x.bundle")  # fmt: skip
     assert done.exit_code == 1 and "draws 16 x 16 pixels and is compared at these" in done.stderr

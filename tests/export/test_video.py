@@ -76,6 +76,7 @@ def test_an_engine_computes_what_pytorch_does(name, tmp_path):
         pixels = generator.integers(0, 256, (1, 5, side, 2 * side, 3), np.uint8)
         as_floats = np.moveaxis(pixels, -1, 1) / np.float32(127.5) - 1
         np.testing.assert_array_equal(engine.encode(pixels), engine.encode(as_floats))
+        assert (np.abs(m2kit.to_uint8(as_floats).astype(int) - pixels) <= 1).all()  # truncated
         if time > 1:
             words = rf"T must be 1 plus a multiple of {time}, found {time} \(next valid: 1 and"
             with pytest.raises(InputError, match=words):

@@ -102,11 +102,9 @@ def _of_data(
     target: Path | HubFile, model: Manifest | Checkpoint, data: str, size: int | None
 ) -> tuple[JsonObject, CodebookReport]:
     """How many pictures of a data set were encoded, and how their tokens use the codebook."""
-    from m2kit.runtime.arguments import check_pictures
     from m2kit.training.datasets.table import dataset_named
     from m2kit.training.evaluation.codebook import codebook_of
 
-    check_pictures(model.spec.tokenizer)
     with open_model(target, model) as engine, stages("images") as begin:
         report, read, unread = codebook_of(engine, dataset_named(data), size=size, begin=begin)
     return {"pictures": read, "unread_pictures": unread}, report

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit.errors import InputError
+from m2kit.runtime.arguments import check_pictures
 from m2kit.runtime.engine import Engine
 from m2kit.training.datasets.cut import Cut, check_length, cut_pixels
 from m2kit.training.datasets.dataset import DataSet
@@ -121,6 +122,7 @@ def originals_of(
     Raises:
         InputError: There are none, or no size that the model takes.
     """
+    check_pictures(engine.spec.tokenizer)
     collection = data.loader()
     if whole:
         return Originals(data, collection, split, None)

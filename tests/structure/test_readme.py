@@ -33,7 +33,7 @@ def test_the_commands_and_the_snippet_run_in_the_order_they_stand(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, "PATH": path},
-            timeout=300,
+            timeout=900,  # bench measures again while the machine is busy
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     (snippet,) = blocks("python")

@@ -53,6 +53,11 @@ def test_a_size_that_no_grid_covers_is_told_with_what_does(size, words):
     assert misfit(VIDEO.tokenizer, size) == words
 
 
+def test_sides_of_several_factors_are_told_one_by_one():
+    words = "image sides must be multiples of 1 x 2 x 2, found 3 x 8 x 9"
+    assert misfit(video(1, 2), (3, 8, 9)) == words
+
+
 def test_a_single_position_is_refused_where_a_norm_needs_a_variance():
     spec = video(1, 2, 2)
     words = "a clip of 1 x 4 x 4 pixels is a single .* use at least 1 x 4 x 8"

@@ -46,7 +46,8 @@ def misfit(spec: TokenizerSpec, size: tuple[int, ...]) -> str:
     sides = [i for i in range(len(axes)) if firsts[i] == strides[i]]
     if all(size[i] > 0 and size[i] % strides[i] == 0 for i in sides):
         return ""
-    factors = dict.fromkeys(strides[i] for i in sides)
+    factors = [strides[i] for i in sides]
+    factors = factors[:1] if len(set(factors)) == 1 else factors
     return f"image sides must be multiples of {_by(factors)}, found {_by(size[i] for i in sides)}"
 
 

@@ -44,7 +44,7 @@ class PictureSet:
             InputError: A folder without pictures, a path that is no regular file, or the first
                 picture cannot be read.
         """
-        self.paths = [path for each in given for path in _pictures_of(each)]
+        self.paths = [path for each in given for path in files_of(each, _SUFFIXES, "image file")]
         self._background, self._side = background, side
         self.size: tuple[int, ...] = self._pixels(self.paths[0]).shape[:2]
 
@@ -76,27 +76,39 @@ class PictureSet:
     def _pixels(self, path: Path) -> npt.NDArray[np.uint8]:
         """(H, W, 3) uint8."""
         picture = read_picture(path, self._background)
-        return np.asarray(picture if self._side is None else _square(picture, self._side, path))
+        return np.asarray(
+            picture if self._side is None else middle_square(picture, self._side, path)
+        )
 
 
-def _pictures_of(path: Path) -> list[Path]:
-    """The file itself, which must be there, or the picture files of a folder."""
+def files_of(path: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """The file itself, which must be there, or those of a folder that end in one of the suffixes.
+
+    Args:
+        path: Of the file or folder; what is hidden in it and folders are not taken.
+        suffixes: In lower case.
+        what: "image file" or "film".
+
+    Raises:
+        InputError: No regular file, or a folder with none of them.
+    """
     if not os.path.isdir(path):
-        open_input(path, "image file").close()  # said before hours are spent on those before it
+        open_input(path, what).close()  # said before hours are spent on those before it
         return [path]
     names = sorted(
         name
         for name in os.listdir(path)
-        if name.lower().endswith(_SUFFIXES)
+        if name.lower().endswith(suffixes)
         and not name.startswith(".")
         and os.path.isfile(path / name)
     )
     if not names:
-        raise InputError(f"{path}: expected a folder with pictures ({', '.join(_SUFFIXES)}) in it")
+        plural = "films" if what == "film" else "pictures"
+        raise InputError(f"{path}: expected a folder with {plural} ({', '.join(suffixes)}) in it")
     return [path / name for name in names]
 
 
-def _square(picture: Image.Image, side: int, path: Path) -> Image.Image:
+def middle_square(picture: Image.Image, side: int, path: Path) -> Image.Image:
     """The middle of a picture whose shorter side is scaled to `side`, bilinear and smoothed, as in
     the official preprocessing (torchvision's Resize and CenterCrop, with its rounding)."""
     shorter = min(picture.size)

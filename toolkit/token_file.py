@@ -4,13 +4,19 @@ Arrays: ids (B, *grid, K) int64, vocabularies (K) int64, bit_order ("" where sub
 bits), architecture, what the tokenizer's codes depend on as JSON, spec_sha256 of that, and
 image_size, int64 pixels along each axis: smaller than the grid covers where images were padded.
 Files of earlier versions have bits in place of vocabularies, or no architecture.
+
+Those of a film have its clips in order, (B, t, h, w, K) and image_size (frames of a clip, height,
+width), and int64 arrays of film_cut.py: film_frames, of the whole film, so that what was repeated
+behind its end is known; film_overlap, frames that a clip has in common with the one before;
+film_rate (2), frames per second as numerator and denominator; and of a film of variable rate
+film_times (film_frames + 1) in ticks of film_tick (2) seconds, else empty.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,7 @@ from m2kit.families.sign_bits import (
     codes_from_tokens,
     tokens_from_codes,
 )
+from m2kit.film_cut import FilmCut, arrays_from_cut, cut_from_arrays
 from m2kit.hashes import canonical_json, sha256_of_text
 from m2kit.inputs import open_input
 from m2kit.npz_file import DamagedArchive, read_npz
@@ -46,6 +53,7 @@ class TokenFile:
         architecture: What the tokenizer's codes depend on, as canonical JSON; "" if not told.
         spec_sha256: Of that text.
         image_size: Pixels of the images along each axis, such as (height, width).
+        film: Of which film they are the clips; None where they are pictures, or clips of none.
     """
 
     ids: npt.NDArray[np.int64]
@@ -54,10 +62,14 @@ class TokenFile:
     architecture: str
     spec_sha256: str
     image_size: tuple[int, ...]
+    film: FilmCut | None = None
 
 
 def token_file_from_ids(
-    ids: npt.NDArray[np.int64], spec: ModelSpec, image_size: tuple[int, ...] | None = None
+    ids: npt.NDArray[np.int64],
+    spec: ModelSpec,
+    image_size: tuple[int, ...] | None = None,
+    film: FilmCut | None = None,
 ) -> TokenFile:
     """Ids (B, *grid, K) with what the model says about them.
 
@@ -65,17 +77,21 @@ def token_file_from_ids(
         ids: What the model encoded or drew.
         spec: The model's.
         image_size: Pixels of the images along each axis; None for all that the grid covers.
+        film: Of which they are the clips.
     """
     size = image_size or spec.size_of_grid(ids.shape[1:-1])
     own, order = _architecture(spec), spec.tokenizer.bit_order
-    return TokenFile(ids, spec.vocabularies, order, own, sha256_of_text(own), size)
+    return TokenFile(ids, spec.vocabularies, order, own, sha256_of_text(own), size, film)
 
 
 def write_tokens(path: Path, tokens: TokenFile) -> None:
     """Write a token file; whole or not at all."""
     check_output(path, ".npz")
+    arrays = {f.name: getattr(tokens, f.name) for f in fields(tokens) if f.name != "film"}
+    if tokens.film is not None:
+        arrays |= arrays_from_cut(tokens.film)
     with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **asdict(tokens))
+        np.savez_compressed(file, **arrays)
 
 
 def read_tokens(path: Path) -> TokenFile:
@@ -135,7 +151,12 @@ def tokens_from_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> To
         _bits(vocabularies, str(path))
     axes = tuple(f"n{index}" for index in range(len(tokens.image_size)))
     try:
-        return replace(tokens, ids=check_tokens(tokens.ids, vocabularies, axes))
+        film = cut_from_arrays(arrays, tokens.image_size[0])
+        if film is not None and film.clips != len(tokens.ids):
+            raise InputError(
+                f"expected {film.clips} clips for {film.frames} frames, found {len(tokens.ids)}"
+            )
+        return replace(tokens, ids=check_tokens(tokens.ids, vocabularies, axes), film=film)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -1,0 +1,1 @@
+../../toolkit/film_cut.py

@@ -287,11 +287,13 @@ def _write_page(bench: Bench, prose: str, shown: str, rows: Sequence[Mapping[str
     _, end, after = rest.partition(END)
     if not begin or not end:
         sys.exit(f"{path} has not the lines {BEGIN} and {END}; add them, or move it away")
-    times = [row["seconds"] for row in rows]
-    whole = f"{sum(times) / 60:.0f} min" if None not in times else "stopped in between"
+    times = [row["seconds"] for row in rows if row["seconds"] is not None]
+    whole = f"training took {sum(times) / 60:.0f} min"
+    if len(times) < len(rows):
+        whole += f",\nbut for {len(rows) - len(times)} that went on after a stop"
     runs = f"Mean ± standard deviation over {len(bench.seeds)} seeds, in table and plot."
     took = (
-        f"Of the {len(rows)} rows of [{bench.name}.csv]({bench.name}.csv); training took {whole}, "
+        f"Of the {len(rows)} rows of [{bench.name}.csv]({bench.name}.csv); {whole}, "
         f"threads: {torch.get_num_threads()}."
     )
     picture = f"![{bench.name}]({bench.name}.png)"

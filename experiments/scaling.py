@@ -63,6 +63,8 @@ def draw(figure: Figure, rows: list[Row]) -> None:
         sizes = [size for (size,) in found]
         axes.errorbar(sizes, means, deviations, fmt="o-", capsize=3, label=label)
     axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:.2f}" for size in sizes])
+    axes.minorticks_off()
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel("bits per token")
     axes.grid(alpha=0.3)

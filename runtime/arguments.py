@@ -63,9 +63,8 @@ def check_pictures(tokenizer: TokenizerSpec) -> None:
     axes = tokenizer.axes
     if len(axes) != 2:
         raise InputError(
-            f"this model takes {tokenizer.picture} ({', '.join(axes)}), no picture; files of "
-            "such are not read or written yet: in Python, Engine.encode takes (B, 3, "
-            f"{', '.join(axes)}) arrays and Engine.decode gives them"
+            f"this model takes {tokenizer.picture} ({', '.join(axes)}), no picture; give it films, "
+            f"such as clip.mp4, or in Python (B, 3, {', '.join(axes)}) arrays"
         )
 
 

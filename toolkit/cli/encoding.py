@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 from m2kit.cli.commands import Interrupted
+from m2kit.cli.filming import are_animations, are_films, encode_films
 from m2kit.cli.imaging import batches, images_options, one_stage, refuse_own_input
 from m2kit.cli.options import OpenEngine, given, json_option, output_option
 from m2kit.cli.output import note, print_result, stages
@@ -51,11 +52,16 @@ def encode(
     output: Path,
     as_json: bool,
     crops: int | None,
+    overlap: int,
     **cut: Any,
 ) -> None:
-    """Turn IMAGES into a token file: pictures of one size, and folders of them.
+    """Turn IMAGES into a token file: pictures of one size, and folders of them; or films.
 
     A folder's pictures are taken in the order of their names. They are read batch by batch.
+
+    Films, for a video tokenizer, are coded in clips of the length it was trained on, in memory that
+    does not depend on theirs; each becomes a token file of its own, in a folder (-o NAME, without
+    suffix) where they are several.
 
     With --crops, IMAGES is one data set, of which `m2kit train ar --data` trains without its
     pictures: a folder by class, .tar shards, an .npz or a name. --resize N then scales the shorter
@@ -63,15 +69,25 @@ def encode(
     when it is there, and a stopped command goes on when it is given again.
     """
     if crops is not None:
-        _refuse(given("pad", "background"), "train takes pictures as they are")
+        _refuse(given("pad", "background", "overlap"), "train takes pictures as they are")
         _encode_data(
             open_engine, images, output, as_json, crops=crops, size=resize, batch=batch, **cut
         )
         return
     _refuse(given(*cut), "they are of a data set's crops; say how many")
+    of_films: dict[str, Any] = {
+        "overlap": overlap, "pad": pad, "background": background, "resize": resize,
+    }  # fmt: skip
+    if are_films(images, output):
+        refuse_own_input(output, images)
+        encode_films(open_engine, images, output, as_json, **of_films)
+        return
     check_output(output, ".npz")
     pictures = PictureSet(images, background, resize)
     with open_engine() as engine, stages("images") as begin:
+        if len(engine.spec.tokenizer.axes) > 2 and are_animations(images):
+            encode_films(lambda: engine, images, output, as_json, **of_films)
+            return
         check_pictures(engine.spec.tokenizer)
         begun, ids = one_stage(begin, "encoding", len(pictures)), []
         for _, whole in batches(pictures, engine, pad, batch):

@@ -10,6 +10,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from m2kit.cli.filming import are_films, decode_film, names_a_film, overlap_option, reconstruct_film
 from m2kit.cli.options import (
     COUNT,
     INTEGERS,
@@ -66,6 +67,7 @@ images_options = together(
         metavar="N",
         help="Scale the shorter side to N pixels and take the middle square.  [default: as it is]",
     ),
+    overlap_option,
     batch_option,
 )
 
@@ -85,11 +87,18 @@ def decode(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Turn a token file into images."""
-    pictures = PictureOutput(output)
+    """Turn a token file into images, or a film: its name ends in .mp4, .mkv, .gif, .webp or .png.
+
+    A film has the frame rate, or the times of frames, of the one that was encoded.
+    """
+    refuse_own_input(output, [tokens])
+    pictures = None if names_a_film(output) else PictureOutput(output)
     with open_engine() as engine, stages("images") as begin:
-        check_pictures(engine.spec.tokenizer)
         content = read_tokens_of(tokens, engine.spec)
+        if pictures is None or content.film is not None:
+            decode_film(engine, content, output, as_json, begin)
+            return
+        check_pictures(engine.spec.tokenizer)
         count, size = len(content.ids), content.image_size
         at_once = engine.compute_at_once(engine.spec.size_of_grid(content.ids.shape[1:-1]), batch)
         names = [f"{index:06d}.png" for index in range(count)]
@@ -123,11 +132,21 @@ def reconstruct(
     columns: int,
     output: Path,
     as_json: bool,
+    overlap: int,
 ) -> None:
     """Encode and decode IMAGES, pictures of one size and folders of them, and report the PSNR.
 
-    A folder as output gets the reconstructions alone.
+    A folder as output gets the reconstructions alone. IMAGES may be a film, too, for a video
+    tokenizer: the output, such as film.mp4, shows it on the left and its reconstruction on the
+    right.
     """
+    if are_films(images, output):
+        refuse_own_input(output, images)
+        reconstruct_film(
+            open_engine, images, output, as_json,
+            overlap=overlap, pad=pad, background=background, resize=resize,
+        )  # fmt: skip
+        return
     made = PictureOutput(output)
     pictures = PictureSet(images, background, resize)
     refuse_own_input(output, [*images, *pictures.paths])

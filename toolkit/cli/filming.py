@@ -1,0 +1,178 @@
+"""What encode, decode and reconstruct do with films."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from m2kit import __version__
+from m2kit.cli.options import OpenEngine
+from m2kit.cli.output import note, print_result, stages
+from m2kit.errors import FolderError, InputError
+from m2kit.outputs import check_output, check_output_folder
+from m2kit.runtime.film_saving import WRITTEN_SUFFIXES, check_film, new_film
+from m2kit.runtime.films import FILM_SUFFIXES, Film, film_paths
+from m2kit.runtime.images import images_from_pixels, psnr
+from m2kit.runtime.picture_folder import check_names_free
+from m2kit.runtime.saving import PICTURE_SUFFIXES
+from m2kit.token_file import TokenFile, write_tokens
+
+if TYPE_CHECKING:
+    from m2kit.runtime.engine import Engine
+
+_PICTURES, _FILM_ALONE = {".gif", ".webp"}, set(WRITTEN_SUFFIXES) - set(PICTURE_SUFFIXES)
+overlap_option = click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Of films: each clip begins with the last N frames of the one before.",
+)
+
+
+def are_films(images: Sequence[Path], output: Path) -> bool:
+    """Whether names say that films are meant: one of them is a film's and no picture's, a folder
+    holds such, or the output is such."""
+    sure = tuple(suffix for suffix in FILM_SUFFIXES if suffix not in _PICTURES)
+    names = [
+        inner.name
+        for path in images
+        for inner in (path.iterdir() if path.is_dir() else [path])
+        if not inner.name.startswith(".")
+    ]
+    return names_a_film(output) or any(name.lower().endswith(sure) for name in names)
+
+
+def are_animations(images: Sequence[Path]) -> bool:
+    """Whether all are pictures of a kind that may move, which are films to a video tokenizer."""
+    return all(path.suffix.lower() in _PICTURES for path in images)
+
+
+def names_a_film(output: Path) -> bool:
+    """Whether an output's name is a film's and no picture's."""
+    return output.suffix.lower() in _FILM_ALONE
+
+
+def encode_films(
+    open_engine: OpenEngine,
+    given: Sequence[Path],
+    output: Path,
+    as_json: bool,
+    *,
+    overlap: int,
+    pad: bool,
+    background: tuple[int, int, int],
+    resize: int | None,
+) -> None:
+    """Encode films, each to a token file, and print what was encoded."""
+    from m2kit.runtime.film_coding import encode_film
+
+    paths = film_paths(given)
+    names = {path: output / f"{path.name}.npz" for path in paths}
+    if output.suffix:
+        check_output(output, ".npz")
+        if len(paths) > 1:
+            raise FolderError(
+                f"{output}: expected a folder, a name without suffix, for the tokens of "
+                f"{len(paths)} films, a file each",
+                option="-o",
+            )
+        names = {paths[0]: output}
+    else:
+        check_output_folder(output)
+        check_names_free(output, [path.name for path in names.values()])
+    frames = clips = 0
+    with open_engine() as engine, stages("frames") as begin:
+        for path, name in names.items():
+            film = _opened(engine, path, background, resize, overlap)
+            tokens = encode_film(engine, film, overlap=overlap, pad=pad, begin=begin)
+            write_tokens(name, tokens)
+            frames, clips = frames + len(film), clips + len(tokens.ids)
+    print_result(
+        {"films": len(paths), "frames": frames, "clips": clips, "output": str(output)}, as_json
+    )
+
+
+def decode_film(engine: Engine, tokens: TokenFile, output: Path, as_json: bool, begin: Any) -> None:
+    """Decode a film's tokens to a film and print what was decoded."""
+    from m2kit.runtime.film_coding import decoded_frames
+
+    film = tokens.film
+    if film is None:
+        raise InputError(
+            f"expected the tokens of a film for {output}, found others; name a picture", option="-o"
+        )
+    check_output(output, *WRITTEN_SUFFIXES)
+    height, width = tokens.image_size[1:]
+    with new_film(output, (height, width), film.timing, _notes(engine)) as add:
+        for pixels in decoded_frames(engine, tokens, begin):
+            add(pixels)
+    rate = str(film.timing.rate)
+    print_result({"frames": film.frames, "frame_rate": rate, "output": str(output)}, as_json)
+
+
+def reconstruct_film(
+    open_engine: OpenEngine,
+    given: Sequence[Path],
+    output: Path,
+    as_json: bool,
+    *,
+    overlap: int,
+    pad: bool,
+    background: tuple[int, int, int],
+    resize: int | None,
+) -> None:
+    """Write a film beside its reconstruction and print the PSNR."""
+    from m2kit.runtime.film_coding import reconstructed_frames
+
+    check_output(output, *WRITTEN_SUFFIXES)
+    paths = film_paths(given)
+    if len(paths) > 1:
+        raise InputError(f"expected one film to reconstruct, found {len(paths)}; give one")
+    with open_engine() as engine, stages("frames") as begin:
+        film = _opened(engine, paths[0], background, resize, overlap)
+        size, total = (film.size[0], 2 * film.size[1]), 0.0
+        check_film(output, size, film.timing)
+        how: dict[str, Any] = {"overlap": overlap, "pad": pad, "begin": begin}
+        with new_film(output, size, film.timing, _notes(engine)) as add:
+            for pixels, rebuilt in reconstructed_frames(engine, film, **how):
+                total += psnr(*(images_from_pixels(each[None]) for each in (pixels, rebuilt)))
+                add(np.concatenate([pixels, rebuilt], axis=1))
+    result = {
+        "frames": len(film),
+        "frame_rate": str(film.timing.rate),
+        "psnr_db": round(total / len(film), 2),
+        "output": str(output),
+    }
+    print_result(result, as_json)
+
+
+def _opened(
+    engine: Engine,
+    path: Path,
+    background: tuple[int, int, int],
+    resize: int | None,
+    overlap: int,
+) -> Film:
+    """A film, looked through, with what is to be said of it."""
+    from m2kit.runtime.film_coding import clip_length
+
+    length = clip_length(engine)
+    film = Film(path, background, resize)
+    if film.sound:
+        note(f"{path}: its sound is left out")
+    if len(film) > length:
+        note(
+            f"{path}: coded in clips of {length} frames, overlapping by {overlap}; normalisation "
+            "pools over a clip, so that borders may show"
+        )
+    return film
+
+
+def _notes(engine: Engine) -> dict[str, Any]:
+    name = engine.info.name if engine.info else ""
+    return {"software": f"m2kit {__version__}", "engine": name}

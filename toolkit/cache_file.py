@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,7 +35,7 @@ from m2kit.records import (
     read_record,
     to_json,
 )
-from m2kit.token_file import TokenFile, tokens_from_arrays
+from m2kit.token_file import TokenFile, arrays_from_tokens, tokens_from_arrays
 
 IDS_MEMBER = "ids.npy"
 ENCODE_AGAIN = "encode the data set again with `m2kit encode`"
@@ -110,7 +110,7 @@ def write_cache_file(path: Path, content: CacheFile) -> None:
     """Write a file of a cache; whole or not at all."""
     smallest = np.min_scalar_type(max(content.tokens.vocabularies) - 1)
     ids = np.ascontiguousarray(content.tokens.ids.astype(smallest))
-    arrays = asdict(replace(content.tokens, ids=ids)) | {
+    arrays = arrays_from_tokens(replace(content.tokens, ids=ids)) | {
         "labels": content.labels,
         "crops": content.crops,
         "held_out": content.held_out,

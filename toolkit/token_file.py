@@ -87,11 +87,14 @@ def token_file_from_ids(
 def write_tokens(path: Path, tokens: TokenFile) -> None:
     """Write a token file; whole or not at all."""
     check_output(path, ".npz")
-    arrays = {f.name: getattr(tokens, f.name) for f in fields(tokens) if f.name != "film"}
-    if tokens.film is not None:
-        arrays |= arrays_from_cut(tokens.film)
     with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays_from_tokens(tokens))
+
+
+def arrays_from_tokens(tokens: TokenFile) -> dict[str, Any]:
+    """What a file holds of tokens, by name: `tokens_from_arrays` reads it."""
+    arrays = {f.name: getattr(tokens, f.name) for f in fields(tokens) if f.name != "film"}
+    return arrays | ({} if tokens.film is None else arrays_from_cut(tokens.film))
 
 
 def read_tokens(path: Path) -> TokenFile:

@@ -88,7 +88,10 @@ def entry(value, graph="encoder"):
         (lambda v: v["spec"]["tokenizer"].update(family="x"), "family must be one of image"),
         (lambda v: v["build"].update(rows=3.5), "build.rows: expected a whole number"),
         (lambda v: v["build"].update(rows=7), "build.rows: expected an even number"),
-        (lambda v: v["build"].update(image_sizes=[[33, 32]]), "image_sizes: .33, 32. are no"),
+        (
+            lambda v: v["build"].update(image_sizes=[[33, 32]]),
+            "image_sizes: the model takes none of .33, 32.",
+        ),
         (lambda v: v["build"]["options"].update(batch=0), "batch: expected a whole number in 1"),
         (lambda v: v["build"].update(bundle="../x"), "build.bundle: expected a folder's name"),
         (lambda v: v.pop("build"), "build: expected for an engine"),

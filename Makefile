@@ -46,11 +46,12 @@ test-hostile: install  ## every forged folder and hostile command, of which make
 test-oracles: install build/oracles  ## numbers against other packages', in a folder of their own
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/lpips_oracle.py
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/inception_oracle.py
+	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/i3d_oracle.py
 
 build/oracles: Makefile
 	rm -rf $@ $@.part
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part \
-	  lpips==0.1.4 pytorch-fid==0.3.0 torch-fidelity==0.4.0 torchvision
+	  lpips==0.1.4 pytorch-fid==0.3.0 torch-fidelity==0.4.0 torchvision cd-fvd==0.1.1
 	mv $@.part $@
 
 test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)

@@ -5,16 +5,17 @@ import subprocess
 import sys
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
-from doubles.film_files import moving
 from PIL import Image
 
 from m2kit.errors import BackendError, FolderError, InputError
 from m2kit.runtime.film_saving import WRITTEN_SUFFIXES, new_film
 from m2kit.runtime.films import Film
 from m2kit.timing import Timing
+
+av = pytest.importorskip("av")
+from doubles.film_files import moving  # noqa: E402
 
 LOSSLESS = (".mkv", ".webp", ".png")
 RATES = ("30000/1001", "24000/1001", "25", "12.5", "7/3", "60", "1")

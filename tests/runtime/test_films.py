@@ -7,15 +7,16 @@ import sys
 import zlib
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from conftest import ROOT
-from doubles.film_files import LOSSLESS, cut, moving, write_film
 from PIL import Image
 
 from m2kit.errors import BackendError, InputError
 from m2kit.runtime.films import Film, film_paths
+
+av = pytest.importorskip("av")
+from doubles.film_files import LOSSLESS, cut, moving, write_film  # noqa: E402
 
 NTSC = Fraction(30000, 1001)
 

@@ -90,8 +90,8 @@ class Film:
         """Frames."""
         return self._frames
 
-    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """The frames, (H, W, 3) uint8.
+    def frames(self, first: int = 0) -> Iterator[npt.NDArray[np.uint8]]:
+        """The frames from one on, (H, W, 3) uint8.
 
         Raises:
             InputError: The file is no longer what it was.
@@ -102,7 +102,8 @@ class Film:
                 if moment.size != self._upright or count == self._frames:
                     raise InputError(_CHANGED)
                 count += 1
-                yield self._scaled(moment.pixels())
+                if count > first:
+                    yield self._scaled(moment.pixels())
             if count < self._frames:
                 raise InputError(_CHANGED)
 

@@ -44,6 +44,14 @@ def test_a_lossless_film_of_any_size_comes_back_to_the_pixel(tmp_path, size):
     np.testing.assert_array_equal(found, list(moving(9, *size)))
 
 
+def test_frames_can_begin_later(tmp_path):
+    film = Film(write_film(tmp_path / "a.mp4", moving(9, 16, 16), **LOSSLESS))
+    every = list(film.frames())
+    for first in (0, 1, 8):
+        np.testing.assert_array_equal(list(film.frames(first)), every[first:])
+    assert list(film.frames(9)) == []
+
+
 @pytest.mark.parametrize("matrix_id", ["709", "601"])
 def test_colours_follow_the_matrix_that_the_film_tells(tmp_path, matrix_id):
     number = {"709": 1, "601": 6}[matrix_id]

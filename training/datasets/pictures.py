@@ -191,30 +191,39 @@ def line_of_unread(names: Sequence[str]) -> str:
 
 
 def split_by_group(pictures: Pictures, share: float, seed: int = 0) -> tuple[Pictures, Pictures]:
-    """Divide pictures into those to train on and those held out, of every class about alike.
+    """Divide pictures into those to train on and those held out, as `held_out_of` chooses them."""
+    chosen = held_out_of(pictures.groups, pictures.labels, share, seed)
+    train, rest = (np.flatnonzero(mask).astype(np.int64) for mask in (~chosen, chosen))
+    return SomePictures(pictures, train), SomePictures(pictures, rest)
 
-    Pictures of a group stay together. Which groups are held out depends on their names, the seed
-    and the other groups of their class alone: not on the order in which they were found.
+
+def held_out_of(
+    groups: Sequence[str], labels: Labels, share: float, seed: int = 0
+) -> npt.NDArray[np.bool_]:
+    """Which of n things are held out, of every class about alike: (n) bool.
+
+    Those of a group stay together. Which groups are held out depends on their names, the seed and
+    the other groups of their class alone: not on the order in which they were found.
 
     Args:
-        pictures: All of them.
+        groups: (n) names.
+        labels: (n) classes.
         share: Of the groups of a class that is held out; at least one, where a class has two.
         seed: Chooses them.
     """
     members: dict[int, dict[str, list[int]]] = {}  # class -> group -> indices
-    of_group: dict[str, int] = {}  # a group's class: that of its first picture
-    for index, (group, label) in enumerate(zip(pictures.groups, pictures.labels, strict=True)):
+    of_group: dict[str, int] = {}  # a group's class: that of its first member
+    for index, (group, label) in enumerate(zip(groups, labels, strict=True)):
         owner = of_group.setdefault(group, int(label))
         members.setdefault(owner, {}).setdefault(group, []).append(index)
     held_out: list[int] = []
-    for groups in members.values():
-        ranked = sorted(groups, key=lambda name: _rank(f"{seed}/{name}"))
+    for of_class in members.values():
+        ranked = sorted(of_class, key=lambda name: _rank(f"{seed}/{name}"))
         count = max(round(share * len(ranked)), 1 if len(ranked) > 1 else 0)
-        held_out += [index for name in ranked[:count] for index in groups[name]]
-    chosen = np.zeros(len(pictures.labels), dtype=bool)
+        held_out += [index for name in ranked[:count] for index in of_class[name]]
+    chosen = np.zeros(len(labels), dtype=bool)
     chosen[held_out] = True
-    train, rest = (np.flatnonzero(mask).astype(np.int64) for mask in (~chosen, chosen))
-    return SomePictures(pictures, train), SomePictures(pictures, rest)
+    return chosen
 
 
 def _rank(name: str) -> bytes:

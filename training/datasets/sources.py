@@ -26,7 +26,7 @@ from m2kit.training.datasets.pictures import (
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 _TRAIN, _HELD_OUT = ("train",), ("val", "validation", "test")  # names of the halves, if it has them
-_HELD_OUT_SHARE = 0.1  # where it has none
+HELD_OUT_SHARE = 0.1  # where it has none
 _MOST_CLASSES = 100_000  # that class numbers in shards may be of
 _NO_PICTURE = 0, 0  # first byte and number of bytes of one that cannot be read
 
@@ -92,27 +92,38 @@ def _array(path: Path) -> Collection:
     pictures = ArrayPictures(images, labels.astype(np.int64), groups)
     height, width = images.shape[1:3]
     return Collection(
-        *split_by_group(pictures, _HELD_OUT_SHARE),
+        *split_by_group(pictures, HELD_OUT_SHARE),
         tuple(categories.tolist()),
         size=height if height == width else None,
     )
 
 
-def _folders(root: Path) -> Collection:
-    halves = [
+def halves_of(root: Path) -> tuple[Path, Path] | None:
+    """The folders train and val of a folder; None where it has neither.
+
+    Raises:
+        InputError: It has one of them.
+    """
+    train, held_out = (
         next((root / name for name in names if (root / name).is_dir()), None)
         for names in (_TRAIN, _HELD_OUT)
-    ]
-    train, held_out = halves
-    if (train is None) != (held_out is None):
+    )
+    if train and held_out:
+        return train, held_out
+    if found := train or held_out:
         raise InputError(
-            f"{root}: expected train and val, or a folder per class; found only "
-            f"{(train or held_out or root).name}"
+            f"{root}: expected train and val, or a folder per class; found only {found.name}"
         )
-    if train is None or held_out is None:
+    return None
+
+
+def _folders(root: Path) -> Collection:
+    halves = halves_of(root)
+    if halves is None:
         classes = _class_names(root)
         pictures = _files(root, classes)
-        return Collection(*split_by_group(pictures, _HELD_OUT_SHARE), classes)
+        return Collection(*split_by_group(pictures, HELD_OUT_SHARE), classes)
+    train, held_out = halves
     classes = _class_names(train)
     if _class_names(held_out) != classes:
         odd = sorted(filter(None, set(classes) ^ set(_class_names(held_out))))
@@ -186,7 +197,7 @@ def _shards(root: Path, shards: list[Path]) -> Collection:
         raise InputError(f"{root}: its shards hold no picture")
     classes = tuple(map(str, range(count))) if None not in labels else ("",)
     if not train:
-        return Collection(*split_by_group(_pictures(samples[2]), _HELD_OUT_SHARE), classes)
+        return Collection(*split_by_group(_pictures(samples[2]), HELD_OUT_SHARE), classes)
     for part, name in zip(samples[:2], (_TRAIN[0], _HELD_OUT[0]), strict=True):
         if not part:
             raise InputError(f"{root}: its {name} shards hold no picture")

@@ -1,4 +1,5 @@
-"""What tokenizer and discriminator make of the discriminator's logits (B, 1, h, w).
+"""What tokenizer and discriminator make of the discriminator's logits: (B, 1, h, w) of pictures,
+(B, 1, t, h, w) of clips.
 
 Formulas from TencentARC/SEED-Voken, modules/losses/vqperceptual.py: hinge loss over patches, a
 non-saturating generator term of each image's mean logit, and LeCam regularisation (arXiv
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Mean over images of softplus(-mean logit of the image's patches)."""
+    """Mean over images, or clips, of softplus(-mean logit of its patches)."""
     return functional.softplus(-fake.flatten(1).mean(1)).mean()
 
 

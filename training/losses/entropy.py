@@ -46,7 +46,7 @@ def entropies(
     """The two entropies of a batch's latents.
 
     Args:
-        latent: (B, Z, h, w), any range.
+        latent: (B, Z, h, w), or (B, Z, t, h, w) of clips, any range.
         temperature: Of the soft assignment.
         floor: Added to a mean probability inside its logarithm.
         group_bits: None for the exact entropy of the mean, 2^Z numbers; else the sum over groups

@@ -1,5 +1,5 @@
-"""What tells pictures from reconstructions, patch by patch: the two discriminators of the published
-recipes, with the parameter names of the official training files (`loss.discriminator.*`).
+"""What tells pictures and clips from reconstructions, patch by patch: the discriminators of the
+published recipes, with the parameter names of the official training files (`loss.discriminator.*`).
 
 Facts from TencentARC/SEED-Voken, src/Open_MAGVIT2/modules/discriminator/model.py: layers, slopes,
 initial weights and padding. Where padding is odd, the larger half stands right and below.
@@ -7,7 +7,8 @@ initial weights and padding. Where padding is odd, the larger half stands right 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,26 +33,56 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, width: int = 64, layers: int = 3) -> None:
         super().__init__()
-        widths = [width * min(2**index, 8) for index in range(layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-        for index in range(1, layers + 1):
-            stride = 2 if index < layers else 1
-            parts += [
-                nn.Conv2d(widths[index - 1], widths[index], 4, stride, 1, bias=False),
-                nn.BatchNorm2d(widths[index]),
-                nn.LeakyReLU(0.2),
-            ]
-        self.main = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
-        for part in self.main:
-            if isinstance(part, nn.Conv2d):
-                nn.init.normal_(part.weight, 0, _INITIAL_DEVIATION)
-            elif isinstance(part, nn.BatchNorm2d):
-                nn.init.normal_(part.weight, 1, _INITIAL_DEVIATION)
+        self.main = _patches(nn.Conv2d, nn.BatchNorm2d, 4, width, (*[2] * layers, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w); above 0 is "real"."""
         logits: Tensor = self.main(images)
         return logits
+
+
+class ClipDiscriminator(nn.Module):
+    """PatchGAN of the video tokenizer: 3 x 3 x 3 convolutions, of which three halve height and
+    width and the first two time as well. BatchNorm is each process's own.
+
+    Args:
+        width: Channels after the first convolution; they double three times.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.main = _patches(nn.Conv3d, nn.BatchNorm3d, 3, width, (2, 2, (1, 2, 2), 1))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips (B, 3, T, H, W) in [-1, 1] -> logits (B, 1, t, h, w); above 0 is "real"."""
+        logits: Tensor = self.main(clips)
+        return logits
+
+
+def _patches(
+    convolution: type[nn.Conv2d | nn.Conv3d],
+    norm: type[nn.BatchNorm2d | nn.BatchNorm3d],
+    side: int,
+    width: int,
+    strides: Sequence[Any],
+) -> nn.Sequential:
+    """PatchGAN's layers: a convolution of each stride, and one of stride 1 to the logits; all are
+    padded by 1, and a norm follows those between the first and the last."""
+    widths = [width * min(2**index, 8) for index in range(len(strides))]
+    parts: list[nn.Module] = [convolution(3, width, side, strides[0], 1), nn.LeakyReLU(0.2)]
+    for index in range(1, len(strides)):
+        parts += [
+            convolution(widths[index - 1], widths[index], side, strides[index], 1, bias=False),
+            norm(widths[index]),
+            nn.LeakyReLU(0.2),
+        ]
+    main = nn.Sequential(*parts, convolution(widths[-1], 1, side, 1, 1))
+    for part in main:
+        if isinstance(part, convolution):
+            nn.init.normal_(part.weight, 0, _INITIAL_DEVIATION)
+        elif isinstance(part, norm):
+            nn.init.normal_(part.weight, 1, _INITIAL_DEVIATION)
+    return main
 
 
 class BlurDiscriminator(nn.Module):

@@ -75,7 +75,12 @@ class PerceptualNetwork(nn.Module):
         return super().train(mode=False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Distance of each pair of (B, 3, H, W) images in [-1, 1], sides of 16 or more: (B)."""
+        """Distance of each pair of (B, 3, H, W) images in [-1, 1], sides of 16 or more: (B). Of
+        clips (B, 3, T, H, W) it is the mean over their frames."""
+        if images.dim() == 5:
+            frames = [clips.transpose(1, 2).flatten(0, 1) for clips in (images, others)]
+            of_frames: Tensor = self(*frames)
+            return of_frames.view(len(images), -1).mean(1)
         x, y = self.scaling_layer(images), self.scaling_layer(others)
         distance: Tensor = x.new_zeros(len(x))
         for number, piece in enumerate(self.net.values()):

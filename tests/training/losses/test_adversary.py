@@ -45,3 +45,21 @@ def test_the_averages_are_part_of_the_state_and_have_no_gradient():
     lecam(logits, logits).backward()
     assert logits.grad is not None
     assert lecam.fake.grad is None
+
+
+def test_of_clips_all_patches_of_all_times_are_a_clips():
+    """Against loops over every logit of (B, 1, t, h, w)."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(2, 1, 3, 2, 2, generator=generator).double() for _ in range(2))
+    clips = [clip.flatten().tolist() for clip in fake]
+    expected = [softplus(-sum(clip) / len(clip)) for clip in clips]
+    assert generator_loss(fake).item() == pytest.approx(sum(expected) / 2)
+    margins = [max(0.0, 1 - x) for x in real.flatten().tolist()]
+    others = [max(0.0, 1 + x) for x in fake.flatten().tolist()]
+    assert hinge_loss(real, fake).item() == pytest.approx((sum(margins) + sum(others)) / 48)
+    lecam = LeCam()
+    lecam.update(real, fake)
+    to_real, to_fake = (0.001 * sum(part.flatten().tolist()) / 24 for part in (real, fake))
+    above = [max(0.0, x - to_fake) ** 2 for x in real.flatten().tolist()]
+    below = [max(0.0, to_real - x) ** 2 for x in fake.flatten().tolist()]
+    assert lecam(real, fake).item() == pytest.approx((sum(above) + sum(below)) / 24)

@@ -75,6 +75,21 @@ def test_distances_and_gradients_are_those_that_the_lpips_package_gave(files, we
     assert others.grad.norm().item() == pytest.approx(expected["gradient_norm"], rel=1e-6)
 
 
+def test_the_distance_of_clips_is_the_mean_over_their_frames(files):
+    generator = torch.Generator().manual_seed(2)
+    clips, others = (torch.rand(2, 3, 3, 16, 20, generator=generator) * 2 - 1 for _ in range(2))
+    others.requires_grad_()
+    network = perceptual_network()
+    found = network(clips, others)
+    expected = [
+        [network(clip[None, :, t], other[None, :, t]).item() for t in range(3)]
+        for clip, other in zip(clips, others, strict=True)
+    ]
+    assert found.tolist() == pytest.approx([sum(row) / 3 for row in expected], rel=1e-5)
+    found.mean().backward()
+    assert (others.grad.abs().amax((1, 3, 4)) > 0).all()  # every frame has a part
+
+
 def test_its_weights_never_train_and_it_never_drops_out(files):
     network = perceptual_network().train()
     assert not any(module.training for module in network.modules())

@@ -71,7 +71,7 @@ _KINDS = {
 WRITTEN_SUFFIXES = tuple(_KINDS)
 
 
-def check_film(path: Path, size: tuple[int, int], timing: Timing) -> None:
+def _check_film(path: Path, size: tuple[int, int], timing: Timing) -> None:
     """Refuse a film that cannot be written before any work is spent on it.
 
     Args:
@@ -118,7 +118,7 @@ def new_film(
         InputError: Frames larger or faster than the container can have.
         BackendError: PyAV is not installed.
     """
-    check_film(path, size, timing)
+    _check_film(path, size, timing)
     av = require("av", extra="video", what="writing films")
     kind = _KINDS[path.suffix.lower()]
     tick = 1 / timing.rate if timing.times is None else timing.tick

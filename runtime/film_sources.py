@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -108,7 +109,7 @@ def _animation(file: BinaryIO, kind: str, background: Colour) -> Iterator[Source
                 first = next(moments)
                 told = Fraction(1) / _seconds_of_pil(image)
                 yield Source(
-                    _before(first, moments), tick, (told,), False, False, lambda end, step: False
+                    chain([first], moments), tick, (told,), False, False, lambda end, step: False
                 )
     except UnidentifiedImageError as error:
         raise InputError(f"expected {FILM}, found something else") from error
@@ -116,11 +117,6 @@ def _animation(file: BinaryIO, kind: str, background: Colour) -> Iterator[Source
         raise InputError(_too_large("more")) from error
     except PILLOW_ERRORS as error:
         raise InputError(f"expected {FILM}, found a damaged one ({error})") from error
-
-
-def _before(first: Moment, others: Iterator[Moment]) -> Iterator[Moment]:
-    yield first
-    yield from others
 
 
 def _frames_of_pil(image: Any, tick: Fraction, background: Colour) -> Iterator[Moment]:

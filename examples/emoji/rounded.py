@@ -1,11 +1,11 @@
 """Round an AR model's weights to few bits, to see what its pictures bear.
 
-    python examples/emoji/rounded.py emoji64.npz examples/emoji/emoji.pt 3 rounded3.pt
+    python examples/emoji/rounded.py emoji.bundle examples/emoji/emoji.pt 3 rounded3.pt
 
 Weights are rounded as in an int4 engine, in blocks of 32, but to 2 to 8 bits, and written as the
-float32 values that they stand for; the heads keep 8 bits. Prints the KL divergence from the model
-itself for each sub-token, a mean over the positions of the held-out pictures: what the quality gate
-of integer weights measures (toolkit/tolerances.py), there on the likeliest tokens of two classes.
+float32 values that they stand for; the heads keep 8 bits. Prints the KL divergence of each
+sub-token from the model itself on the tokens of its bundle's reference: what the quality gate of
+integer weights measures (toolkit/tolerances.py).
 """
 
 import sys
@@ -18,13 +18,12 @@ from torch import nn
 from m2kit.engines.ort.quantization import SCHEMES, quantize_blocks
 from m2kit.precision import Precision
 from m2kit.runtime.quality import score_quality
+from m2kit.runtime.reference import Reference, read_reference
 from m2kit.training.checkpoints.file import read_file
 from m2kit.training.checkpoints.notes import METADATA
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
 from m2kit.training.checkpoints.writing import save_whole
-from m2kit.training.datasets.crops import images_of
-from m2kit.training.datasets.table import dataset_named
-from m2kit.training.models.model import TRANSFORMER, TorchModel
+from m2kit.training.models.model import TRANSFORMER
 from m2kit.training.models.transformer import Transformer
 
 SCHEME = SCHEMES[Precision.INT4]
@@ -49,32 +48,33 @@ def round_weights(transformer: Transformer, bits: int) -> None:
 
 
 @torch.no_grad()
-def logits_of(model: TorchModel, images: torch.Tensor, labels: torch.Tensor) -> list[np.ndarray]:
-    """(n, positions, V_k) for each sub-token, all of them given the picture's own tokens before."""
-    tokenizer, transformer = model.tokenizer, model.transformer
-    assert transformer is not None
-    parts = []
-    for some, classes in zip(images.split(64), labels.split(64), strict=True):
-        tokens = tokenizer.tokens(tokenizer.codes(some), model.spec.vocabularies)
-        parts.append(transformer(classes, tokens.flatten(1, -2)))
-    return [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
+def divergence(transformer: Transformer, reference: Reference) -> tuple[float, ...]:
+    """KL divergence of each sub-token from the reference's logits, a mean over its positions."""
+    known = reference.trajectory
+    assert known is not None
+    classes = np.concatenate(
+        [known.class_ids, np.full_like(known.class_ids, transformer.spec.classes)]
+    )
+    tokens = np.concatenate([reference.tokens] * 2).reshape(len(classes), -1, len(known.logits))
+    found = transformer(torch.from_numpy(classes), torch.from_numpy(tokens))
+    pairs = zip(found, known.logits, strict=True)
+    own = [part.numpy().reshape(exact.shape) for part, exact in pairs]
+    return tuple(score_quality(list(known.logits), own).kl)
 
 
-def main(data: str, source: Path, bits: int, target: Path) -> None:
+def main(bundle: Path, source: Path, bits: int, target: Path) -> None:
     """Write the target and print the divergence."""
     checkpoint, notes = read_checkpoint(source), read_file(source, check=False).notes
     (file,) = checkpoint.files
-    model = model_from_checkpoint(checkpoint)
-    assert model.transformer is not None
-    images, labels = images_of(dataset_named(data).load().held_out, 64)
-    exact = logits_of(model, images, labels)
-    round_weights(model.transformer, bits)
-    kl = score_quality(exact, logits_of(model, images, labels)).kl
+    transformer = model_from_checkpoint(checkpoint).transformer
+    assert transformer is not None
+    round_weights(transformer, bits)
+    kl = divergence(transformer, read_reference(bundle, checkpoint.spec))
     print(f"{bits} bits: KL divergence " + ", ".join(f"{value:.2g}" for value in kl))
-    mine = {TRANSFORMER + name: value for name, value in model.transformer.state_dict().items()}
+    mine = {TRANSFORMER + name: value for name, value in transformer.state_dict().items()}
     state = {file.names[name]: tensor for name, tensor in (checkpoint.tensors() | mine).items()}
     save_whole({"state_dict": state, METADATA: notes}, target)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

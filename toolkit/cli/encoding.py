@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from m2kit.cli.commands import Interrupted
-from m2kit.cli.filming import are_animations, are_films, encode_films
+from m2kit.cli.filming import FilmOptions, are_animations, are_films, encode_films
 from m2kit.cli.imaging import batches, images_options, one_stage, refuse_own_input
 from m2kit.cli.options import OpenEngine, given, json_option, output_option
 from m2kit.cli.output import note, print_result, stages
@@ -75,18 +75,16 @@ def encode(
         )
         return
     _refuse(given(*cut), "they are of a data set's crops; say how many")
-    of_films: dict[str, Any] = {
-        "overlap": overlap, "pad": pad, "background": background, "resize": resize,
-    }  # fmt: skip
+    of_films = FilmOptions(overlap, pad, background, resize)
     if are_films(images, output):
         refuse_own_input(output, images)
-        encode_films(open_engine, images, output, as_json, **of_films)
+        encode_films(open_engine, images, output, as_json, of_films)
         return
     check_output(output, ".npz")
     pictures = PictureSet(images, background, resize)
     with open_engine() as engine, stages("images") as begin:
         if len(engine.spec.tokenizer.axes) > 2 and are_animations(images):
-            encode_films(lambda: engine, images, output, as_json, **of_films)
+            encode_films(lambda: engine, images, output, as_json, of_films)
             return
         check_pictures(engine.spec.tokenizer)
         begun, ids = one_stage(begin, "encoding", len(pictures)), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from m2kit.cli.options import OpenEngine
 from m2kit.cli.output import note, print_result, stages
 from m2kit.errors import FolderError, InputError
 from m2kit.outputs import check_output, check_output_folder
-from m2kit.runtime.film_saving import WRITTEN_SUFFIXES, check_film, new_film
+from m2kit.runtime.film_saving import WRITTEN_SUFFIXES, new_film
 from m2kit.runtime.films import FILM_SUFFIXES, Film, film_paths
 from m2kit.runtime.images import images_from_pixels, psnr
 from m2kit.runtime.picture_folder import check_names_free
+from m2kit.runtime.pictures import Colour
 from m2kit.runtime.saving import PICTURE_SUFFIXES
 from m2kit.token_file import TokenFile, write_tokens
 
@@ -32,6 +34,23 @@ overlap_option = click.option(
     metavar="N",
     help="Of films: each clip begins with the last N frames of the one before.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class FilmOptions:
+    """How films are read and cut.
+
+    Attributes:
+        overlap: Frames that a clip has in common with the one before.
+        pad: Whether frames are framed up to a size that the model takes.
+        background: What transparent pixels are laid on.
+        resize: Side in pixels that frames are scaled to; None leaves them.
+    """
+
+    overlap: int
+    pad: bool
+    background: Colour
+    resize: int | None
 
 
 def are_films(images: Sequence[Path], output: Path) -> bool:
@@ -62,11 +81,7 @@ def encode_films(
     given: Sequence[Path],
     output: Path,
     as_json: bool,
-    *,
-    overlap: int,
-    pad: bool,
-    background: tuple[int, int, int],
-    resize: int | None,
+    how: FilmOptions,
 ) -> None:
     """Encode films, each to a token file, and print what was encoded."""
     from m2kit.runtime.film_coding import encode_film
@@ -88,8 +103,8 @@ def encode_films(
     frames = clips = 0
     with open_engine() as engine, stages("frames") as begin:
         for path, name in names.items():
-            film = _opened(engine, path, background, resize, overlap)
-            tokens = encode_film(engine, film, overlap=overlap, pad=pad, begin=begin)
+            film = _opened(engine, path, how)
+            tokens = encode_film(engine, film, overlap=how.overlap, pad=how.pad, begin=begin)
             write_tokens(name, tokens)
             frames, clips = frames + len(film), clips + len(tokens.ids)
     print_result(
@@ -120,11 +135,7 @@ def reconstruct_film(
     given: Sequence[Path],
     output: Path,
     as_json: bool,
-    *,
-    overlap: int,
-    pad: bool,
-    background: tuple[int, int, int],
-    resize: int | None,
+    how: FilmOptions,
 ) -> None:
     """Write a film beside its reconstruction and print the PSNR."""
     from m2kit.runtime.film_coding import reconstructed_frames
@@ -134,12 +145,12 @@ def reconstruct_film(
     if len(paths) > 1:
         raise InputError(f"expected one film to reconstruct, found {len(paths)}; give one")
     with open_engine() as engine, stages("frames") as begin:
-        film = _opened(engine, paths[0], background, resize, overlap)
+        film = _opened(engine, paths[0], how)
         size, total = (film.size[0], 2 * film.size[1]), 0.0
-        check_film(output, size, film.timing)
-        how: dict[str, Any] = {"overlap": overlap, "pad": pad, "begin": begin}
         with new_film(output, size, film.timing, _notes(engine)) as add:
-            for pixels, rebuilt in reconstructed_frames(engine, film, **how):
+            for pixels, rebuilt in reconstructed_frames(
+                engine, film, overlap=how.overlap, pad=how.pad, begin=begin
+            ):
                 total += psnr(*(images_from_pixels(each[None]) for each in (pixels, rebuilt)))
                 add(np.concatenate([pixels, rebuilt], axis=1))
     result = {
@@ -151,24 +162,19 @@ def reconstruct_film(
     print_result(result, as_json)
 
 
-def _opened(
-    engine: Engine,
-    path: Path,
-    background: tuple[int, int, int],
-    resize: int | None,
-    overlap: int,
-) -> Film:
+def _opened(engine: Engine, path: Path, how: FilmOptions) -> Film:
     """A film, looked through, with what is to be said of it."""
     from m2kit.runtime.film_coding import clip_length
 
     length = clip_length(engine)
-    film = Film(path, background, resize)
+    film = Film(path, how.background, how.resize)
     if film.sound:
         note(f"{path}: its sound is left out")
     if len(film) > length:
+        overlapping = f", overlapping by {how.overlap}" if how.overlap else ""
         note(
-            f"{path}: coded in clips of {length} frames, overlapping by {overlap}; normalisation "
-            "pools over a clip, so that borders may show"
+            f"{path}: coded in clips of {length} frames{overlapping}; normalisation pools over a "
+            "clip, so that borders may show"
         )
     return film
 

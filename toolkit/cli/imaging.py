@@ -10,7 +10,14 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.cli.filming import are_films, decode_film, names_a_film, overlap_option, reconstruct_film
+from m2kit.cli.filming import (
+    FilmOptions,
+    are_films,
+    decode_film,
+    names_a_film,
+    overlap_option,
+    reconstruct_film,
+)
 from m2kit.cli.options import (
     COUNT,
     INTEGERS,
@@ -142,10 +149,8 @@ def reconstruct(
     """
     if are_films(images, output):
         refuse_own_input(output, images)
-        reconstruct_film(
-            open_engine, images, output, as_json,
-            overlap=overlap, pad=pad, background=background, resize=resize,
-        )  # fmt: skip
+        how = FilmOptions(overlap, pad, background, resize)
+        reconstruct_film(open_engine, images, output, as_json, how)
         return
     made = PictureOutput(output)
     pictures = PictureSet(images, background, resize)

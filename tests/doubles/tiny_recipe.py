@@ -57,7 +57,7 @@ class TwoPhases(Recipe):
         optimizer: Its class.
     """
 
-    columns = 2
+    columns = shown = 2
     panels = PANELS
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from m2kit.cli.output import print_result
+from m2kit.cli.output import print_result, stages
 from m2kit.cli.training_options import PRESET
 from m2kit.config import PRESETS
 from m2kit.errors import InputError
@@ -116,7 +116,10 @@ def _data(settings: RunSettings) -> Data:
     from m2kit.training.recipes.presets import published_data
 
     name = is_assumed("data")
-    return assumed_data(settings, published_data(name)) if name else found_data(settings)
+    if name:
+        return assumed_data(settings, published_data(name))
+    with stages("films") as begin:
+        return found_data(settings, begin)
 
 
 def _show(plan: Plan, more: dict[str, Any], more_json: dict[str, Any], as_json: bool) -> None:
@@ -131,13 +134,14 @@ def _rows(plan: Plan) -> dict[str, Any]:
     data, devices, batch, memory = plan.data, plan.devices, plan.batch, plan.memory
     held_out = "an unknown number" if data.held_out_images is None else f"{data.held_out_images:,}"
     assumed = ", assumed; name your own with --data" if data.assumed else ""
+    shape = " x ".join(map(str, (*filter(None, [data.frames]), *[data.size_pixels] * 2)))
     parts = f"{batch.parts_per_device} parts of {batch.images_per_part}"
     whole = "one part" if batch.parts_per_device == 1 else parts
     where = f"{devices.per_node} on each of {devices.nodes} machines" if devices.nodes > 1 else ""
     rows = {
         "data": f"{data.title}{assumed}",
-        "images": f"{data.images_per_epoch:,} an epoch of {data.size_pixels} x "
-        f"{data.size_pixels}, {_count(data.classes, 'class', 'classes')}, {held_out} held out",
+        "clips" if data.frames else "images": f"{data.images_per_epoch:,} an epoch of {shape}, "
+        f"{_count(data.classes, 'class', 'classes')}, {held_out} held out",
         "devices": ", ".join(
             part
             for part in (
@@ -152,6 +156,8 @@ def _rows(plan: Plan) -> dict[str, Any]:
         "batch": f"{batch.images:,} a step: {batch.images_per_device:,} a device, in {whole}",
         "steps": f"{plan.steps:,}: {plan.epochs:,} epochs of {plan.steps_per_epoch:,}",
     }
+    if data.left_out:
+        rows["not trained on"] = data.left_out
     for corner in plan.schedule:
         epoch = corner.step / plan.steps_per_epoch
         rate = f"{corner.learning_rate:.6g} at epoch {epoch:,.2f}"

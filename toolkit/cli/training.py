@@ -57,6 +57,11 @@ def _before_loading(output: Path, resume: bool, files: tuple[str, ...]) -> None:
 @train.command()
 @preset("TOKENIZERS")
 @run_options
+@click.option(
+    "--frames",
+    type=COUNT,
+    help="Frames of a clip: train a video tokenizer, on a folder of films.  [default: pictures]",
+)
 @whole("--base-channels", 32, "Channels after the first convolution, a multiple of 32.")
 @click.option(
     "--channel-multipliers",
@@ -131,7 +136,8 @@ def tokenizer(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train the image tokenizer; leaves tokenizer.pt, report.html, curves.png and samples.png."""
+    """Train the image or video tokenizer; leaves tokenizer.pt, report.html, curves.png and
+    samples.png."""
     from m2kit.training.recipes.run_folder import TOKENIZER_FILES
     from m2kit.training.recipes.settings import TokenizerSettings, digest
 

@@ -11,7 +11,7 @@ beginning to the clip's end, frame by frame: films may be long, clips of their e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +26,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from m2kit.errors import InputError
+from m2kit.progress import Begin, silent
 from m2kit.runtime.films import FILM_SUFFIXES, Film
 from m2kit.training.datasets.crops import READ, cut_out
 from m2kit.training.datasets.cut import Cut, check_length
@@ -52,6 +53,13 @@ class FilmCollection:
     short: tuple[Path, ...]
     unread: tuple[str, ...]
 
+    @property
+    def size(self) -> int | None:
+        """Height and width of all films, if they are square and alike."""
+        sizes = {film.size for film in (*self.train, *self.held_out)}
+        height, width = sizes.pop()
+        return height if height == width and not sizes else None
+
     def left_out_text(self, frames: int) -> str:
         """Says how many films are left out and why; nothing where all are taken."""
         parts = []
@@ -64,9 +72,7 @@ class FilmCollection:
         return f"films left out: {'; '.join(parts)}" if parts else ""
 
 
-def films_at(
-    folder: Path, frames: int, tell: Callable[[int, int], None] = lambda done, of: None
-) -> FilmCollection:
+def films_at(folder: Path, frames: int, begin: Begin = silent) -> FilmCollection:
     """Look through all films of a folder and of the folders in it, but for hidden ones.
 
     A folder with `train` and `val` is divided as it says. Else a tenth is held out of the films of
@@ -75,7 +81,7 @@ def films_at(
     Args:
         folder: Where they are.
         frames: Of a clip.
-        tell: Called after each file with how many were looked through, of how many.
+        begin: Shows how many are looked through.
 
     Raises:
         InputError: There are none to train on, or none to measure on.
@@ -90,7 +96,8 @@ def films_at(
     films: list[Film] = []
     short: list[Path] = []
     unread: list[str] = []
-    for done, path in enumerate(paths, 1):
+    advance = begin("looking through films", len(paths))
+    for path in paths:
         try:
             film = Film(path)
         except InputError as error:
@@ -100,7 +107,7 @@ def films_at(
                 short.append(path)
             else:
                 films.append(film)
-        tell(done, len(paths))
+        advance(1)
     chosen = _held_out(films, folder, halves)
     train, held_out = (
         tuple(film for film, held in zip(films, chosen, strict=True) if held == which)
@@ -146,6 +153,10 @@ class Clips(Dataset[Item]):
     def __len__(self) -> int:
         """How many an epoch has: one of each film."""
         return len(self.films)
+
+    def whole(self) -> Clips:
+        """The middle of every film, cut at its centre and unchanged."""
+        return Clips(self.films, self.frames, Cut(self.cut.size))
 
     def __getitem__(self, number: int) -> Item:
         """The clip of an item.

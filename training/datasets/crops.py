@@ -44,6 +44,10 @@ class Crops(Dataset[Item]):
         """How many an epoch has."""
         return len(self._labels) if self._groups is None else len(self._groups)
 
+    def whole(self) -> Crops:
+        """Every picture once, cut at its centre and unchanged."""
+        return Crops(self.pictures, Cut(self.cut.size))
+
     def __getitem__(self, number: int) -> Item:
         """The crop of an item.
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2kit.errors import InputError
+from m2kit.families.sizes import grid_of_size, misfit
 from m2kit.runtime.arguments import check_pictures
 
 if TYPE_CHECKING:
@@ -66,25 +67,24 @@ class DataSet:
         return collection
 
 
-def latent_grid(size: int, spec: TokenizerSpec) -> tuple[int, ...]:
-    """The grid (h, w) that a tokenizer makes of square images.
+def latent_grid(size: tuple[int, ...], spec: TokenizerSpec) -> tuple[int, ...]:
+    """The grid that a tokenizer makes of images (h, w) or of clips (t, h, w).
 
     Args:
-        size: Their height and width in pixels.
+        size: Of an image (H, W) or a clip (T, H, W), in pixels.
         spec: The tokenizer.
 
     Raises:
-        InputError: Its strides leave no whole grid, or one that it does not take; it takes clips.
+        InputError: Its strides leave no whole grid, or one that it does not take; it takes clips,
+            and these are images, or the other way round.
     """
-    check_pictures(spec)
-    strides = spec.strides
-    grid = tuple(size // stride for stride in strides)
-    if 0 in grid or any(size % stride for stride in strides):
+    if len(size) == 2:
+        check_pictures(spec)
+    if wrong := misfit(spec, size):
         raise InputError(
-            f"this tokenizer divides images by {' x '.join(map(str, strides))}: images of {size} x "
-            f"{size} must leave whole latent positions; train a tokenizer of fewer levels, or "
-            "change the size",
-            option="--channel-multipliers, --size",
+            f"{wrong}; train a tokenizer of fewer levels, or change the size",
+            option="--channel-multipliers, --size" + ", --frames" * (len(size) == 3),
         )
+    grid = grid_of_size(spec, size)
     spec.check_grid(grid)
     return grid

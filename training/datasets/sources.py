@@ -15,6 +15,7 @@ import numpy as np
 from m2kit.errors import InputError
 from m2kit.inputs import open_input
 from m2kit.npz_file import DamagedArchive, read_npz
+from m2kit.runtime.films import FILM_SUFFIXES
 from m2kit.training.datasets.pictures import (
     ArrayPictures,
     Collection,
@@ -145,6 +146,11 @@ def _files(root: Path, classes: tuple[str, ...]) -> FilePictures:
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = sorted(str(p) for p in (root / name).rglob("*") if _is_picture(p.name))
+        if not found and _holds_films(root):
+            raise InputError(
+                f"{root}: expected pictures, found none; it holds films, of which clips are taken",
+                option="--frames",
+            )
         if not found and name:
             raise InputError(
                 f"{root / name}: expected pictures of a class, found none; fill the folder, or "
@@ -158,6 +164,10 @@ def _files(root: Path, classes: tuple[str, ...]) -> FilePictures:
         paths += found
         labels += [label] * len(found)
     return FilePictures(paths, np.array(labels, dtype=np.int64))
+
+
+def _holds_films(root: Path) -> bool:
+    return any(path.name.lower().endswith(FILM_SUFFIXES) for path in root.rglob("*"))
 
 
 def _is_picture(name: str) -> bool:

@@ -1,7 +1,8 @@
 """How a trained tokenizer treats a data set: its use of the codebook, and its reconstructions.
 
-Pictures are cut at their centre, each once, and computed where the tokenizer is. Of a large set a
-hundred thousand stand for all: evenly spread, as the first ones would be of the first classes.
+Pictures, and clips of films, are cut at their centre, each once, and computed where the tokenizer
+is. Of a large set a hundred thousand stand for all: evenly spread, as the first ones would be of
+the first classes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from torch.utils.data import default_collate
 
 from m2kit.runtime.codebook import CodebookCount, CodebookReport
 from m2kit.runtime.images import psnr
+from m2kit.training.datasets.clips import Clips
 from m2kit.training.datasets.crops import Crops
-from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.pictures import Pictures
-from m2kit.training.models.tokenizer import Tokenizer
+from m2kit.training.models.tokenizer import Tokenizer, frames_of
 
-_MOST_MEASURED = 100_000  # pictures
-_AT_ONCE = 64
+_MOST_MEASURED = 100_000  # pictures or clips
+_AT_ONCE = 64  # pictures or frames
+Seen = Crops | Clips
 Note = Callable[[Pictures, Tensor], None]  # of a batch: its pictures, and READ or an unread index
 
 
@@ -37,48 +39,52 @@ def measured_of(count: int) -> npt.NDArray[np.int64]:
 
 
 @torch.no_grad()
-def codebook_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) -> CodebookReport:
+def codebook_of_crops(tokenizer: Tokenizer, crops: Seen, note: Note = _ignore) -> CodebookReport:
     """How the tokens of pictures use the codebook."""
     vocabularies = tokenizer.spec.vocabularies
     count = CodebookCount(vocabularies, tokenizer.spec.bit_order)
-    for images in _batches(crops, measured_of(len(crops.pictures.labels)), note):
+    for images in _batches(crops, measured_of(len(crops.whole())), note):
         codes = tokenizer.codes(images.to(_device(tokenizer)))
         count.add(tokenizer.tokens(codes, vocabularies).cpu().numpy())
     return count.report()
 
 
-def psnr_of_crops(tokenizer: Tokenizer, crops: Crops, note: Note = _ignore) -> float:
-    """Of reconstructions, the mean over pictures, in dB."""
-    numbers = measured_of(len(crops.pictures.labels))
+def psnr_of_crops(tokenizer: Tokenizer, crops: Seen, note: Note = _ignore) -> float:
+    """Of reconstructions, the mean over pictures, or over all frames of clips, in dB."""
+    numbers = measured_of(len(crops.whole()))
     values = [
-        psnr(images.numpy(), _reconstructed(tokenizer, images)) * len(images)
+        psnr(frames_of(images).numpy(), frames_of(_reconstructed(tokenizer, images)).numpy())
+        * len(images)
         for images in _batches(crops, numbers, note)
     ]
     return round(sum(values) / len(numbers), 3)
 
 
 def pictures_above_reconstructions(
-    tokenizer: Tokenizer, crops: Crops, *, rows: int, columns: int
+    tokenizer: Tokenizer, crops: Seen, *, rows: int, columns: int
 ) -> npt.NDArray[np.float32]:
-    """The first pictures in at most so many rows, with a row of reconstructions below each.
+    """The first pictures in at most so many rows, with a row of reconstructions below each; of
+    clips, a row has the frames of one.
 
     Returns:
-        (n, 3, H, W) float32 in [-1, 1], n a multiple of 2 * columns: a row that pictures do not
-        fill is left out, but for the first one, which repeats them.
+        (n, 3, H, W) float32 in [-1, 1], n a multiple of 2 * columns, which is the clips' number of
+        frames: a row that pictures do not fill is left out, but for the first one, which repeats
+        them.
     """
-    count = max(1, min(rows, len(crops.pictures.labels) // columns)) * columns
+    held = len(crops.whole())
+    in_row = columns if isinstance(crops, Crops) else 1
+    count = max(1, min(rows, held // in_row)) * in_row
     shown = []
-    first = np.arange(min(count, len(crops.pictures.labels)))
-    for images in _batches(crops, first, at_once=columns):
-        images = images[torch.arange(columns) % len(images)]
-        shown += [images.numpy(), _reconstructed(tokenizer, images)]
-    return np.concatenate(shown)
+    for images in _batches(crops, np.arange(min(count, held)), at_once=in_row):
+        images = images[torch.arange(in_row) % len(images)]
+        shown += [frames_of(images), frames_of(_reconstructed(tokenizer, images))]
+    return torch.cat(shown).numpy()
 
 
 @torch.no_grad()
-def _reconstructed(tokenizer: Tokenizer, images: Tensor) -> npt.NDArray[np.float32]:
+def _reconstructed(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     rebuilt: Tensor = tokenizer.decoder(tokenizer.codes(images.to(_device(tokenizer))))
-    return rebuilt.clamp(-1, 1).cpu().numpy()
+    return rebuilt.clamp(-1, 1).cpu()
 
 
 def _device(tokenizer: Tokenizer) -> torch.device:
@@ -86,12 +92,15 @@ def _device(tokenizer: Tokenizer) -> torch.device:
 
 
 def _batches(
-    crops: Crops, numbers: npt.NDArray[np.int64], note: Note = _ignore, *, at_once: int = _AT_ONCE
+    crops: Seen, numbers: npt.NDArray[np.int64], note: Note = _ignore, *, at_once: int | None = None
 ) -> Iterator[Tensor]:
-    """The images of these numbers, (B, 3, H, W)."""
-    whole = Crops(crops.pictures, Cut(crops.cut.size))
+    """The images of these numbers, (B, 3, H, W), or clips, (B, 3, T, H, W)."""
+    whole = crops.whole()
+    if at_once is None:
+        at_once = _AT_ONCE if isinstance(whole, Crops) else max(1, _AT_ONCE // whole.frames)
     for start in range(0, len(numbers), at_once):
         items = [whole[int(number)] for number in numbers[start : start + at_once]]
-        images, _, replaced = default_collate(items)
-        note(whole.pictures, replaced)
+        images, *_, replaced = default_collate(items)
+        if isinstance(whole, Crops):  # clips are of films that were looked through
+            note(whole.pictures, replaced)
         yield images

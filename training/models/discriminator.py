@@ -20,7 +20,8 @@ from m2kit.families.convolutional import GROUPS
 Kind = Literal["patch", "blur"]
 _INITIAL_DEVIATION = 0.02
 _BLUR = (1.0, 3.0, 3.0, 1.0)
-_LEAST_PIXELS = 24  # of a side, of which PatchGAN's layers leave one position
+_LEAST_PIXELS = 24  # of a side of pictures, of which PatchGAN's layers leave one position
+_LEAST_OF_CLIPS = 16  # of which those of clips leave four, as BatchNorm needs more than one
 
 
 class PatchDiscriminator(nn.Module):
@@ -145,21 +146,24 @@ def _convolution(channels_in: int, channels_out: int, side: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, side, padding=side // 2)
 
 
-def discriminator(kind: Kind, width: int | None = None) -> PatchDiscriminator | BlurDiscriminator:
-    """A new discriminator, of the published width unless another one is named."""
-    make = PatchDiscriminator if kind == "patch" else BlurDiscriminator
+def discriminator(kind: Kind, width: int | None = None, *, of_clips: bool = False) -> nn.Module:
+    """A new discriminator, of the published width unless another one is named; of clips there is
+    PatchGAN alone."""
+    of_pictures = PatchDiscriminator if kind == "patch" else BlurDiscriminator
+    make = ClipDiscriminator if of_clips else of_pictures
     return make() if width is None else make(width)
 
 
-def check_judged(kind: str, size: int) -> None:
-    """Refuse pictures (height and width in pixels) of which a discriminator is left nothing.
+def check_judged(kind: str, size: tuple[int, ...]) -> None:
+    """Refuse pictures (H, W) or clips (T, H, W) of which a discriminator is left nothing.
 
     Raises:
         InputError: They are too small for PatchGAN.
     """
-    if kind == "patch" and size < _LEAST_PIXELS:
+    least, what = (_LEAST_PIXELS, "pictures") if len(size) == 2 else (_LEAST_OF_CLIPS, "clips")
+    if kind == "patch" and min(size[-2:]) < least:
         raise InputError(
-            f"PatchGAN judges pictures of {_LEAST_PIXELS} x {_LEAST_PIXELS} pixels and more, found "
-            f"{size} x {size}; take larger ones, or another discriminator",
+            f"PatchGAN judges {what} of {least} x {least} pixels and more, found "
+            f"{' x '.join(map(str, size[-2:]))}; take larger ones, or another discriminator",
             option="--size, --adversary",
         )

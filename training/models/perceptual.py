@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from m2kit.errors import CheckpointError
+from m2kit.errors import CheckpointError, InputError
+from m2kit.training.models.tokenizer import frames_of
 from m2kit.training.models.weights_file import (
     WeightsFile,
     copy_weights,
@@ -31,7 +32,7 @@ _SLICES = (
 )
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of RGB in [-1, 1]
 _EPSILON = 1e-10
-
+_LEAST_PIXELS = 16  # of a side, of which the last slice has one
 
 VGG = WeightsFile(
     "vgg16-397923af.pth",
@@ -78,8 +79,7 @@ class PerceptualNetwork(nn.Module):
         """Distance of each pair of (B, 3, H, W) images in [-1, 1], sides of 16 or more: (B). Of
         clips (B, 3, T, H, W) it is the mean over their frames."""
         if images.dim() == 5:
-            frames = [clips.transpose(1, 2).flatten(0, 1) for clips in (images, others)]
-            of_frames: Tensor = self(*frames)
+            of_frames: Tensor = self(frames_of(images), frames_of(others))
             return of_frames.view(len(images), -1).mean(1)
         x, y = self.scaling_layer(images), self.scaling_layer(others)
         distance: Tensor = x.new_zeros(len(x))
@@ -141,6 +141,20 @@ def perceptual_network(vgg: Path | None = None, heads: Path | None = None) -> Pe
     linear = {name: name for name in network.state_dict() if name.startswith("lin")}
     _load(network, heads, HEADS, linear)
     return network
+
+
+def check_compared(size: tuple[int, ...]) -> None:
+    """Refuse pictures (H, W), or clips (T, H, W), that VGG-16 leaves nothing of.
+
+    Raises:
+        InputError: They are too small.
+    """
+    if min(size[-2:]) < _LEAST_PIXELS:
+        raise InputError(
+            f"LPIPS compares pictures of {_LEAST_PIXELS} x {_LEAST_PIXELS} pixels and more, found "
+            f"{' x '.join(map(str, size[-2:]))}; take larger ones, or train without it",
+            option="--size, --perceptual none",
+        )
 
 
 def missing_files(vgg: Path | None = None, heads: Path | None = None) -> list[str]:

@@ -27,6 +27,11 @@ NORM_EPS = 1e-6
 Strides = tuple[int, ...]  # one for each axis
 
 
+def frames_of(images: Tensor) -> Tensor:
+    """Images (B, C, h, w) as they are, or of videos (B, C, t, h, w) the frames (B * t, C, h, w)."""
+    return images.transpose(1, 2).flatten(0, 1) if images.dim() == 5 else images
+
+
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
     """GroupNorm as every layer of the tokenizer uses it."""
     return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS, affine=affine)

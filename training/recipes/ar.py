@@ -90,7 +90,7 @@ class ARRecipe(Recipe):
         sharded: The weights are divided among processes, which cannot draw images with them.
     """
 
-    columns = _SAMPLES_PER_CLASS
+    columns = shown = _SAMPLES_PER_CLASS
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from m2kit.errors import CheckpointError, InputError
-from m2kit.families.image import ImageTokenizerSpec
+from m2kit.families.convolutional import ConvolutionalSpec
 from m2kit.records import to_json
 from m2kit.training.checkpoints.file import read_file
 from m2kit.training.checkpoints.reading import Checkpoint, read_checkpoint
@@ -17,7 +17,7 @@ from m2kit.training.models.model import TRANSFORMER
 DISCRIMINATOR = "loss.discriminator."  # begins the names of its tensors in training files
 
 
-def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ImageTokenizerSpec) -> None:
+def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ConvolutionalSpec) -> None:
     """Take over the weights that the file's model is used with, the averaged ones where it has any.
 
     Args:
@@ -35,13 +35,14 @@ def load_tokenizer(path: Path, tokenizer: nn.Module, spec: ImageTokenizerSpec) -
     )
 
 
-def read_initial(path: Path, spec: ImageTokenizerSpec) -> Checkpoint:
-    """A file to start from, of such an architecture, as `load_tokenizer` would take it."""
+def read_initial(path: Path, spec: ConvolutionalSpec) -> Checkpoint:
+    """A file to start from, of such an architecture, as `load_tokenizer` would take it; clips may
+    be longer or shorter than those that it was trained on."""
     checkpoint = read_checkpoint(path)
     own = checkpoint.spec.tokenizer
     found = {"family": own.family, **to_json(own)}
     wanted = {"family": spec.family, **to_json(spec)}
-    others = [name for name in wanted if found.get(name) != wanted[name]]
+    others = [n for n in wanted if n != "frames" and found.get(n) != wanted[n]]
     if others:
         shown = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in others)
         raise InputError(

@@ -28,6 +28,7 @@ from m2kit.progress import Begin, silent
 from m2kit.runtime.images import uint8_from_images
 from m2kit.runtime.saving import write_grid
 from m2kit.training.checkpoints.writing import save_whole
+from m2kit.training.datasets.crops import READ
 from m2kit.training.recipes.batches import HeldOutBatches, TrainingBatches
 from m2kit.training.recipes.loading import loaded
 from m2kit.training.recipes.machine import Machine, place
@@ -310,7 +311,7 @@ class Run:
         help where it needs their weights."""
         if log is None and self.machine.strategy != "sharded":
             return
-        items = [self.held_out[index % len(self.held_out)] for index in range(self.recipe.columns)]
+        items = [self.held_out[index % len(self.held_out)] for index in range(self.recipe.shown)]
         batch = self._here(default_collate(items), self.held_out)
         images = self.recipe.samples(batch)
         if log is not None and images is not None:
@@ -320,7 +321,8 @@ class Run:
     def _here(self, batch: Any, data: Any) -> Batch:
         """A batch on this process's device; notes the pictures that could not be read."""
         *tensors, replaced = batch
-        self.unread.note(data.pictures, replaced)
+        if (replaced != READ).any():  # never of clips, whose films were looked through before
+            self.unread.note(data.pictures, replaced)
         kind = next(self.recipe.phases[0].network.parameters()).dtype
         return [
             t.to(self.fabric.device, dtype=kind if t.is_floating_point() else None) for t in tensors

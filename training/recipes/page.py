@@ -24,7 +24,7 @@ from m2kit.runtime.codebook import CodebookReport
 from m2kit.runtime.images import uint8_from_images
 from m2kit.runtime.saving import Sheet
 from m2kit.training.datasets.crops import Crops
-from m2kit.training.evaluation.tokenizer import pictures_above_reconstructions
+from m2kit.training.evaluation.tokenizer import Seen, pictures_above_reconstructions
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.metrics import EPOCH, STEP, curves_png, read_metrics
 from m2kit.training.recipes.phase import Panels
@@ -88,13 +88,18 @@ def figure_of_samples(
     return figure_of_grid(caption, images[: rows * columns], columns=columns)
 
 
-def figure_of_reconstructions(tokenizer: Tokenizer, held_out: Crops) -> Figure:
-    """Some held-out pictures, and below each what the tokenizer makes of it."""
-    rows, columns = grid_layout(held_out.cut.size)
+def figure_of_reconstructions(tokenizer: Tokenizer, held_out: Seen) -> Figure:
+    """Some held-out pictures, or frames of clips, and below each what the tokenizer makes of it."""
+    size = held_out.cut.size
+    if isinstance(held_out, Crops):
+        what, (rows, columns) = "held-out pictures", grid_layout(size)
+    else:
+        what, columns = "frames of held-out clips", held_out.frames
+        rows = min(10, max(2, _PIXELS // (columns * size[0] * size[1])))
     images = pictures_above_reconstructions(
         tokenizer, held_out, rows=max(1, rows // 2), columns=columns
     )
-    caption = "held-out pictures, a row of reconstructions below each row"
+    caption = f"{what}, a row of reconstructions below each row"
     return figure_of_grid(caption, images, columns=columns)
 
 

@@ -80,6 +80,7 @@ class Recipe(ABC):
         statistics: What is kept from step to step and not trained; saved with the run.
         panels: All that it logs, as curves.png draws it.
         columns: Of samples.png.
+        shown: Held-out examples that it is made of.
         remark: What is to be told of the last measurement, beside its numbers.
     """
 
@@ -87,6 +88,7 @@ class Recipe(ABC):
     statistics: nn.Module
     panels: Panels
     columns: int
+    shown: int
     remark: str = ""
 
     @abstractmethod
@@ -102,4 +104,4 @@ class Recipe(ABC):
     @abstractmethod
     def samples(self, held_out: Batch) -> npt.NDArray[np.float32] | None:
         """What is to be looked at while it trains: images (n, 3, H, W) float32 in [-1, 1], of
-        `columns` held-out examples; None where it cannot be made."""
+        `shown` held-out examples, in rows of `columns`; None where it cannot be made."""

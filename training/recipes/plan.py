@@ -14,16 +14,23 @@ from torch import Tensor, nn
 
 from m2kit.config import ModelSpec
 from m2kit.families.image import ImageTokenizerSpec
+from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject, to_json
 from m2kit.token_cache import open_cache
+from m2kit.training.datasets.clips import Clips
+from m2kit.training.datasets.crops import Crops
 from m2kit.training.datasets.dataset import latent_grid
-from m2kit.training.datasets.table import cache_path, dataset_named
-from m2kit.training.models.discriminator import check_judged
+from m2kit.training.datasets.table import cache_path
 from m2kit.training.models.perceptual import PerceptualNetwork
 from m2kit.training.models.tokenizer import Tokenizer
 from m2kit.training.recipes.ar import ARRecipe
 from m2kit.training.recipes.division import Division, check_batch
-from m2kit.training.recipes.examples import examples
+from m2kit.training.recipes.examples import (
+    Examples,
+    check_taken,
+    picture_examples,
+    tokenizer_examples,
+)
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.memory import Memory, step_memory
 from m2kit.training.recipes.phase import Recipe
@@ -45,6 +52,8 @@ class Data:
         held_out_images: To measure on; None is not known.
         classes: How many.
         size_pixels: Height and width of the crops.
+        frames: Of a clip; None where these are pictures.
+        left_out: What of the data set is not trained on, in words; nothing where all is.
     """
 
     title: str
@@ -53,6 +62,8 @@ class Data:
     held_out_images: int | None
     classes: int
     size_pixels: int
+    frames: int | None = None
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,29 +159,38 @@ class Plan:
         return value
 
 
-def found_data(settings: RunSettings) -> Data:
+def found_data(settings: RunSettings, begin: Begin = silent) -> Data:
     """The data set that a run's settings name.
 
     Raises:
         InputError: There is none, or it is not as a data set should be.
     """
+    if isinstance(settings, TokenizerSettings):
+        return _data_of(tokenizer_examples(settings, begin), settings.frames)
     path = cache_path(settings.data)
-    if path is not None and isinstance(settings, ARSettings):
+    if path is not None:
         source = FromCache(open_cache(path), settings.seed, settings.one_of_group)
         count, size = len(source.cache.held_out.labels), source.cache.tokens.image_size[0]
         return Data(source.title, False, len(source), count, len(source.classes), size)
-    data = dataset_named(settings.data)
-    collection = data.load()
-    train, held_out = examples(settings, collection)
-    size = train.cut.size[0]
-    return Data(data.title, False, len(train), len(held_out), len(collection.classes), size)
+    return _data_of(picture_examples(settings))
+
+
+def _data_of(found: Examples[Crops] | Examples[Clips], frames: int | None = None) -> Data:
+    train, held_out = found.train, found.held_out
+    return Data(
+        found.title, False, len(train), len(held_out), len(found.classes), train.cut.size[0],
+        frames, found.left_out,
+    )  # fmt: skip
 
 
 def assumed_data(settings: RunSettings, published: PublishedData) -> Data:
     """The data set of a published run, which has a size in its settings."""
     assert settings.size is not None
-    pictures, held_out = published.pictures, published.held_out
-    return Data(published.title, True, pictures, held_out, published.classes, settings.size)
+    frames = settings.frames if isinstance(settings, TokenizerSettings) else None
+    return Data(
+        published.title, True, published.pictures, published.held_out, published.classes,
+        settings.size, frames,
+    )  # fmt: skip
 
 
 def tokenizer_plan(settings: TokenizerSettings, machine: Machine, data: Data) -> Plan:
@@ -180,8 +200,7 @@ def tokenizer_plan(settings: TokenizerSettings, machine: Machine, data: Data) ->
         SpecError: The architecture is impossible.
         InputError: It does not fit the images, or the batch cannot be divided.
     """
-    latent_grid(data.size_pixels, settings.spec)
-    check_judged(settings.adversary, data.size_pixels)
+    check_taken(settings, data.size_pixels)
     with torch.device("meta"):
         perceptual = PerceptualNetwork() if settings.perceptual_weight else None
         recipe = TokenizerRecipe(settings, data.images_per_epoch, perceptual)
@@ -204,7 +223,7 @@ def ar_plan(
         SpecError: The bits do not fit the tokenizer, or the architecture is impossible.
         InputError: The tokenizer does not fit the images, or the batch cannot be divided.
     """
-    grid = latent_grid(data.size_pixels, tokenizer)
+    grid = latent_grid((data.size_pixels,) * 2, tokenizer)
     spec = ModelSpec(tokenizer, settings.spec(grid, data.classes))
     with torch.device("meta"):
         own = Tokenizer(tokenizer).requires_grad_(False)
@@ -268,14 +287,15 @@ def _devices(machine: Machine) -> Devices:
 
 def _part(settings: RunSettings, data: Data, images: int, recipe: Recipe) -> list[Tensor]:
     """Tensors like those of a part of a batch, on the meta device."""
-    size = data.size_pixels
+    sides = (data.size_pixels,) * 2
     labels = torch.empty(images, dtype=torch.int64, device="meta")
     if isinstance(settings, ARSettings) and settings.versions:
         assert isinstance(recipe, ARRecipe)
-        grid = latent_grid(size, recipe.spec.tokenizer)
+        grid = latent_grid(sides, recipe.spec.tokenizer)
         shape = (images, grid[0] * grid[1], len(settings.bits))
         return [torch.empty(shape, dtype=torch.int64, device="meta"), labels]
-    return [torch.empty(images, 3, size, size, device="meta"), labels]
+    time = () if data.frames is None else (data.frames,)
+    return [torch.empty(images, 3, *time, *sides, device="meta"), labels]
 
 
 def _network(name: str, network: nn.Module) -> Network:

@@ -4,7 +4,8 @@ of export gives their architectures.
 Facts from TencentARC/SEED-Voken: configs/Open-MAGVIT2 and the training code; the optimizers' betas
 and what no recipe changes are in the recipes themselves. The released V0.1 tokenizers are of
 another recipe, which is not published. Of the pre-trained tokenizers the pictures are several sets
-of 100 million in all; of the others ImageNet's 1,281,167, in 1,000 classes.
+of 100 million in all, of the video tokenizer's the films of UCF-101 (arXiv 1212.0402: 13,320, of
+which its first split trains on 9,537), of the others ImageNet's 1,281,167, in 1,000 classes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2kit.config import PRESETS
-from m2kit.families.image import ImageTokenizerSpec
+from m2kit.families.convolutional import ConvolutionalSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class PublishedData:
 
 
 IMAGENET = PublishedData("ImageNet", 1_281_167, 50_000, 1000)
+UCF = PublishedData("UCF-101, the first split's training films", 9_537, 3_783, 101)
 _SEVERAL = PublishedData("several sets of pictures with text", 100_000_000, None, 1)
 _ON_SEVERAL = ("tokenizer-pretrain-16384", "tokenizer-pretrain-262144")
 _TOKENIZER: dict[str, Any] = {  # neither warm-up nor clipping nor warping: said, as the command
@@ -96,6 +98,17 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "decay": "drops",
         "drops": (800_000.0, 1_000_000.0),
     },
+    "video-128": {
+        **_TOKENIZER,
+        "size": 128,
+        "frames": 17,
+        "epochs": 2000,
+        "batch": 128,
+        "warm_up": 2.0,
+        "decay": "cosine",
+        "floor": 0.01,
+        "adversary_weight": 0.3,
+    },
     "ar-b": _AR,
     "ar-l": _AR,
     "ar-xl": {**_AR, "epochs": 350, "learning_rate": 2.4e-4, "warm_up": 7.0},
@@ -112,7 +125,7 @@ def published(name: str) -> dict[str, Any]:
     values, preset = dict(_TRAINING[name]), PRESETS[name]
     tokenizer, transformer = preset.spec.tokenizer, preset.spec.transformer
     if transformer is None:
-        assert isinstance(tokenizer, ImageTokenizerSpec)
+        assert isinstance(tokenizer, ConvolutionalSpec)
         names = ("base_channels", "channel_multipliers", "blocks_per_level", "code_bits")
         return values | {name: getattr(tokenizer, name) for name in names}
     sizes = ("width", "heads", "inter_layers", "intra_layers", "ffn_width")
@@ -122,6 +135,8 @@ def published(name: str) -> dict[str, Any]:
 
 def published_data(name: str) -> PublishedData:
     """What the published run of that name was trained on."""
+    if name == "video-128":
+        return UCF
     return _SEVERAL if name in _ON_SEVERAL else IMAGENET
 
 

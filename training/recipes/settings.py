@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from m2kit.cache_file import read_cache_file
 from m2kit.config import TransformerSpec
 from m2kit.errors import InputError
-from m2kit.families.convolutional import GROUPS
+from m2kit.families.convolutional import GROUPS, ConvolutionalSpec
 from m2kit.families.image import ImageTokenizerSpec
+from m2kit.families.video import VideoTokenizerSpec
 from m2kit.hashes import sha256_of_file
 from m2kit.records import Range, Text, checked_fields
 from m2kit.runtime.pictures import MOST_SIDE
@@ -124,9 +125,11 @@ class TokenizerSettings(RunSettings):
     """A tokenizer run.
 
     Attributes:
+        frames: Of a clip, where the tokenizer is of clips of films; None is one of pictures.
         l1_weight: Of the mean absolute difference of pixels in [-1, 1].
         perceptual_weight: Of LPIPS on VGG-16; 0 needs no such network.
-        adversary: The discriminator: PatchGAN, MaskBit's blurring one, or none.
+        adversary: The discriminator: PatchGAN (of clips in three dimensions), MaskBit's blurring
+            one, or none.
         adversary_width: Channels after its first convolution.
         adversary_from: Epoch or step from which on the generator loss counts and the discriminator
             trains.
@@ -144,6 +147,7 @@ class TokenizerSettings(RunSettings):
         init_sha256: Of the checkpoint file whose weights the run starts from, if any.
     """
 
+    frames: Number | None = None
     base_channels: Number
     channel_multipliers: tuple[Number, ...]
     blocks_per_level: Number
@@ -169,7 +173,13 @@ class TokenizerSettings(RunSettings):
         RunSettings.__post_init__(self)  # super() knows no class that has slots
         spec = self.spec
         if self.size is not None:
-            latent_grid(self.size, spec)
+            latent_grid(self.shape(self.size), spec)
+        if self.frames is not None and (self.adversary == "blur" or self.one_of_group):
+            found = "groups" if self.one_of_group else "the blurring adversary"
+            raise InputError(
+                f"a tokenizer of clips has no use of {found}, which pictures have; leave that out",
+                option="--one-of-group, --adversary, --frames",
+            )
         if self.adversary == "blur" and self.adversary_width % GROUPS:
             raise InputError(
                 f"the blurring discriminator's width must be a multiple of {GROUPS}, found "
@@ -183,16 +193,23 @@ class TokenizerSettings(RunSettings):
             )
 
     @property
-    def spec(self) -> ImageTokenizerSpec:
+    def spec(self) -> ConvolutionalSpec:
         """The architecture, in the released models' bit order and with adaptive GroupNorm."""
-        return ImageTokenizerSpec(
-            base_channels=self.base_channels,
-            channel_multipliers=self.channel_multipliers,
-            blocks_per_level=self.blocks_per_level,
-            code_bits=self.code_bits,
-            adaptive_norm=True,
-            bit_order="lsb",
-        )
+        fields: dict[str, Any] = {
+            "base_channels": self.base_channels,
+            "channel_multipliers": self.channel_multipliers,
+            "blocks_per_level": self.blocks_per_level,
+            "code_bits": self.code_bits,
+            "adaptive_norm": True,
+            "bit_order": "lsb",
+        }
+        if self.frames is None:
+            return ImageTokenizerSpec(**fields)
+        return VideoTokenizerSpec(**fields, frames=self.frames)
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        """(H, W) of its pictures of so many pixels, or (T, H, W) of its clips."""
+        return (size, size) if self.frames is None else (self.frames, size, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,11 @@ from m2kit.training.datasets.cached import CachedTokens
 from m2kit.training.datasets.crops import Crops
 from m2kit.training.datasets.dataset import latent_grid
 from m2kit.training.datasets.pictures import SomePictures
-from m2kit.training.datasets.table import cache_path, dataset_named
+from m2kit.training.datasets.table import cache_path
 from m2kit.training.datasets.tokens import TokenExamples, encoded
 from m2kit.training.evaluation.tokenizer import measured_of
 from m2kit.training.models.tokenizer import Tokenizer
-from m2kit.training.recipes.examples import examples
+from m2kit.training.recipes.examples import picture_examples
 from m2kit.training.recipes.settings import RunSettings, settings_of_cache
 
 Tokens = TokenExamples | CachedTokens
@@ -135,11 +135,11 @@ def token_source(
     """
     path = cache_path(settings.data)
     if path is None:
-        data = dataset_named(settings.data)
-        collection = data.load()
-        train, held_out = examples(settings, collection)
-        grid = latent_grid(train.cut.size[0], checkpoint.spec.tokenizer)
-        return FromPictures(data.title, collection.classes, grid, train, held_out, versions)
+        examples = picture_examples(settings)
+        grid = latent_grid(examples.train.cut.size, checkpoint.spec.tokenizer)
+        return FromPictures(
+            examples.title, examples.classes, grid, examples.train, examples.held_out, versions
+        )
     cache = open_cache(path, begin)
     own = checkpoint.source.tokenizer_file
     made = cache.making.tokenizer_sha256, cache.making.tokenizer_weights

@@ -1,5 +1,6 @@
-"""Trains the image tokenizer: L1 + LPIPS + generator loss + LFQ entropy + commitment, against a
-discriminator that is trained on the same reconstructions; Adam, EMA. Every term can be left out.
+"""Trains the image or the video tokenizer: L1 + LPIPS + generator loss + LFQ entropy + commitment,
+against a discriminator that is trained on the same reconstructions; Adam, EMA. Every term can be
+left out.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject
 from m2kit.runtime.codebook import CodebookCount
 from m2kit.training.checkpoints.writing import write_tokenizer_checkpoint
+from m2kit.training.datasets.clips import Clips
 from m2kit.training.datasets.crops import Crops
-from m2kit.training.datasets.dataset import latent_grid
-from m2kit.training.datasets.table import dataset_named
 from m2kit.training.evaluation.tokenizer import codebook_of_crops, psnr_of_crops
 from m2kit.training.losses.adversary import LeCam, generator_loss, hinge_loss
 from m2kit.training.losses.entropy import entropies
 from m2kit.training.models import lfq
-from m2kit.training.models.discriminator import check_judged, discriminator
+from m2kit.training.models.discriminator import discriminator
 from m2kit.training.models.perceptual import PerceptualNetwork
-from m2kit.training.models.tokenizer import Tokenizer
+from m2kit.training.models.tokenizer import Tokenizer, frames_of
 from m2kit.training.recipes.beginning import begun
 from m2kit.training.recipes.division import check_batch
 from m2kit.training.recipes.environment import environment_of
-from m2kit.training.recipes.examples import examples
+from m2kit.training.recipes.examples import Examples, tokenizer_examples
 from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator, load_tokenizer
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
@@ -43,7 +43,8 @@ from m2kit.training.recipes.run_folder import TOKENIZER_FILES, Trained
 from m2kit.training.recipes.saved_state import weights_of
 from m2kit.training.recipes.settings import TokenizerSettings
 
-_COLUMNS = 10
+_COLUMNS = 10  # of samples.png, where it shows pictures
+_CLIPS = 4  # that it shows, a row of frames each
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,6 @@ class TokenizerRecipe(Recipe):
         init: The checkpoint file to start from, if any.
     """
 
-    columns = _COLUMNS
-
     def __init__(
         self,
         settings: TokenizerSettings,
@@ -85,6 +84,9 @@ class TokenizerRecipe(Recipe):
         init: Path | None = None,
     ) -> None:
         self.settings, self.perceptual = settings, perceptual
+        of_clips = settings.frames is not None
+        self.columns = settings.frames or _COLUMNS
+        self.shown = _CLIPS if of_clips else _COLUMNS
         self.statistics = self.lecam = LeCam()
         self._rebuilt: deque[tuple[Tensor, Tensor]] = deque()  # images, and what became of them
         self._count = self._no_codes()  # of held-out images, since the last measurement
@@ -111,7 +113,7 @@ class TokenizerRecipe(Recipe):
         }
         norms = ["generator_gradient_norm"]
         if settings.adversary != "none":
-            judge = discriminator(settings.adversary, settings.adversary_width)
+            judge = discriminator(settings.adversary, settings.adversary_width, of_clips=of_clips)
             if init is not None:
                 load_discriminator(init, judge)
             self.discriminator: Phase[nn.Module] = Phase(
@@ -179,15 +181,19 @@ class TokenizerRecipe(Recipe):
         return CodebookCount(spec.vocabularies, spec.bit_order)
 
     def measure(self, batch: Batch, counted: int) -> Losses:
-        """L1 and PSNR of the averaged model's reconstructions: (B) each; counts codes, too."""
+        """L1 and PSNR of the averaged model's reconstructions, of clips the mean over frames: (B)
+        each; counts codes, too."""
         image, *_ = batch
         tokenizer = self.generator.averaged
         rebuilt, latent = tokenizer(image)
         tokens = tokenizer.tokens(tokenizer.quantize(latent), tokenizer.spec.vocabularies)
         self._count.add(tokens[:counted].cpu().numpy())
-        difference = (rebuilt.clamp(-1, 1) - image).flatten(1)
+        difference = frames_of(rebuilt.clamp(-1, 1) - image).flatten(1)
         peak = 10 * torch.log10(4 / difference.square().mean(1).clamp_min(1e-10))
-        return {"held_out_l1": (rebuilt - image).flatten(1).abs().mean(1), "held_out_psnr": peak}
+        return {
+            "held_out_l1": (rebuilt - image).flatten(1).abs().mean(1),
+            "held_out_psnr": peak.view(len(image), -1).mean(1),
+        }
 
     def summary(self, gathered: Gathered) -> dict[str, float]:
         """How held-out images use the codebook; dead bits are the remark."""
@@ -204,10 +210,14 @@ class TokenizerRecipe(Recipe):
         }
 
     def samples(self, held_out: Batch) -> npt.NDArray[np.float32]:
-        """Images above their reconstructions."""
+        """Images above their reconstructions, or clips a row of frames each."""
         image, *_ = held_out
         rebuilt, _latent = self.generator.averaged(image)
-        return torch.cat([image, rebuilt.clamp(-1, 1)]).float().cpu().numpy()
+        both = image, rebuilt.clamp(-1, 1)
+        rows = (
+            torch.cat(both) if image.dim() == 4 else frames_of(torch.stack(both, 1).flatten(0, 1))
+        )
+        return rows.float().cpu().numpy()
 
 
 def train_tokenizer(
@@ -245,11 +255,14 @@ def train_tokenizer(
     if (perceptual is not None) != bool(settings.perceptual_weight):
         raise InputError("a perceptual weight needs its network, and the network a weight")
     with begun(
-        settings, folder, machine, _pictures, files=TOKENIZER_FILES, resume=resume, begin=begin,
+        settings, folder, machine, _examples, files=TOKENIZER_FILES, resume=resume, begin=begin,
         tell=tell,
     ) as run_begun:  # fmt: skip
         settings, fabric, tell = run_begun.settings, run_begun.fabric, run_begun.tell
-        title, train, held_out = run_begun.found
+        found = run_begun.found
+        if found.left_out:
+            tell(found.left_out)
+        train, held_out = found.train, found.held_out
         torch.manual_seed(settings.seed)
         if perceptual is not None:
             perceptual.to(fabric.device, machine.dtype)
@@ -267,7 +280,7 @@ def train_tokenizer(
         tokenizer.to(fabric.device).eval()
         codebook = codebook_of_crops(tokenizer, train, run.unread.note)
         training = TokenizerTraining(
-            data=title,
+            data=found.title,
             codebook_usage=codebook.usage,
             codebook_perplexity=round(codebook.perplexity, 2),
             dead_bits=codebook.dead_bits,
@@ -279,7 +292,7 @@ def train_tokenizer(
         run.unread.tell(tell)
         write_page(
             folder,
-            "Tokenizer",
+            "Tokenizer" if settings.frames is None else "Video tokenizer",
             training,
             panels=recipe.panels,
             figures=[figure_of_reconstructions(tokenizer, held_out)],
@@ -292,15 +305,11 @@ def train_tokenizer(
     return training
 
 
-def _pictures(settings: TokenizerSettings, _: Begin) -> tuple[str, Crops, Crops]:
-    """The data set's title, and crops to train on and to measure on, of which a batch can be made
-    that the networks take."""
-    data = dataset_named(settings.data)
-    train, held_out = examples(settings, data.load())
-    latent_grid(train.cut.size[0], settings.spec)
-    check_judged(settings.adversary, train.cut.size[0])
-    check_batch(settings.batch, len(train))
-    return data.title, train, held_out
+def _examples(settings: TokenizerSettings, begin: Begin) -> Examples[Crops] | Examples[Clips]:
+    """What the networks take, and enough of it for a batch."""
+    found = tokenizer_examples(settings, begin)
+    check_batch(settings.batch, len(found.train))
+    return found
 
 
 def _write_results(

@@ -113,7 +113,7 @@ def test_films_are_found_in_folders_and_what_is_no_clip_is_counted(tmp_path):
     for name in (".hidden/a.mp4", "b/._long.mp4", "b/notes.txt"):
         (tmp_path / name).write_bytes(b"none")
     told = []
-    found = films_at(tmp_path, 5, lambda done, of: told.append((done, of)))
+    found = films_at(tmp_path, 5, lambda stage, of: told.append((stage, of)) or told.append)
     train, held_out = (
         {str(film.path.relative_to(tmp_path)) for film in half}
         for half in (found.train, found.held_out)
@@ -121,7 +121,8 @@ def test_films_are_found_in_folders_and_what_is_no_clip_is_counted(tmp_path):
     assert train | held_out == {"a/five.mkv", "b/long.mp4", "b/other.avi"}
     assert "a/five.mkv" in train and len(held_out) == 1  # of two of a folder
     assert found.short == (tmp_path / "four.avi",)
-    assert told == [(count, 5) for count in range(1, 6)]
+    assert told == [("looking through films", 5), 1, 1, 1, 1, 1]
+    assert found.size == 16
     assert found.left_out_text(5).startswith(
         f"films left out: 1 of fewer than 5 frames ({tmp_path / 'four.avi'}); 1 that cannot be "
         f"read (first: {tmp_path / 'b/broken.mp4'}: "

@@ -76,11 +76,14 @@ def test_the_blur_is_a_normalised_filter_that_keeps_every_second_place():
 
 
 def test_pictures_that_leave_patches_nothing_to_judge_are_refused():
-    check_judged("patch", 24)
+    check_judged("patch", (24, 32))
     assert discriminator("patch", 8)(torch.zeros(2, 3, 24, 24)).shape[-2:] == (1, 1)
-    check_judged("blur", 16)
-    with pytest.raises(InputError, match="24 x 24 pixels and more, found 16 x 16"):
-        check_judged("patch", 16)
+    check_judged("blur", (16, 16))
+    check_judged("patch", (1, 16, 16))
+    with pytest.raises(InputError, match="24 x 24 pixels and more, found 32 x 16"):
+        check_judged("patch", (32, 16))
+    with pytest.raises(InputError, match="clips of 16 x 16 pixels and more, found 8 x 8"):
+        check_judged("patch", (17, 8, 8))
 
 
 def test_the_clip_discriminator_has_the_published_names_sizes_and_patches():

@@ -56,6 +56,24 @@ def few():
         yield data
 
 
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """A folder of 12 films of 6 to 8 frames, of which two are held out; another one is too short,
+    and what another file holds is no film."""
+    pytest.importorskip("av")
+    from doubles.film_files import LOSSLESS, moving, write_film
+
+    folder = tmp_path_factory.mktemp("films")
+    for part, count in (("train", 10), ("val", 2)):
+        (folder / part).mkdir()
+        for index in range(count):
+            frames = moving(6 + index % 3, 32, 32 + 8 * (index % 2))
+            write_film(folder / part / f"{index}.mp4", frames, **LOSSLESS)
+    write_film(folder / "train" / "short.mp4", moving(3, 32, 32), **LOSSLESS)
+    (folder / "val" / "damaged.mp4").write_bytes(b"none")
+    return folder
+
+
 @pytest.fixture
 def uncurved(monkeypatch):
     """Runs draw no curves, which takes longer than their steps."""

@@ -22,7 +22,7 @@ def test_the_commands_of_the_example_train_and_refuse_what_cannot_be(tmp_path, f
         "train", "tokenizer", "--data", "few", "--channel-multipliers", "1" + 6 * ",1", "-o", run
     )
     assert (code, run.exists()) == (1, False), err
-    assert "must leave whole latent positions" in err
+    assert "image sides must be multiples of 64, found 32 x 32" in err
     code, out, err = run_cli(
         "train", "tokenizer", "--data", "few", "--epochs", 1, "--no-progress", "-o", run
     )

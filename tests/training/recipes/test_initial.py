@@ -125,4 +125,4 @@ def test_a_video_tokenizer_is_no_start_of_an_image_tokenizer():
     with pytest.raises(InputError, match=r"another architecture: family video \(asked for image\)"):
         read_initial(GOLDEN / "video_tiny.ckpt", spec)
     with pytest.raises(InputError, match=r"takes a clip \(T, H, W\), no picture"):
-        latent_grid(32, read_checkpoint(GOLDEN / "video_tiny.ckpt").spec.tokenizer)
+        latent_grid((32, 32), read_checkpoint(GOLDEN / "video_tiny.ckpt").spec.tokenizer)

@@ -10,14 +10,16 @@ from click.testing import CliRunner
 
 from m2kit.cli import cli
 from m2kit.outputs import held
-from m2kit.training.recipes.presets import IMAGENET, TOKENIZERS, TRANSFORMERS
+from m2kit.training.recipes.presets import IMAGENET, TOKENIZERS, TRANSFORMERS, UCF
 
 EPOCH, AR_EPOCH = IMAGENET.pictures / 256, IMAGENET.pictures / 768  # steps
+FILM_EPOCH = UCF.pictures / 128
 PARAMETERS = {  # published, or counted in the official code: 2.2 and 1.4 of its description
     "tokenizer-128": {"encoder": 48_422_162, "decoder": 63_599_491, "discriminator": 2_765_633},
     "tokenizer-256": {"encoder": 49_751_442, "decoder": 65_376_387, "discriminator": 2_765_633},
     "tokenizer-pretrain-16384": {"generator": 115_094_033, "discriminator": 1_909_889},
     "tokenizer-pretrain-262144": {"generator": 115_127_829, "discriminator": 2_765_633},
+    "video-128": {"encoder": 144_865_298, "decoder": 225_682_051, "discriminator": 4_665_729},
     "ar-b": {"transformer": 343_570_432, "tokenizer": 115_127_829},
     "ar-l": {"transformer": 804_362_240, "tokenizer": 115_127_829},
     "ar-xl": {"transformer": 1_486_679_040, "tokenizer": 115_127_829},
@@ -30,6 +32,8 @@ SCHEDULES = {  # (what, step, learning rate), by the table of the paper and the 
     "tokenizer-pretrain-16384": [("start", 0, 0), ("peak", 5000, 1e-4), ("end", 1_499_999, 1e-6)],
     "tokenizer-pretrain-262144": [("start", 0, 1e-4), ("drop", 800_000, 1e-5),
                                   ("drop", 1_000_000, 1e-6), ("end", 1_499_999, 1e-6)],
+    "video-128": [("start", 0, 0), ("peak", 2 * FILM_EPOCH, 1e-4),
+                  ("end", 2000 * FILM_EPOCH - 1, 1e-6)],
     "ar-b": [("start", 0, 1.5e-6), ("peak", 6 * AR_EPOCH, 3e-4),
              ("end of flat", (6 + 0.05 * 294) * AR_EPOCH, 3e-4), ("end", 300 * AR_EPOCH, 3e-5)],
     "ar-xl": [("start", 0, 1.2e-6), ("peak", 7 * AR_EPOCH, 2.4e-4),
@@ -73,7 +77,8 @@ def test_every_published_recipe_is_told_where_none_of_its_data_is(name, empty):
         assert rate == pytest.approx(wanted_rate, rel=1e-6, abs=1e-12)
     assert plan["steps"] == corners[-1][1] + 1
     assert plan["data"]["assumed"]
-    assert plan["batch"]["images"] == (256 if name in TOKENIZERS else 768)
+    batch = 128 if name == "video-128" else 256
+    assert plan["batch"]["images"] == (batch if name in TOKENIZERS else 768)
     if name in TOKENIZERS:
         assert ["vgg16-397923af.pth" in line for line in plan["missing"]] == [True, False]
     assert not list(empty.iterdir())
@@ -107,7 +112,7 @@ def test_a_data_set_that_is_given_is_looked_for(empty, few):
     plan = json.loads(done.stdout)
     assert plan["data"] == {
         "title": few.title, "assumed": False, "images_per_epoch": 128, "held_out_images": 128,
-        "classes": 10, "size_pixels": 32,
+        "classes": 10, "size_pixels": 32, "left_out": "",
     }  # fmt: skip
     assert (plan["preset"], plan["steps"], plan["steps_per_epoch"]) == (None, 7, 4)
     assert "missing" in plan

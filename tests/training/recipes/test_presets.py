@@ -2,6 +2,7 @@
 configs have them, and a real step of each, shrunk by overrides alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,9 @@ from m2kit.training.recipes.presets import (
     IMAGENET,
     TOKENIZERS,
     TRANSFORMERS,
+    UCF,
     published,
+    published_data,
 )
 from m2kit.training.recipes.schedule import learning_rate
 from m2kit.training.recipes.settings import TokenizerSettings
@@ -28,6 +31,8 @@ CORNERS = {  # (step, learning rate)
                       (250 * EPOCH + 1, 1e-6), (270 * EPOCH - 1, 1e-6)],
     "tokenizer-pretrain-16384": [(0, 0), (2500, 5e-5), (5000, 1e-4), (1_499_999, 1e-6)],
     "tokenizer-pretrain-262144": [(0, 1e-4), (799_999, 1e-4), (800_000, 1e-5), (1_000_000, 1e-6)],
+    "video-128": [(0, 0), (75, 75 / 149 * 1e-4), (2 * UCF.pictures / 128, 1e-4),
+                  (1001 * UCF.pictures / 128, 5.05e-5), (2000 * UCF.pictures / 128 - 1, 1e-6)],
     "ar-b": [(0, 1.5e-6), (6 * AR_EPOCH, 3e-4), (20 * AR_EPOCH, 3e-4), (300 * AR_EPOCH, 3e-5)],
     "ar-l": [(0, 1.5e-6), (6 * AR_EPOCH, 3e-4), (20 * AR_EPOCH, 3e-4), (300 * AR_EPOCH, 3e-5)],
     "ar-xl": [(0, 1.2e-6), (7 * AR_EPOCH, 2.4e-4), (24 * AR_EPOCH, 2.4e-4),
@@ -47,27 +52,32 @@ def settings_of(name, ar_settings, **changes):
 def test_the_schedule_is_the_published_one_at_its_corners(name, ar_settings):
     settings = settings_of(name, ar_settings)
     for step, rate in CORNERS[name]:
-        found = learning_rate(settings, round(step), IMAGENET.pictures)
+        found = learning_rate(settings, round(step), published_data(name).pictures)
         assert found == pytest.approx(rate, rel=2e-4, abs=1e-12), step
 
 
 def test_what_distinguishes_the_published_tokenizers():
     assert set(TOKENIZERS + TRANSFORMERS) == set(CORNERS)
     recipes = {name: published(name) for name in TOKENIZERS}
-    assert [recipes[n]["lecam_weight"] for n in TOKENIZERS] == [0.01, 0.05, 0.05, 0.05]
-    assert [recipes[n]["adversary"] for n in TOKENIZERS] == ["patch", "patch", "blur", "patch"]
-    assert [recipes[n]["code_bits"] for n in TOKENIZERS] == [18, 18, 14, 18]
+    assert [recipes[n]["lecam_weight"] for n in TOKENIZERS] == [0.01, *[0.05] * 4]
+    assert [recipes[n]["adversary_weight"] for n in TOKENIZERS] == [*[0.1] * 4, 0.3]
+    adversaries = ["patch", "patch", "blur", "patch", "patch"]
+    assert [recipes[n]["adversary"] for n in TOKENIZERS] == adversaries
+    assert [recipes[n]["code_bits"] for n in TOKENIZERS] == [18, 18, 14, 18, 18]
     assert published("ar-l")["bits"] == (6, 12)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_published_tokenizer_recipe_takes_a_step_when_it_is_shrunk(
-    name, ar_settings, few, uncurved, tmp_path
+    name, ar_settings, few, uncurved, tmp_path, request
 ):
     small = {"base_channels": 32, "blocks_per_level": 1, "size": 32, "batch": 2, "steps": 1}
     settings = settings_of(
         name, ar_settings, **small, perceptual_weight=0.0, code_bits=6, adversary_width=32
     )
+    if settings.frames is not None:
+        films = request.getfixturevalue("films")
+        settings = replace(settings, data=str(films), frames=5, channel_multipliers=(1, 2, 2))
     training = train_tokenizer(settings, tmp_path / "run", resume=False)
     assert 0 < training.codebook_usage <= 1
     assert (tmp_path / "run" / "tokenizer.train.pt").is_file()

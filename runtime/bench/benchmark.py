@@ -18,13 +18,12 @@ import numpy.typing as npt
 from m2kit.progress import Begin, silent
 from m2kit.runtime.bench.figures import Benchmark, Comparison, Limit, Stage
 from m2kit.runtime.bench.memory import PositionWeights
+from m2kit.runtime.bench.steadiness import measured_between
 from m2kit.runtime.bench.timing import Laps, bandwidth_gb_s, time_positions, warm_up
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling
 
 _ROUNDS = 5  # of encoder and decoder
-_ATTEMPTS = 3
-_STEADY = 0.1  # by how much bandwidth before and after may differ
 
 
 @dataclass(slots=True)
@@ -80,28 +79,26 @@ def benchmark(
     for name, other in (baselines or {}).items():
         begin(f"warming up {name}")
         warm_up(other.engine, sampling, images)
-    steady, attempts = False, 0
-    while not steady and attempts < _ATTEMPTS:
-        attempts += 1
-        before = _bandwidth("measuring memory bandwidth", engine, begin)
+
+    def measure() -> tuple[_Measured, dict[str, _Measured], Laps]:
         own, others = _rounds(engine, sampling, images, rounds, baselines or {}, begin)
         begin("encoding")
-        encode = _seconds(engine.encode, blank)
-        after = _bandwidth("measuring memory bandwidth again", engine, begin)
-        reads = [read for read in (before, after) if read is not None]  # both, or none
-        bandwidth = max(reads, default=None)
-        steady = not reads or max(reads) - min(reads) <= _STEADY * max(reads)
-    stages, limit = _stages(engine, own, encode, bandwidth)
+        return own, others, _seconds(engine.encode, blank)
+
+    (own, others, encode), bandwidth = measured_between(
+        lambda again: _bandwidth(f"measuring memory bandwidth{again}", engine, begin), measure
+    )
+    stages, limit = _stages(engine, own, encode, bandwidth.best)
     inter, intra, whole = np.concatenate(own.laps).sum(axis=0)
     image_seconds = float(np.median(own.image_laps)) / images
     image_ms = round(image_seconds * 1e3, 1)
     return Benchmark(
         batch=images,
-        bandwidth_gb_s=bandwidth,
-        bandwidth_before_gb_s=before,
-        bandwidth_after_gb_s=after,
-        steady=steady,
-        attempts=attempts,
+        bandwidth_gb_s=bandwidth.best,
+        bandwidth_before_gb_s=bandwidth.before,
+        bandwidth_after_gb_s=bandwidth.after,
+        steady=bandwidth.steady,
+        attempts=bandwidth.attempts,
         stages=stages,
         image_ms=image_ms,
         images_per_second=round(1 / image_seconds, 4),

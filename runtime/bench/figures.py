@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from m2kit.families.convolution import Convolution
 from m2kit.records import JsonObject, to_json
+from m2kit.runtime.bench.steadiness import Readings
 from m2kit.runtime.bench.timing import Laps
 
 
@@ -111,4 +113,119 @@ class Benchmark:
             value[f"{name}_image_ms"] = found.image_ms
             value[f"{name}_position_ms"] = found.position_ms
             value[f"image_speedup_vs_{name}"] = found.image_speedup
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """Encoding or decoding one picture.
+
+    Attributes:
+        median_ms: Milliseconds, median of all rounds.
+        least_ms: Likewise, of the fastest round.
+        most_ms: Likewise, of the slowest.
+        macs: Multiply-adds of its convolutions, where there are any.
+        gmac_s: How many of them a second, in 1e9.
+        share_of_convolution: Of what the fastest convolution does, where that was measured.
+    """
+
+    median_ms: float
+    least_ms: float
+    most_ms: float
+    macs: int | None
+    gmac_s: float | None
+    share_of_convolution: float | None
+
+    @classmethod
+    def of(cls, laps: Laps, macs: int | None, best_gmac_s: float | None) -> Coding:
+        """Of seconds of rounds, multiply-adds, and those a second that can be reached."""
+        least, median, most = (round(float(q), 4) for q in np.percentile(laps * 1e3, [0, 50, 100]))
+        gmac_s = macs / median / 1e6 if macs else None
+        share = round(gmac_s / best_gmac_s, 4) if gmac_s and best_gmac_s else None
+        return cls(median, least, most, macs, gmac_s and round(gmac_s, 2), share)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionSpeed:
+    """The fastest convolution of the model's levels, by itself.
+
+    Attributes:
+        kernel: Along each axis.
+        channels: Of its input and of its output.
+        size: Positions along each axis.
+        pictures: At once.
+        gmac_s: 1e9 multiply-adds a second, the better of both measurements.
+        gmac_s_before: Before coding.
+        gmac_s_after: After it.
+    """
+
+    kernel: tuple[int, ...]
+    channels: int
+    size: tuple[int, ...]
+    pictures: int
+    gmac_s: float | None
+    gmac_s_before: float | None
+    gmac_s_after: float | None
+
+    @classmethod
+    def of(cls, layer: Convolution, pictures: int, readings: Readings) -> ConvolutionSpeed:
+        """Of a layer, and how fast it was."""
+        kernel = (layer.kernel,) * len(layer.size)
+        speeds = readings.best, readings.before, readings.after
+        return cls(kernel, layer.channels_in, layer.size, pictures, *speeds)
+
+
+@dataclass(frozen=True, slots=True)
+class CodingComparison:
+    """A baseline: milliseconds of a picture, and times as long as the engine."""
+
+    encode_ms: float
+    decode_ms: float
+    encode_speedup: float
+    decode_speedup: float
+
+    @classmethod
+    def of(cls, laps: Laps, encode: Coding, decode: Coding) -> CodingComparison:
+        """Of seconds (rounds, 2) of a picture's encoding and decoding, and the engine's own."""
+        milliseconds = [round(float(ms), 4) for ms in np.median(laps * 1e3, axis=0)]
+        pairs = zip(milliseconds, (encode, decode), strict=True)
+        return cls(*milliseconds, *(round(ms / own.median_ms, 2) for ms, own in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class CodingBenchmark:
+    """What was measured of a tokenizer; milliseconds are those of one picture.
+
+    Attributes:
+        picture_size: Pixels along each axis, such as (T, H, W).
+        batch: Pictures given at once.
+        rounds: How often they were encoded and decoded.
+        encode: Pictures to tokens.
+        decode: Tokens to pictures.
+        convolution: What they are measured by, where it was.
+        steady: Whether it was as fast before as after.
+        attempts: How often that was tried.
+        peak_memory_bytes: Of the process, when it had encoded and decoded once.
+        baselines: Name -> comparison.
+    """
+
+    picture_size: tuple[int, ...]
+    batch: int
+    rounds: int
+    encode: Coding
+    decode: Coding
+    convolution: ConvolutionSpeed | None
+    steady: bool
+    attempts: int
+    peak_memory_bytes: int | None
+    baselines: dict[str, CodingComparison]
+
+    def flat(self) -> JsonObject:
+        """As `m2kit bench --json` prints it: baselines by name beside the rest."""
+        value = to_json(self)
+        del value["baselines"]
+        for name, found in self.baselines.items():
+            for part in ("encode", "decode"):
+                value[f"{name}_{part}_ms"] = getattr(found, f"{part}_ms")
+                value[f"{part}_speedup_vs_{name}"] = getattr(found, f"{part}_speedup")
         return value

@@ -68,6 +68,13 @@ def test_the_table_names_every_stage_and_a_batch_is_counted(digits_engine, tmp_p
     assert "PyTorch" not in done.stdout
 
 
+def test_the_size_of_what_is_drawn_is_the_models_own(digits_engine, tmp_path):
+    done = run_m2kit(
+        "bench", "--engine", digits_engine, "--image-size", "8,8", cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1 and "for tokenizers alone: this model draws its own" in done.stderr
+
+
 def test_a_run_in_which_bandwidth_changed_is_repeated(digits_engine, monkeypatch):
     import m2kit
 

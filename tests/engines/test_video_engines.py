@@ -3,9 +3,11 @@ engines run on the doubles."""
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import m2kit
 from m2kit.build import BuildOptions
+from m2kit.cli import cli
 from m2kit.config import ModelSpec
 from m2kit.engines.building import build_engine
 from m2kit.engines.emulation import open_emulated
@@ -93,6 +95,19 @@ def test_a_tensorrt_engine_computes_what_the_bundle_does(bundle, tmp_path, gpu, 
         assert np.abs(found - expected).max() < (1e-4 if precision is Precision.FLOAT32 else 0.05)
         with pytest.raises(InputError, match="takes images of 5 x 8 x 16 pixels, found 3 x 8 x 16"):
             engine.encode(clips[:, :, :3])
+
+
+def test_bench_of_a_tensorrt_engine_has_no_share_of_the_hosts_convolutions(bundle, tmp_path, gpu):
+    gpu()
+    options = BuildOptions(batch=2, image_sizes=(SIZE,), precision=Precision.FLOAT32)
+    build_engine(bundle, tmp_path / "v.engine", "tensorrt", options)
+    words = ["bench", "--engine", str(tmp_path / "v.engine"), "--batch", "3", "--rounds", "1"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert "one is timed for ONNX Runtime on a CPU alone" in done.stderr
+    out = " ".join(done.stdout.split())
+    assert "Test GPU" in out and "picture 5 x 8 x 16 pixels, 3 at once" in out
+    assert "eager PyTorch encode" in out and "of the convolution" not in out
 
 
 def test_half_precision_is_judged_in_emulation(checkpoint, tmp_path, clips):

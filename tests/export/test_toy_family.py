@@ -77,6 +77,9 @@ class Ternary:
         size = 3 * self.digits * math.prod(self.strides)
         return {"encoder": size, "decoder": size}
 
+    def convolutions(self, size):
+        return {"encoder": (), "decoder": ()}
+
     def architecture(self):
         return {"family": self.family, "digits": self.digits}
 
@@ -302,3 +305,8 @@ def test_a_third_axis_goes_the_whole_way(registered, tmp_path):
         assert opened.decode(tokens).shape == clip.shape
         with pytest.raises(InputError, match=r"shape \(B, 3, T, H, W\)"):
             opened.encode(clip[:, :, 0])
+    done = CliRunner().invoke(cli, ["bench", "--engine", str(engine), "--rounds", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)  # a model without convolutions has no share of them
+    assert found["encode"]["median_ms"] > 0 and found["eager_decode_ms"] > 0
+    assert (found["encode"]["macs"], found["convolution"]) == (None, None)

@@ -73,6 +73,13 @@ def test_a_clip_length_that_is_never_taken_is_refused():
         video(1, 2, 2, frames=4)
 
 
+def test_the_multiply_adds_of_a_clip_are_known():
+    """2.24e12 of an encoding: published with the issue of the model's speed."""
+    layers = VIDEO.tokenizer.convolutions((17, 128, 128))
+    macs = {part: sum(layer.macs for layer in of) for part, of in layers.items()}
+    assert macs == {"encoder": 2_235_393_376_256, "decoder": 3_095_649_845_248}
+
+
 def test_tokens_mean_something_else_than_those_of_an_image_tokenizer():
     image, own = PRESETS["tokenizer-128"].spec.tokenizer, VIDEO.tokenizer
     assert own.architecture() == image.architecture() | {"family": "video"}

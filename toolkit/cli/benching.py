@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,21 +19,24 @@ from m2kit.cli.options import (
     COUNT,
     PATH,
     engine_option,
+    given,
     json_option,
     only_folder,
     provider_option,
     sampling_options,
+    size_from_text,
     threads_option,
     warn_of_quality,
 )
 from m2kit.cli.output import note, print_result, size_text, stages
-from m2kit.errors import BackendError, require
-from m2kit.host import available_cores, model_name
+from m2kit.cli.tokenizer_benching import bench_tokenizer
+from m2kit.errors import BackendError, InputError, require
+from m2kit.host import available_cores
 from m2kit.manifest import ENGINE
+from m2kit.manifest_file import read_manifest
 from m2kit.outputs import check_output
 from m2kit.progress import Begin
 from m2kit.records import JsonObject, to_json
-from m2kit.runtime.machine import installed
 
 if TYPE_CHECKING:
     from m2kit.runtime.bench.benchmark import Baseline
@@ -48,8 +50,20 @@ _OFFICIAL_POSITIONS = 32  # timed with the official sampler's habits
 @engine_option
 @provider_option
 @threads_option
-@click.option("--batch", type=COUNT, default=1, help="Images drawn at once.")
-@click.option("--rounds", type=COUNT, default=2, help="Generations.")
+@click.option("--batch", type=COUNT, default=1, help="Images drawn, or coded, at once.")
+@click.option(
+    "--rounds",
+    type=COUNT,
+    default=2,
+    help="Generations; of a tokenizer alone encodings and decodings, after one to warm up.",
+)
+@click.option(
+    "--image-size",
+    callback=size_from_text,
+    metavar="H,W",
+    help="Size of the pictures that a tokenizer alone codes: height and width, of clips T,H,W.  "
+    "[default: that at which the engine was compared, of clips with the model's own frames]",
+)
 @click.option("--no-baseline", is_flag=True, help="Leave PyTorch out; it takes most of the time.")
 @click.option("--compile", "compiled", is_flag=True, help="Also time torch.compile.")
 @sampling_options
@@ -61,6 +75,7 @@ def bench(
     threads: int | None,
     batch: int,
     rounds: int,
+    image_size: tuple[int, ...] | None,
     no_baseline: bool,
     compiled: bool,
     plot: Path | None,
@@ -72,13 +87,34 @@ def bench(
     The limit is the stored bytes of the weights a position needs over the bandwidth measured in
     the same run. The baseline is the same architecture with random weights in eager PyTorch, its
     KV cache written in place; without torch it is left out. Stages are timed for the whole batch.
+
+    Of a tokenizer alone, encoding and decoding are timed for one picture or clip: as multiply-adds
+    a second, as share of what the fastest convolution of its levels reaches by itself in the same
+    run (with ONNX Runtime on a CPU, where onnx is installed), and against eager PyTorch.
     """
     if plot:
         check_output(plot, ".png")
         require("matplotlib", extra="train", what="--plot")
     path = only_folder(ENGINE, engine)
-    note("drawing in a process of its own, for its memory ...")
     opening = {"provider": provider, "threads": threads}
+    if read_manifest(path, ENGINE).spec.transformer is None:
+        if drawing := given(*options, "compiled", "plot"):
+            raise InputError(
+                f"this engine holds a tokenizer only, of which {', '.join(drawing)} says nothing"
+            )
+        bench_tokenizer(
+            path,
+            opening,
+            size=image_size,
+            batch=batch,
+            rounds=rounds,
+            baseline=not no_baseline,
+            as_json=as_json,
+        )
+        return
+    if image_size is not None:
+        raise InputError("--image-size is for tokenizers alone: this model draws its own size")
+    note("drawing in a process of its own, for its memory ...")
     peak = _peak_memory(path, batch, opening | options)
     with stages() as begin:
         found, value = _measure(
@@ -121,6 +157,7 @@ def _measure(
     the drawing process.
     """
     from m2kit.runtime.bench.benchmark import benchmark
+    from m2kit.runtime.bench.circumstances import circumstances
     from m2kit.runtime.bench.memory import memory_use
 
     began = time.perf_counter()
@@ -131,23 +168,17 @@ def _measure(
         memory, decoding = memory_use(engine, rows)
         engine.backend.open_steps(rows)
         opened = time.perf_counter() - began - decoding
-        host = engine.backend.threads
-        cores = host or opening["threads"] or available_cores()
+        cores = engine.backend.threads or opening["threads"] or available_cores()
         baselines = {} if compiled is None else _baselines(engine, cores, compiled)
         found = benchmark(
             engine, sampling, images=batch, rounds=rounds, baselines=baselines, begin=begin
         )
-        where = f"{host} threads" if host else engine.backend.device
         return found, {
-            "engine": str(path),
-            "precision": engine.info.precision.value if engine.info else None,
+            **circumstances(path, engine),
             "open_seconds": round(opened, 2),
             **found.flat(),
             **to_json(memory),
-            "active": engine.backend.active(),
             "peak_memory_bytes": peak,
-            "machine": f"{model_name()}, {where}, {platform.system()}",
-            "versions": _versions(),
         }
 
 
@@ -203,13 +234,6 @@ def _peak_memory(path: Path, batch: int, options: Mapping[str, Any]) -> int | No
         raise BackendError(f"generate failed: {reason}")
     peak: int | None = json.loads(done.stdout)["peak_memory_bytes"]
     return peak
-
-
-def _versions() -> dict[str, str]:
-    """Of what a figure depends on."""
-    names = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
-    own = {"m2kit": m2kit.__version__, "python": platform.python_version()}
-    return own | installed(names)
 
 
 def _rows(found: Benchmark, value: JsonObject) -> dict[str, str]:

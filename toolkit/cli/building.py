@@ -11,7 +11,14 @@ import click
 from m2kit import contract
 from m2kit.build import BuildOptions, Trial
 from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, local_file, read_named
-from m2kit.cli.options import PATH, given, json_option, only_folder
+from m2kit.cli.options import (
+    PATH,
+    given,
+    json_option,
+    only_folder,
+    size_from_text,
+    sizes_from_text,
+)
 from m2kit.cli.output import label, note, print_result, size_text, stages
 from m2kit.config import PRESETS
 from m2kit.errors import FolderError, require
@@ -27,28 +34,6 @@ if TYPE_CHECKING:
     from m2kit.training.checkpoints.hub import HubFile
 
 _BUNDLE_PRECISIONS = (Precision.FLOAT32.flag, Precision.FLOAT16.flag)
-
-
-def _image_sizes(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[int, ...], ...]:
-    """Reads "256,256" as (256, 256)."""
-    try:
-        sizes = tuple(tuple(map(int, value.split(","))) for value in values)
-    except ValueError:
-        sizes = ((),)
-    if any(len(size) < 2 for size in sizes):
-        raise click.BadParameter(
-            "expected height and width such as 256,256, of clips frames before them, found "
-            f"{' '.join(values)}"
-        )
-    return sizes
-
-
-def _image_size(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    return None if value is None else _image_sizes(ctx, param, (value,))[0]
 
 
 def _backend(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -154,7 +139,7 @@ def init_checkpoint(
 )
 @click.option(
     "--image-size",
-    callback=_image_size,
+    callback=size_from_text,
     metavar="H,W",
     help="Size of the pictures on which a tokenizer alone is compared with PyTorch, here and where "
     "its engines are built: height and width, of clips T,H,W.  [default: a small one]",
@@ -233,7 +218,7 @@ def export(
     "--image-size",
     "image_sizes",
     multiple=True,
-    callback=_image_sizes,
+    callback=sizes_from_text,
     metavar="HEIGHT,WIDTH",
     help="TensorRT: pixels of images to encode and decode beside the model's own, of clips "
     "T,H,W; may be repeated.",

@@ -128,6 +128,29 @@ class ColourName(click.ParamType):  # type: ignore[type-arg]  # generic from cli
 INTEGERS = Numbers(int, listed=True)
 
 
+def sizes_from_text(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[int, ...], ...]:
+    """Reads each "256,256" as (256, 256)."""
+    try:
+        sizes = tuple(tuple(map(int, value.split(","))) for value in values)
+    except ValueError:
+        sizes = ((),)
+    if any(len(size) < 2 for size in sizes):
+        raise click.BadParameter(
+            "expected height and width such as 256,256, of clips frames before them, found "
+            f"{' '.join(values)}"
+        )
+    return sizes
+
+
+def size_from_text(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Reads one size, of an option that may be left out."""
+    return None if value is None else sizes_from_text(ctx, param, (value,))[0]
+
+
 def output_option(default: str, what: str) -> Decorator:
     """-o / --output with a default path."""
     return click.option("-o", "--output", type=PATH, default=default, help=what)

@@ -6,11 +6,13 @@ They differ in their axes: a video's first is time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from m2kit.errors import InputError, SpecError
 from m2kit.families import sign_bits
+from m2kit.families.convolution import Convolution
 from m2kit.families.sizes import size_of_grid
 from m2kit.records import JsonObject, Pattern, Range, checked_fields
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 GROUPS = 32  # of every GroupNorm in the tokenizer
 TIME = "T"  # the axis of frames; convolutions along it are causal
 MOST_LEVELS, MOST_BLOCKS = 16, 64
-_KERNEL = 3  # along each axis
 _MOST_CHANNELS = 2**14  # of a level
 _Channels = Annotated[int, Range(1, _MOST_CHANNELS)]
 
@@ -144,39 +145,52 @@ class ConvolutionalSpec:
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of encoder and decoder."""
-        return {"encoder": self._encoder(), "decoder": self._decoder()}
-
-    def _conv(self, channels_in: int, channels_out: int, kernel: int = _KERNEL) -> int:
-        return channels_in * channels_out * math.prod(kernel for _ in self.axes)
-
-    def _blocks(self, channels_in: int, channels_out: int) -> int:
-        total = 0
-        for _ in range(self.blocks_per_level):
-            total += 2 * channels_in + 2 * channels_out  # the two norms
-            total += self._conv(channels_in, channels_out) + self._conv(channels_out, channels_out)
-            if channels_in != channels_out:
-                total += channels_in * channels_out
-            channels_in = channels_out
-        return total
-
-    def _encoder(self) -> int:
-        channels, last = self.channels, self.channels[-1]
-        total = self._conv(3, self.base_channels)
-        pairs = zip((self.base_channels, *channels[:-1]), channels, strict=True)
-        total += sum(self._blocks(a, b) for a, b in pairs)
-        total += sum(self._conv(width, width) + width for width in channels[:-1])
-        total += self._blocks(last, last) + 2 * last
-        return total + (last + 1) * self.code_bits
-
-    def _decoder(self) -> int:
-        channels, last = self.channels, self.channels[-1]
-        total = self._conv(self.code_bits, last) + last + self._blocks(last, last)
-        total += sum(self._blocks(a, b) for a, b in zip(self.entering, channels, strict=True))
-        for width, strides in zip(channels[1:], self.level_strides, strict=True):
-            total += math.prod(strides) * (self._conv(width, width) + width)
+        layers = self.convolutions(self.strides)  # parameters are the same for any size
+        counts = {name: sum(layer.parameters for layer in part) for name, part in layers.items()}
         if self.adaptive_norm:
-            total += sum(2 * (self.code_bits + 1) * width for width in self.entering)
-        return total + 2 * channels[0] + self._conv(channels[0], 3) + 3
+            counts["decoder"] += sum(2 * (self.code_bits + 1) * width for width in self.entering)
+        return counts
+
+    def convolutions(self, size: tuple[int, ...]) -> dict[str, tuple[Convolution, ...]]:
+        """The convolutions of encoder and decoder, in order, for a picture of that size."""
+        sizes = [size]  # of each level
+        for strides in self.level_strides:
+            sizes.append(tuple(-(-n // s) for n, s in zip(sizes[-1], strides, strict=True)))
+        return {"encoder": tuple(self._encoder(sizes)), "decoder": tuple(self._decoder(sizes))}
+
+    def _blocks(
+        self, channels_in: int, channels_out: int, size: tuple[int, ...]
+    ) -> Iterator[Convolution]:
+        for _ in range(self.blocks_per_level):
+            yield Convolution(channels_in, channels_out, size, normed=True)
+            yield Convolution(channels_out, channels_out, size, normed=True)
+            if channels_in != channels_out:
+                yield Convolution(channels_in, channels_out, size, kernel=1)
+            channels_in = channels_out
+
+    def _encoder(self, sizes: list[tuple[int, ...]]) -> Iterator[Convolution]:
+        entering, last = self.base_channels, self.channels[-1]
+        yield Convolution(3, entering, sizes[0])
+        for level, width in enumerate(self.channels):
+            yield from self._blocks(entering, width, sizes[level])
+            if level < len(self.level_strides):
+                strides = self.level_strides[level]
+                yield Convolution(width, width, sizes[level + 1], strides=strides, bias=True)
+            entering = width
+        yield from self._blocks(last, last, sizes[-1])
+        yield Convolution(last, self.code_bits, sizes[-1], kernel=1, bias=True, normed=True)
+
+    def _decoder(self, sizes: list[tuple[int, ...]]) -> Iterator[Convolution]:
+        channels, last = self.channels, self.channels[-1]
+        yield Convolution(self.code_bits, last, sizes[-1], bias=True)
+        yield from self._blocks(last, last, sizes[-1])
+        for level in reversed(range(len(channels))):
+            width = channels[level]
+            yield from self._blocks(self.entering[level], width, sizes[level])
+            if level:
+                larger = math.prod(self.level_strides[level - 1]) * width
+                yield Convolution(width, larger, sizes[level], bias=True)
+        yield Convolution(channels[0], 3, sizes[0], bias=True, normed=True)
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from m2kit.errors import SpecError
+from m2kit.families.convolution import Convolution
 from m2kit.records import JsonObject
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class TokenizerSpec(Protocol):
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of encoder and decoder."""
+
+    def convolutions(self, size: tuple[int, ...]) -> dict[str, tuple[Convolution, ...]]:
+        """The convolutions of encoder and decoder for a picture of that size; none of a part that
+        computes otherwise."""
 
     def architecture(self) -> JsonObject:
         """What the meaning of a code depends on; a token file holds its hash."""

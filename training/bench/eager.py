@@ -24,9 +24,10 @@ from m2kit.families.family import FAMILIES
 from m2kit.records import JsonObject
 from m2kit.references import resolve
 from m2kit.runtime.backend import Backend
+from m2kit.training.models.model import TorchModel
 from m2kit.training.models.rope import rotary_table
 from m2kit.training.models.transformer import NORM_EPS
-from m2kit.training.torch_backend import Tensors, TorchSteps
+from m2kit.training.torch_backend import Tensors, TorchBackend, TorchSteps
 
 FeedForward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 _TRIALS = 24  # matrices, more than a cache holds
@@ -100,6 +101,13 @@ class EagerBackend(Backend):
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def eager_tokenizer(spec: ModelSpec, threads: int) -> Backend:
+    """Encoder, quantizer and decoder of a spec; `threads` holds for the whole process."""
+    torch.set_num_threads(threads)
+    tokenizer = resolve(FAMILIES[spec.tokenizer.family].model)(spec.tokenizer)
+    return TorchBackend(TorchModel(spec, tokenizer.eval(), None))
 
 
 @torch.inference_mode()

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from torch.utils.flop_counter import FlopCounterMode
 
+from m2kit.config import PRESETS
+from m2kit.families.image import ImageTokenizerSpec
 from m2kit.families.video import VideoTokenizerSpec
 from m2kit.runtime.engine import Engine
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
@@ -28,6 +31,35 @@ def test_golden_indices_latents_and_frames_reproduce(golden, frames, weights):
     np.testing.assert_array_equal(engine.encode(clip), tokens)
     decoded = engine.decode(tokens, clip=False)
     np.testing.assert_allclose(decoded, data[f"reconstruction_{frames}"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [
+        (PRESETS["video-128"].spec.tokenizer, (17, 128, 128)),
+        (VideoTokenizerSpec(32, (1, 2, 3), 2, 6, True, "lsb", 1), (1, 16, 24)),
+        (VideoTokenizerSpec(64, (2, 1), 1, 5, False, "lsb", 5), (5, 8, 4)),
+        (PRESETS["tokenizer-256"].spec.tokenizer, (256, 256)),
+        (ImageTokenizerSpec(32, (2, 1, 1), 1, 4, False, "msb"), (8, 32)),
+    ],
+)
+def test_the_specs_multiply_adds_are_those_that_torch_counts(spec, size):
+    with torch.device("meta"):
+        model, picture = Tokenizer(spec), torch.zeros(1, 3, *size)
+    layers = spec.convolutions(size)
+    for part, module in (("encoder", model.encoder), ("decoder", model.decoder)):
+        with FlopCounterMode(display=False) as counter:
+            picture = module(picture)
+        (found,) = (
+            count
+            for operator, count in counter.get_flop_counts()["Global"].items()
+            if "convolution" in str(operator)
+        )
+        assert found == 2 * sum(layer.macs for layer in layers[part])
+        kernels = sum(p.numel() for p in module.parameters() if p.ndim > 2)
+        assert kernels == sum(layer.weights for layer in layers[part])
+        assert spec.parameter_counts()[part] == sum(p.numel() for p in module.parameters())
+    assert picture.shape == (1, 3, *size)
 
 
 def test_a_convolution_sees_the_frame_and_two_before_it():

@@ -118,4 +118,7 @@ def test_what_does_not_fit_is_one_line(here, digits_engine):
     ):
         done = run(*words, status=1)
         assert line in done.stderr and done.stderr.count("\n") <= 3, (words, done.stderr)
+    for words in ("encode a.mp4", "decode tokens.npz -o b.mp4", "reconstruct a.mp4 -o b.mp4"):
+        done = run(*words.split(), "--batch", 2, status=2)
+        assert "leave out --batch: films are coded clip by clip" in done.stderr
     assert not (here / "b.mp4").exists()

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from m2kit import __version__
-from m2kit.cli.options import OpenEngine
+from m2kit.cli.options import OpenEngine, given
 from m2kit.cli.output import note, print_result, stages
 from m2kit.errors import FolderError, InputError
 from m2kit.outputs import check_output, check_output_folder
@@ -78,7 +78,7 @@ def names_a_film(output: Path) -> bool:
 
 def encode_films(
     open_engine: OpenEngine,
-    given: Sequence[Path],
+    films: Sequence[Path],
     output: Path,
     as_json: bool,
     how: FilmOptions,
@@ -86,7 +86,8 @@ def encode_films(
     """Encode films, each to a token file, and print what was encoded."""
     from m2kit.runtime.film_coding import encode_film
 
-    paths = film_paths(given)
+    _refuse_batch()
+    paths = film_paths(films)
     names = {path: output / f"{path.name}.npz" for path in paths}
     if output.suffix:
         check_output(output, ".npz")
@@ -116,6 +117,7 @@ def decode_film(engine: Engine, tokens: TokenFile, output: Path, as_json: bool, 
     """Decode a film's tokens to a film and print what was decoded."""
     from m2kit.runtime.film_coding import decoded_frames
 
+    _refuse_batch()
     film = tokens.film
     if film is None:
         raise InputError(
@@ -132,7 +134,7 @@ def decode_film(engine: Engine, tokens: TokenFile, output: Path, as_json: bool, 
 
 def reconstruct_film(
     open_engine: OpenEngine,
-    given: Sequence[Path],
+    films: Sequence[Path],
     output: Path,
     as_json: bool,
     how: FilmOptions,
@@ -140,8 +142,9 @@ def reconstruct_film(
     """Write a film beside its reconstruction and print the PSNR."""
     from m2kit.runtime.film_coding import reconstructed_frames
 
+    _refuse_batch()
     check_output(output, *WRITTEN_SUFFIXES)
-    paths = film_paths(given)
+    paths = film_paths(films)
     if len(paths) > 1:
         raise InputError(f"expected one film to reconstruct, found {len(paths)}; give one")
     with open_engine() as engine, stages("frames") as begin:
@@ -160,6 +163,11 @@ def reconstruct_film(
         "output": str(output),
     }
     print_result(result, as_json)
+
+
+def _refuse_batch() -> None:
+    if given("batch"):
+        raise click.UsageError("leave out --batch: films are coded clip by clip.")
 
 
 def _opened(engine: Engine, path: Path, how: FilmOptions) -> Film:

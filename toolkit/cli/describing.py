@@ -105,9 +105,10 @@ def _of_data(
     from m2kit.training.datasets.table import dataset_named
     from m2kit.training.evaluation.codebook import codebook_of
 
-    with open_model(target, model) as engine, stages("images") as begin:
+    words = "pictures" if len(model.spec.tokenizer.axes) == 2 else "films"
+    with open_model(target, model) as engine, stages(words) as begin:
         report, read, unread = codebook_of(engine, dataset_named(data), size=size, begin=begin)
-    return {"pictures": read, "unread_pictures": unread}, report
+    return {words: read, f"unread_{words}": unread}, report
 
 
 def _of_model(model: Manifest | Checkpoint, bandwidth: float) -> JsonObject:

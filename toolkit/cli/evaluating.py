@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import m2kit
 from m2kit.cli.checkpoints import CHECKPOINT
 from m2kit.cli.commands import InOrder
 from m2kit.cli.evaluation_options import (
+    OF_CLIPS,
+    PROTOCOLS,
     RESULT_FILE,
     before_loading,
     evaluation_options,
@@ -21,7 +24,7 @@ from m2kit.cli.evaluation_options import (
     opened,
 )
 from m2kit.cli.options import COUNT, INPUT, INPUT_FILE, given, json_option, sampling_options
-from m2kit.cli.output import label, print_table, stages
+from m2kit.cli.output import label, note, print_table, stages
 
 if TYPE_CHECKING:
     from m2kit.training.checkpoints.hub import HubFile
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 _PAIRS = 40  # pictures on a page, with their reconstructions
 RECONSTRUCTION = (
-    *("psnr_db", "ssim", "lpips", "rfid", "frechet_distance", "kid"),
+    *("psnr_db", "ssim", "lpips", "rfid", "rfvd", "frechet_distance", "kid"),
     *("codebook_usage", "perplexity"),
 )
 
@@ -52,7 +55,7 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.argument("model", metavar="MODEL", type=CHECKPOINT)
-@evaluation_options("open-magvit2")
+@evaluation_options(None, (*PROTOCOLS, OF_CLIPS))
 @click.option(
     "--original-resolution",
     is_flag=True,
@@ -87,7 +90,8 @@ def reconstruction(
     """Measure how a checkpoint, bundle or engine gives the pictures of a data set back.
 
     PSNR and SSIM of pictures of 8 bits a colour, LPIPS, the Frechet distance and KID of
-    reconstructions from originals, and the use of the codebook.
+    reconstructions from originals, and the use of the codebook. A video tokenizer gives back the
+    middle clip of every film of a folder.
     """
     if size is not None and original_resolution:
         raise click.UsageError("--size and --original-resolution exclude each other.")
@@ -101,26 +105,26 @@ def reconstruction(
     with (
         going_on(output),
         opened(model, reading, provider) as (engine, measured),
-        stages("images") as begin,
+        stages("images" if len(engine.spec.tokenizer.axes) == 2 else "films") as begin,
     ):
-        originals = originals_of(
-            engine, dataset_named(data), split=split, size=size, whole=original_resolution
-        )
+        find = partial(originals_of, engine, dataset_named(data), split=split, size=size)
         measuring = Reconstruction(
             engine,
             measured,
-            originals,
+            partial(find, whole=original_resolution, begin=begin),
             name=name,
             uint8=uint8,
             looking=Looking(network, feature_weights, perceptual_vgg, perceptual_heads),
             metrics=metrics or (),
             batch=batch,
         )
+        if left_out := measuring.originals.left_out:
+            note(left_out)
         result = measuring.result(output, begin)
         if output is not None:
             figure = figure_of_pairs(*measuring.pairs(_PAIRS))
             write_result_page(output, result, figure, measuring.codebook)
-    finish(result, output, as_json)
+    finish(result, output, as_json, known=measuring.originals.unread)
 
 
 @evaluate.command()
@@ -192,10 +196,10 @@ def generation(
     from m2kit.training.evaluation.looking import Looking
     from m2kit.training.evaluation.made import DrawnPictures, samples_at
     from m2kit.training.evaluation.page import figure_of_made, write_result_page
-    from m2kit.training.evaluation.protocol import PROTOCOLS
+    from m2kit.training.evaluation.protocol import PROTOCOLS as RECORDS
 
     sampling = m2kit.Sampling(seed, guidance, temperature, top_k, top_p, greedy)
-    usual = PROTOCOLS[name].uint8
+    usual = RECORDS[name].uint8
     made: Made
     with ExitStack() as stack:
         stack.enter_context(going_on(output))
@@ -205,7 +209,7 @@ def generation(
         if samples is not None:
             made, measured = samples_at(samples, uint8, measured, usual=usual)
         else:
-            each = per_class or PROTOCOLS[name].per_class
+            each = per_class or RECORDS[name].per_class
             made = DrawnPictures(engine, each, sampling, uint8 or usual, batch)
         assert measured is not None
         measuring = Generation(

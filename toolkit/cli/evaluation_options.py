@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from m2kit.training.evaluation.looking import Measured
     from m2kit.training.evaluation.protocol import Result
 
-_PROTOCOLS = ("adm", "open-magvit2", "pytorch-fid", "clean")
+PROTOCOLS = ("adm", "open-magvit2", "pytorch-fid", "clean")
+OF_CLIPS = "open-magvit2-video"
 RESULT_FILE = "result.json"
 
 
@@ -62,12 +63,29 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         return names
 
 
-def evaluation_options(protocol: str) -> Callable[[Any], Any]:
-    """What both evaluations take."""
+def evaluation_options(
+    protocol: str | None, protocols: Sequence[str] = PROTOCOLS
+) -> Callable[[Any], Any]:
+    """What both evaluations take.
+
+    Args:
+        protocol: The default one; None is the official one of pictures, or of clips, which the
+            command measures, too.
+        protocols: That there are.
+    """
+    default = films = i3d = ""
+    if protocol is None:
+        default = f"  [default: open-magvit2, or of clips {OF_CLIPS}]"
+        films, i3d = "; of a video tokenizer a folder of films", " of clips i3d,"
     return together(
         checkpoint_options,
         provider_option,
-        click.option("--data", type=DataSetName(), required=True, help="Data set to measure with."),
+        click.option(
+            "--data",
+            type=DataSetName(),
+            required=True,
+            help=f"Data set to measure with{films}.",
+        ),
         click.option(
             "--split",
             type=click.Choice(["all", "train", "held-out"]),
@@ -77,9 +95,9 @@ def evaluation_options(protocol: str) -> Callable[[Any], Any]:
         click.option(
             "--protocol",
             "name",
-            type=click.Choice(_PROTOCOLS),
+            type=click.Choice(protocols),
             default=protocol,
-            help="Whose way of measuring is the default of the options below.",
+            help=f"Whose way of measuring is the default of the options below.{default}",
         ),
         click.option(
             "--uint8",
@@ -94,8 +112,8 @@ def evaluation_options(protocol: str) -> Callable[[Any], Any]:
         ),
         click.option(
             "--network",
-            help="Feature network: inception-pytorch-fid, inception-tf, efficientnet-lite0, or an "
-            "ONNX file with a JSON file beside it.  [default: the protocol's]",
+            help="Feature network: inception-pytorch-fid, inception-tf, efficientnet-lite0,"
+            f"{i3d} or an ONNX file with a JSON file beside it.  [default: the protocol's]",
         ),
         click.option(
             "--feature-weights", type=INPUT_FILE, help="Its weights, where they lie elsewhere."
@@ -184,13 +202,20 @@ def going_on(output: Path | None) -> Iterator[None]:
         ) from error
 
 
-def finish(result: Result, output: Path | None, as_json: bool) -> None:
-    """Print a result, and keep it."""
+def finish(result: Result, output: Path | None, as_json: bool, *, known: int = 0) -> None:
+    """Print a result, and keep it.
+
+    Args:
+        result: What was measured.
+        output: Where.
+        as_json: Print it as JSON.
+        known: How much of what could not be read was told before.
+    """
     value, protocol = result.to_json(), result.protocol
     if output is not None:
         with new_file(output / RESULT_FILE) as path:
             path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    rows: JsonObject = {"protocol": protocol.id, "images": f"{result.images:,}"}
+    rows: JsonObject = {"protocol": protocol.id, protocol.words: f"{result.images:,}"}
     if protocol.network is not None:
         rows["features"] = protocol.network.name
     told: dict[str, str] = {}  # reason -> the metric that it was told of
@@ -202,6 +227,7 @@ def finish(result: Result, output: Path | None, as_json: bool) -> None:
         rows[label(name)] = f"none, as {told[reason]}" if reason in told else f"none: {reason}"
         told.setdefault(reason, label(name))
     rows["output"] = output
-    if protocol.unread:
-        note(f"{protocol.unread} pictures could not be read, and are left out")
+    if unread := protocol.unread - known:
+        them = "pictures" if protocol.clip is None else "films"
+        note(f"{unread} {them} could not be read, and are left out")
     print_result(rows, as_json, value)

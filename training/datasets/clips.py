@@ -29,7 +29,7 @@ from m2kit.errors import InputError
 from m2kit.progress import Begin, silent
 from m2kit.runtime.films import FILM_SUFFIXES, Film
 from m2kit.training.datasets.crops import READ, cut_out
-from m2kit.training.datasets.cut import Cut, check_length
+from m2kit.training.datasets.cut import Cut, check_length, cut_pixels
 from m2kit.training.datasets.pictures import held_out_of
 from m2kit.training.datasets.sources import HELD_OUT_SHARE, halves_of
 
@@ -73,10 +73,29 @@ class FilmCollection:
 
 
 def films_at(folder: Path, frames: int, begin: Begin = silent) -> FilmCollection:
+    """The films of a folder, of which there are some to train on and others to measure on;
+    arguments as for `looked_through`.
+
+    Raises:
+        InputError: There are none to train on, or none to measure on.
+        BackendError: PyAV is not installed.
+    """
+    found = looked_through(folder, frames, begin)
+    if not found.train or not found.held_out:
+        left_out = found.left_out_text(frames)
+        raise InputError(
+            f"{folder}: expected films of {frames} frames and more to train on, and others to "
+            f"measure on, found {len(found.train)} and {len(found.held_out)}; "
+            + (left_out or "give it more films")
+        )
+    return found
+
+
+def looked_through(folder: Path, frames: int, begin: Begin = silent) -> FilmCollection:
     """Look through all films of a folder and of the folders in it, but for hidden ones.
 
     A folder with `train` and `val` is divided as it says. Else a tenth is held out of the films of
-    every folder.
+    every folder. Either half may be empty.
 
     Args:
         folder: Where they are.
@@ -84,7 +103,7 @@ def films_at(folder: Path, frames: int, begin: Begin = silent) -> FilmCollection
         begin: Shows how many are looked through.
 
     Raises:
-        InputError: There are none to train on, or none to measure on.
+        InputError: It has no file with a film's suffix.
         BackendError: PyAV is not installed.
     """
     halves = halves_of(folder)
@@ -113,15 +132,7 @@ def films_at(folder: Path, frames: int, begin: Begin = silent) -> FilmCollection
         tuple(film for film, held in zip(films, chosen, strict=True) if held == which)
         for which in (False, True)
     )
-    found = FilmCollection(train, held_out, tuple(short), tuple(unread))
-    if not train or not held_out:
-        left_out = found.left_out_text(frames)
-        raise InputError(
-            f"{folder}: expected films of {frames} frames and more to train on, and others to "
-            f"measure on, found {len(train)} and {len(held_out)}; "
-            + (left_out or "give it more films")
-        )
-    return found
+    return FilmCollection(train, held_out, tuple(short), tuple(unread))
 
 
 def _held_out(
@@ -169,12 +180,28 @@ class Clips(Dataset[Item]):
         first = len(film) // 2 - self.frames // 2
         if self.cut.place == "random":
             first = int(random.integers(len(film) - self.frames + 1))
-        pictures = [
-            _scaled(pixels, min(self.cut.size), film.path)
-            for pixels in islice(film.frames(first), self.frames)
-        ]
+        pictures = _pictures(film, first, self.frames, min(self.cut.size))
         images = [cut_out(picture, self.cut, deepcopy(random)) for picture in pictures]
         return torch.stack(images, dim=1), torch.tensor(READ)
+
+
+def middle_clip(film: Film, frames: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The clip of a film's middle, cut at the centre, as `Clips` has it without a random place:
+    (T, H, W, 3) uint8.
+
+    Raises:
+        InputError: The film is no longer what it was.
+    """
+    cut = Cut(size)
+    first = len(film) // 2 - frames // 2
+    pictures = _pictures(film, first, frames, min(size))
+    return np.stack([cut_pixels(picture, cut, cut.random(0, 0)) for picture in pictures])
+
+
+def _pictures(film: Film, first: int, frames: int, side: int) -> Iterator[Image.Image]:
+    """Frames of a film from one on, their short side scaled."""
+    for pixels in islice(film.frames(first), frames):
+        yield _scaled(pixels, side, film.path)
 
 
 def _film_files(folder: Path) -> Iterator[Path]:

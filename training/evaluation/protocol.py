@@ -36,8 +36,10 @@ from m2kit.sampling import OFF, ResolvedSampling, SamplingDefaults
 
 Task = Literal["reconstruction", "generation"]
 Split = Literal["all", "train", "held-out"]
-ProtocolName = Literal["adm", "open-magvit2", "pytorch-fid", "clean"]
+ProtocolName = Literal["adm", "open-magvit2", "open-magvit2-video", "pytorch-fid", "clean"]
+FeaturesOf = Literal["float", "uint8", "uint8, originals too"]
 Size = Annotated[tuple[int, ...], Range(2, 2)]
+Extent = Annotated[tuple[int, ...], Range(2, 3)]
 Short = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{0,400}", "text without control characters")]
 Metric = Annotated[str, Pattern("[a-z0-9_]{1,40}", "the name of a metric")]
 Reason = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f]{1,4000}", "text, one line")]
@@ -59,18 +61,21 @@ class Named:
     Attributes:
         network: Feature network.
         resize: How pictures are scaled for it; None is the network's own way.
-        features_of: What it sees: pictures of 8 bits a colour, or reconstructions as they are.
+        features_of: What it sees of reconstructions, as they are or of 8 bits a colour; of
+            originals, what their file has, or what the same rule makes of it.
         uint8: How floats become 8 bits.
-        per_class: Generated images of each class.
+        per_class: Generated images of each class; 0 where none are generated.
         source: Whose it is.
+        clips: Whether it is of clips, and not of pictures.
     """
 
     network: str
     resize: str | None
-    features_of: Literal["float", "uint8"]
+    features_of: FeaturesOf
     uint8: Rounding
     per_class: int
     source: str
+    clips: bool = False
 
 
 PROTOCOLS: dict[str, Named] = {
@@ -85,6 +90,11 @@ PROTOCOLS: dict[str, Named] = {
     ),
     "clean": Named(
         "inception-tf", "PIL bicubic float", "uint8", "truncate", 50, "GaParmar/clean-fid"
+    ),
+    "open-magvit2-video": Named(
+        *("i3d", None, "uint8, originals too", "truncate", 0),
+        source="SEED-Voken, evaluation_video.py",
+        clips=True,
     ),
 }
 
@@ -131,14 +141,16 @@ class Protocol:
         data_sha256: Of the measured pixels: of originals, cropped, in order, with their sizes; of
             labels and names of groups alone, where no pixel of them was measured.
         split: Which half of the data.
-        images: Pictures that were measured: originals, or generated ones.
-        unread: Pictures of the data that could not be read, and are left out.
+        images: Pictures that were measured: originals, or generated ones; or clips.
+        unread: Pictures of the data that could not be read, and are left out; or films, of both
+            halves.
         crop: "centre", or "none": whole pictures, framed in mid-grey up to what the model takes,
             one by one, and cut back.
         resize: How pictures were scaled before they were cropped.
-        size: Height and width of a crop; None is each picture's own.
+        size: Height and width of a crop, of clips behind their frames; None is each picture's own.
         uint8: How floats become 8 bits a colour, of originals and of what a model makes.
-        features_of: What the feature network sees of what a model makes.
+        features_of: What the feature network sees of what a model makes; of originals, what their
+            file has, or what became of it by the rule for 8 bits.
         weights: Which weights of its file the tokenizer has: "ema", "live", or "stored" in an AR
             file; "unknown" of samples that do not tell.
         network: The feature network; None where there was none.
@@ -156,6 +168,9 @@ class Protocol:
         training_sha256: Of the training pictures that copies were looked for among, where these are
             none of the measured ones; else None.
         classes: That images were drawn of, where these are not those of the data; else None.
+        clip: Which frames of which films; None of pictures.
+        short: Films of the data, of both halves, that have fewer frames than a clip, and are left
+            out; None of pictures.
     """
 
     name: ProtocolName
@@ -167,9 +182,9 @@ class Protocol:
     unread: Count
     crop: Literal["centre", "none"]
     resize: Short
-    size: Size | None
+    size: Extent | None
     uint8: Rounding
-    features_of: Literal["float", "uint8"]
+    features_of: FeaturesOf
     weights: Text
     network: Network | None
     perceptual: Network | None
@@ -185,10 +200,17 @@ class Protocol:
     sampling: Drawn | None
     training_sha256: Sha256 | None = None
     classes: tuple[Count, ...] | None = None
+    clip: Short | None = None
+    short: Count | None = None
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what a result could not be read with."""
         checked_fields(self, "protocol", InputError)
+
+    @property
+    def words(self) -> str:
+        """What was measured."""
+        return "images" if self.clip is None else "clips"
 
     @property
     def compared(self) -> JsonObject:
@@ -287,9 +309,9 @@ def check_same_protocol(results: Mapping[str, Result]) -> None:
     expected = one.protocol.compared
     for name, other in others:
         found = other.protocol.compared
-        odd = [field for field in expected if expected[field] != found[field]]
+        odd = [field for field in expected | found if expected.get(field) != found.get(field)]
         if odd:
-            differ = "; ".join(_difference(f, expected[f], found[f]) for f in odd)
+            differ = "; ".join(_difference(f, expected.get(f), found.get(f)) for f in odd)
             raise InputError(
                 f"{first} ({one.protocol.id}) and {name} ({other.protocol.id}) were measured by "
                 f"different protocols, so their numbers do not compare: {differ}; measure both "

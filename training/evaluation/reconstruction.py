@@ -1,10 +1,11 @@
-"""How well a tokenizer gives pictures back: PSNR, SSIM and LPIPS of pairs, the Frechet distance and
-KID of the two sets, and the use of the codebook, in one pass that holds no picture.
+"""How well a tokenizer gives pictures or clips back: PSNR, SSIM and LPIPS of pairs, the Frechet
+distance and KID of the two sets, and the use of the codebook, in one pass that holds none of them.
 
 As the official evaluation has it: reconstructions against the same originals under the same crop;
 PSNR and SSIM on 8 bits a colour, to which originals and reconstructions come by one rule from
-[-1, 1]; means over pictures. Whole pictures are framed in mid-grey up to a multiple of the strides,
-reconstructed one by one and cut back (the paper's Table 6).
+[-1, 1]; means over pictures, of clips over their frames and then over clips. Whole pictures are
+framed in mid-grey up to a multiple of the strides, reconstructed one by one and cut back (the
+paper's Table 6).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from m2kit.errors import InputError, Unavailable
+from m2kit.families.video import VideoTokenizerSpec
 from m2kit.progress import Begin, silent
 from m2kit.records import to_json
 from m2kit.runtime.codebook import CodebookCount, CodebookReport
@@ -32,9 +35,12 @@ from m2kit.runtime.images import (
     uint8_from_images,
 )
 from m2kit.training.evaluation import scores
+from m2kit.training.evaluation.features import FeatureNetwork
 from m2kit.training.evaluation.looking import (
     MADE,
     ORIGINALS,
+    RFID,
+    RFVD,
     Looking,
     Measured,
     Measures,
@@ -44,13 +50,13 @@ from m2kit.training.evaluation.looking import (
     network_of,
     network_record,
     of_enough,
-    of_inception,
+    of_published,
     perceptual_of,
     seen_images,
     seen_pixels,
     values_of,
 )
-from m2kit.training.evaluation.originals import RESIZE, Originals, Pixels
+from m2kit.training.evaluation.originals import Originals, Pixels
 from m2kit.training.evaluation.protocol import (
     PROTOCOLS,
     Protocol,
@@ -58,17 +64,20 @@ from m2kit.training.evaluation.protocol import (
     Result,
 )
 from m2kit.training.evaluation.tally import Kept, Tally, is_kept, measured
+from m2kit.training.models.tokenizer import frames_of
 
 METRICS = (
-    *("psnr_db", "ssim", "lpips", "rfid", "frechet_distance", "kid"),
+    *("psnr_db", "ssim", "lpips", RFID, RFVD, "frechet_distance", "kid"),
     *("codebook_usage", "perplexity"),
 )
-OF_FEATURES = {"rfid", "frechet_distance", "kid"}
+OF_FEATURES = {RFID, RFVD, "frechet_distance", "kid"}
 _OF_CODEBOOK = {"codebook_usage", "perplexity"}
 Images = npt.NDArray[np.float32]
 
 
 _ANYWHERE = Looking()
+OF_PICTURES: ProtocolName = "open-magvit2"
+OF_CLIPS: ProtocolName = "open-magvit2-video"
 
 
 class Reconstruction:
@@ -77,18 +86,19 @@ class Reconstruction:
     Args:
         engine: The model, opened.
         model: What it is.
-        originals: The pictures.
-        name: Of the protocol.
+        find: Finds the pictures, or clips: once, when what is asked for is known to be there.
+        name: Of the protocol; None is the official one of these.
         uint8: How floats become 8 bits a colour; None is the protocol's.
         looking: The networks.
         metrics: Those that must be computed, of METRICS; empty is whatever can be, of all.
-        batch: Images computed at once, at most.
+        batch: Images or clips computed at once, at most.
 
     Attributes:
         codebook: Its use, once that is measured.
 
     Raises:
-        InputError: There is no such feature network.
+        InputError: There is no such feature network, or a protocol or metric is not of these, or a
+            network is missing without which a metric cannot be computed that must be.
         CheckpointError: The file of a network holds something else.
     """
 
@@ -96,24 +106,51 @@ class Reconstruction:
         self,
         engine: Engine,
         model: Measured,
-        originals: Originals,
+        find: Callable[[], Originals],
         *,
-        name: ProtocolName = "open-magvit2",
+        name: ProtocolName | None = None,
         uint8: Rounding | None = None,
         looking: Looking = _ANYWHERE,
         metrics: Sequence[str] = (),
         batch: int | None = None,
     ) -> None:
-        self.engine, self.model, self.originals = engine, model, originals
-        self.name: ProtocolName = name
-        self.uint8: Rounding = uint8 or PROTOCOLS[name].uint8
+        self.engine, self.model, self._find = engine, model, find
+        tokenizer = engine.spec.tokenizer
+        self.frames = tokenizer.frames if isinstance(tokenizer, VideoTokenizerSpec) else None
+        clips = self.frames is not None
+        words, official = ("clips", OF_CLIPS) if clips else ("pictures", OF_PICTURES)
+        self.fid, other = (RFVD, RFID) if clips else (RFID, RFVD)
+        self.name: ProtocolName = name or official
+        self.named = named = PROTOCOLS[self.name]
+        if named.clips != clips:
+            raise InputError(
+                f"{self.name} is no protocol of {words}; the official one is {official}",
+                option="--protocol",
+            )
+        if other in metrics:
+            raise InputError(
+                f"{other} is not measured of {words}; see {self.fid}", option="--metrics"
+            )
+        self.uint8: Rounding = uint8 or named.uint8
         self.asked, self.batch = tuple(metrics), batch
-        self.wanted = set(self.asked or METRICS)
+        self.wanted = set(self.asked or METRICS) - {other}
         self.network = network_of(
-            PROTOCOLS[name], looking.network, looking.network_weights, self.wanted & OF_FEATURES
+            *(named, looking.network, looking.network_weights),
+            metrics=self.wanted & OF_FEATURES,
+            frames=self.frames,
         )
         self.perceptual = perceptual_of(looking.vgg, looking.heads, wanted="lpips" in self.wanted)
         self.codebook: CodebookReport | None = None
+        check_asked(self.asked, self._needs(self.network))
+
+    @cached_property
+    def originals(self) -> Originals:
+        """The pictures, or clips.
+
+        Raises:
+            InputError: There are none.
+        """
+        return self._find()
 
     def result(self, folder: Path | None = None, begin: Begin = silent) -> Result:
         """Measure it.
@@ -123,14 +160,10 @@ class Reconstruction:
             begin: Shows how far it is.
 
         Raises:
-            InputError: A metric that must be computed and cannot be, or no picture can be read.
+            InputError: A metric that must be computed and cannot be, or nothing can be read.
             FolderError: The folder cannot be written, or holds another measurement.
         """
-        needs = dict.fromkeys(OF_FEATURES, self.network)
-        pictures = len(self.originals)
-        needs["frechet_distance"] = of_enough(self.network, pictures)
-        needs["rfid"] = of_enough(of_inception(self.network, "rfid"), pictures)
-        check_asked(self.asked, {**needs, "lpips": self.perceptual})
+        check_asked(self.asked, self._needs(of_enough(self.network, len(self.originals))))
         about = to_json(self.protocol(Tally())) | {
             "pictures": self.originals.stamp(),
             "metrics": sorted(self.wanted),
@@ -139,27 +172,36 @@ class Reconstruction:
         kept = Kept(folder, about, self._empty)
         tally = measured(kept, self.originals.lots, self._of_lot, advance)
         if not tally.images:
-            raise InputError(f"none of the {tally.unread} pictures can be read")
+            raise InputError(f"none of the {tally.unread} {self.originals.words} can be read")
         self.codebook = tally.codebook.report() if tally.codebook else None
         values, reasons = values_of(self._measures(tally), self.asked)
         return Result(self.protocol(tally), values, reasons, tally.images)
 
+    def _needs(self, network: FeatureNetwork | Unavailable) -> dict[str, object]:
+        """What metrics cannot do without; the network is that of Frechet distances."""
+        return {
+            "lpips": self.perceptual,
+            "kid": self.network,
+            "frechet_distance": network,
+            self.fid: of_published(network, self.fid),
+        }
+
     def protocol(self, tally: Tally) -> Protocol:
         """How a tally was made, and of what."""
-        cut, model = self.originals.cut, self.model
+        originals, model = self.originals, self.model
         return Protocol(
             name=self.name,
             task="reconstruction",
-            data=self.originals.title,
+            data=originals.title,
             data_sha256=tally.sha256(),
-            split=self.originals.split,
+            split=originals.split,
             images=tally.images,
-            unread=tally.unread,
-            crop="none" if cut is None else "centre",
-            resize="none" if cut is None else RESIZE,
-            size=None if cut is None else cut.size,
+            unread=tally.unread + originals.unread,
+            crop="none" if originals.size is None else "centre",
+            resize=originals.resize,
+            size=originals.size,
             uint8=self.uint8,
-            features_of=PROTOCOLS[self.name].features_of,
+            features_of=self.named.features_of,
             weights=model.weights,
             network=network_record(self.network),
             perceptual=None if isinstance(self.perceptual, Unavailable) else self.perceptual[1],
@@ -173,11 +215,13 @@ class Reconstruction:
             precision=model.precision,
             backend=model.backend,
             sampling=None,
+            clip=originals.clip,
+            short=originals.short,
         )
 
     def pairs(self, count: int) -> tuple[Images, Images]:
-        """The first pictures of the first one's size, `count` at most of four times as many, and
-        their reconstructions, (n, 3, H, W) float32 in [-1, 1] each: to be looked at."""
+        """The first pictures or clips of the first one's size, `count` at most of four times as
+        many, and their reconstructions, (n, 3, *size) float32 in [-1, 1] each: to be looked at."""
         found: list[Images] = []
         seen = 0
         for _, pixels in self._batches(range(len(self.originals)), Tally()):
@@ -203,10 +247,10 @@ class Reconstruction:
         return tally
 
     def _batches(self, indices: range, tally: Tally) -> Iterator[tuple[list[int], Pixels]]:
-        """Pictures that are computed together, (B, H, W, 3), and their indices; the tally is told
-        which could not be read, and the digest of those that were."""
-        cut, digest = self.originals.cut, hashlib.sha256()
-        at_once = 1 if cut is None else self.engine.compute_at_once(cut.size, self.batch)
+        """Pictures or clips that are computed together, (B, *size, 3), and their indices; the tally
+        is told which could not be read, and the digest of those that were."""
+        size, digest = self.originals.size, hashlib.sha256()
+        at_once = 1 if size is None else self.engine.compute_at_once(size, self.batch)
         batch: list[tuple[int, Pixels]] = []
         for index, pixels in self.originals.read(indices):
             if pixels is None:
@@ -225,11 +269,12 @@ class Reconstruction:
         images = images_from_pixels(pixels)
         rebuilt, ids = self._rebuilt(images)
         pair = [uint8_from_images(each, self.uint8) for each in (images, rebuilt)]
+        frames = self.frames or 1
         if "psnr_db" in self.wanted:
-            tally.add("psnr_db", scores.psnr(*pair).sum())
+            tally.add("psnr_db", scores.psnr(*map(_pictures, pair)).sum() / frames)
         for name, value in self._of_windows(pair, images, rebuilt).items():
             try:
-                tally.add(name, value().sum())
+                tally.add(name, value().sum() / frames)
             except Unavailable:
                 tally.add(name, np.nan)  # of too small a picture; the others' mean is not the set's
         if tally.codebook is not None:
@@ -237,28 +282,35 @@ class Reconstruction:
         if not isinstance(self.network, Unavailable):
             total = len(self.originals)
             kept = ["kid" in self.wanted and is_kept(index, total) for index in indices]
-            add_features(tally, self.network, ORIGINALS, seen_pixels(pixels), kept)
-            seen = seen_images(rebuilt, self.uint8, PROTOCOLS[self.name].features_of)
+            both = self.named.features_of == "uint8, originals too"
+            seen = seen_pixels(pair[0] if both else pixels)
+            add_features(tally, self.network, ORIGINALS, seen, kept)
+            seen = seen_images(rebuilt, self.uint8, self.named.features_of)
             add_features(tally, self.network, MADE, seen, kept)
 
     def _of_windows(
         self, pair: list[Pixels], images: Images, rebuilt: Images
     ) -> dict[str, Callable[[], npt.NDArray[np.float64]]]:
         """Measures of pairs that need pictures of a least size."""
-        found = {"ssim": lambda: scores.ssim(*pair)} if "ssim" in self.wanted else {}
+        found = {}
+        if "ssim" in self.wanted:
+            found["ssim"] = lambda: scores.ssim(*map(_pictures, pair))
         if not isinstance(self.perceptual, Unavailable):
             network = self.perceptual[0]
-            both = torch.from_numpy(images), torch.from_numpy(rebuilt)
+            both = [frames_of(torch.from_numpy(each)) for each in (images, rebuilt)]
             found["lpips"] = lambda: scores.lpips(network, *both)
         return found
 
     def _rebuilt(self, images: Images) -> tuple[Images, npt.NDArray[np.int64]]:
-        """Reconstructions of images (B, 3, H, W), of the same size, and their tokens."""
-        strides = self.engine.spec.tokenizer.strides
-        if self.originals.cut is None and padded_size(images.shape[2:], strides) == strides:
-            strides = *strides[:-1], 2 * strides[-1]  # one position is nothing to normalize over
-        ids = self.engine.encode(padded(images, strides), batch=self.batch)
-        return cropped(self.engine.decode(ids, batch=self.batch), images.shape[2:]), ids
+        """Reconstructions of images (B, 3, *size), of the same size, and their tokens."""
+        size = images.shape[2:]
+        if self.originals.size is None:
+            strides = self.engine.spec.tokenizer.strides
+            if padded_size(size, strides) == strides:
+                strides = *strides[:-1], 2 * strides[-1]  # one position: nothing to normalize over
+            images = padded(images, strides)
+        ids = self.engine.encode(images, batch=self.batch)
+        return cropped(self.engine.decode(ids, batch=self.batch), size), ids
 
     def _measures(self, tally: Tally) -> Measures:
         """What computes each metric."""
@@ -286,9 +338,14 @@ class Reconstruction:
             "psnr_db": lambda: tally.mean("psnr_db"),
             "ssim": lambda: of_windows("ssim", 7),
             "lpips": lpips,
-            **distances(tally, self.network, "rfid"),
+            **distances(tally, self.network, self.fid),
             "kid": kid,
             "codebook_usage": lambda: codebook().usage,
             "perplexity": lambda: codebook().perplexity,
         }
         return {name: measures[name] for name in METRICS if name in self.wanted}
+
+
+def _pictures(pixels: Pixels) -> Pixels:
+    """Pictures, or all frames of clips: (B, *size, 3) uint8 as (B * T, H, W, 3)."""
+    return pixels.reshape(-1, *pixels.shape[-3:])

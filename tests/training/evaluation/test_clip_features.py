@@ -5,12 +5,8 @@ import torch
 from torch.nn import functional
 
 from m2kit.errors import CheckpointError, InputError, Unavailable
-from m2kit.training.evaluation.clip_features import (
-    I3D_FILE,
-    clip_features,
-    clip_moments,
-    i3d_network,
-)
+from m2kit.hashes import sha256_of_file
+from m2kit.training.evaluation.clip_features import I3D_FILE, ClipNetwork, i3d_network
 from m2kit.training.evaluation.input_rule import ranged
 from m2kit.training.evaluation.moments import Moments, Published, frechet_distance
 from m2kit.training.models.i3d import I3D
@@ -18,18 +14,26 @@ from m2kit.training.models.i3d import I3D
 
 def clips_of(count, frames=9, size=(10, 12), seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, frames, *size), generator=generator, dtype=torch.uint8)
+    drawn = torch.randint(0, 256, (count, 3, frames, *size), generator=generator)
+    return drawn.to(torch.float32) / 255
+
+
+def moments_of(network, batches):
+    moments = Moments(400)
+    for clips in batches:
+        moments.add(network(clips).pooled)
+    return moments
 
 
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return I3D()
+    return ClipNetwork("a" * 64, I3D())
 
 
 @pytest.fixture(scope="module")
 def features(network):
-    return clip_features(network, clips_of(3))
+    return network(clips_of(3)).pooled
 
 
 class Small(torch.nn.Module):
@@ -44,54 +48,49 @@ class Small(torch.nn.Module):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small():
     """The network of frames that nobody makes larger: hundreds of clips would take their time."""
-    rule = ranged((4, 4), "bilinear, no antialias", -1, 1)
-    monkeypatch.setattr("m2kit.training.evaluation.clip_features.RULE", rule)
-    return Small()
+    return ClipNetwork("a" * 64, Small(), ranged((4, 4), "bilinear, no antialias", -1, 1))
 
 
 def test_features_are_logits_of_frames_resized_and_scaled_as_the_official_evaluation_does(
     network, features
 ):
-    frames = clips_of(3).float().transpose(1, 2).flatten(0, 1)
+    frames = (clips_of(3) * 255).transpose(1, 2).flatten(0, 1)
     resized = functional.interpolate(frames, (224, 224), mode="bilinear", align_corners=False)
     given = (2 * resized / 255 - 1).unflatten(0, (3, 9)).transpose(1, 2)
-    expected = network(given)
+    expected = network.module(given)
     assert (features.shape, features.dtype) == ((3, 400), torch.float32)
     assert (features - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_a_clips_features_do_not_depend_on_those_beside_it(network, features):
-    assert torch.equal(clip_features(network, clips_of(3)[1:2]), features[1:2])
+    assert torch.equal(network(clips_of(3)[1:2]).pooled, features[1:2])
 
 
-def test_moments_are_of_the_features(network, features):
-    found, expected = clip_moments(network, clips_of(3).split([1, 2])), Moments(400)
-    expected.add(features)
-    assert found.count == 3
-    assert abs(found.mean - expected.mean).max() < 1e-12
-    assert abs(found.covariance - expected.covariance).max() < 1e-12
-    of_few = Published(found.mean, found.covariance)  # which nobody counts
+def test_moments_of_few_clips_are_0_from_themselves_where_nobody_counts(features):
+    found = Moments(400)
+    found.add(features)
+    of_few = Published(found.mean, found.covariance)
     assert frechet_distance(of_few, of_few) < 1e-9
 
 
 def test_a_set_is_0_from_itself_and_shards_merge_into_what_one_pass_gives(small):
     clips, others = clips_of(410, size=(4, 4)), clips_of(405, size=(4, 4), seed=1)
-    whole = clip_moments(small, clips.split(100))
+    whole = moments_of(small, clips.split(100))
     merged = Moments(400)
     for shard in (clips[300:], clips[1:8], clips[8:300], clips[:1]):
-        merged.merge(clip_moments(small, shard.split(64)))
+        merged.merge(moments_of(small, shard.split(64)))
     assert merged.count == whole.count == 410
     assert frechet_distance(whole, merged) < 1e-6
-    reference = clip_moments(small, [others])
+    reference = moments_of(small, [others])
     distances = [frechet_distance(moments, reference) for moments in (whole, merged)]
     assert distances[0] > 1
     assert distances[0] == pytest.approx(distances[1], rel=1e-9)
 
 
 def test_fewer_clips_than_features_have_no_distance(small):
-    few = clip_moments(small, [clips_of(5, size=(4, 4))])
+    few = moments_of(small, [clips_of(5, size=(4, 4))])
     with pytest.raises(Unavailable, match="needs 400 samples or more, found 5"):
         frechet_distance(few, few)
 
@@ -99,7 +98,8 @@ def test_fewer_clips_than_features_have_no_distance(small):
 @pytest.mark.parametrize(
     ("clips", "words"),
     [
-        (clips_of(1).float(), r"\(B, 3, T, H, W\) uint8 clips, found .* torch.float32"),
+        (clips_of(1).double(), r"float32, found .* torch.float64"),
+        (clips_of(1) * 2 - 1, r"expected pictures in \[0, 1\], found values from"),
         (clips_of(1)[0], r"found \(3, 9, 10, 12\)"),
         (clips_of(1).transpose(1, 2), r"found \(1, 9, 3, 10, 12\)"),
         (clips_of(0), r"found \(0, 3, 9, 10, 12\)"),
@@ -108,22 +108,25 @@ def test_fewer_clips_than_features_have_no_distance(small):
 )
 def test_what_is_no_clip_is_refused_in_one_line(clips, words, small):
     with pytest.raises(InputError, match=words) as caught:
-        clip_features(small, clips)
+        small(clips)
     assert "\n" not in str(caught.value)
 
 
 def test_features_that_are_not_finite_are_told(small):
-    with pytest.raises(Unavailable, match="not finite; look at its weights"):
-        clip_features(lambda clips: small(clips) * torch.nan, clips_of(1))
+    small.module.mixing *= torch.nan
+    with pytest.raises(Unavailable, match="i3d are not finite; look at its weights"):
+        small(clips_of(1))
 
 
 def test_the_file_is_found_where_torch_hub_keeps_it(tmp_path, monkeypatch, network):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    torch.save(network.state_dict(), tmp_path / "checkpoints" / I3D_FILE.name)
+    path = tmp_path / "checkpoints" / I3D_FILE.name
+    torch.save(network.module.state_dict(), path)
     found = i3d_network()
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor)
+    assert found.sha256 == sha256_of_file(path)
+    for name, tensor in network.module.state_dict().items():
+        assert torch.equal(found.module.state_dict()[name], tensor)
 
 
 def test_a_missing_file_is_one_line_that_says_which_from_where_and_where_to(tmp_path, monkeypatch):

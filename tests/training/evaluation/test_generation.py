@@ -176,7 +176,7 @@ def test_images_are_rounded_where_that_is_asked_for(engine, data, network):
 def test_the_command_line_knows_metrics_protocols_and_networks():
     assert evaluating.GENERATION == generation.METRICS
     assert evaluating.RECONSTRUCTION == reconstruction.METRICS
-    assert tuple(PROTOCOLS) == evaluation_options._PROTOCOLS
+    assert tuple(PROTOCOLS) == (*evaluation_options.PROTOCOLS, evaluation_options.OF_CLIPS)
     networks = next(p.help for p in evaluating.generation.params if p.name == "network")
     assert all(name in networks for name in NAMES)
 

@@ -66,6 +66,9 @@ RESULT = Result(PROTOCOL, {"psnr_db": 21.5, "lpips": None}, {"lpips": "vgg is mi
         {"name": "clean"},
         {"reference_sha256": "f" * 64},
         {"seed": 1},
+        {"clip": "the middle frames"},
+        {"short": 2},
+        {"classes": (1, 2)},
     ],
     ids=lambda changed: next(iter(changed)),
 )
@@ -75,6 +78,8 @@ def test_what_is_measured_otherwise_has_another_id_and_is_not_compared(changed):
     assert other.protocol.id.startswith(f"{other.protocol.name}-")
     with pytest.raises(InputError, match=rf"different protocols.*{next(iter(changed))}"):
         check_same_protocol({"a": RESULT, "b": other})
+    with pytest.raises(InputError, match=rf"different protocols.*{next(iter(changed))}"):
+        check_same_protocol({"b": other, "a": RESULT})
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,11 @@ class PublishedData:
 IMAGENET = PublishedData("ImageNet", 1_281_167, 50_000, 1000)
 UCF = PublishedData("UCF-101, the first split's training films", 9_537, 3_783, 101)
 _SEVERAL = PublishedData("several sets of pictures with text", 100_000_000, None, 1)
-_ON_SEVERAL = ("tokenizer-pretrain-16384", "tokenizer-pretrain-262144")
+_NOT_ON_IMAGENET = {
+    "tokenizer-pretrain-16384": _SEVERAL,
+    "tokenizer-pretrain-262144": _SEVERAL,
+    "video-128": UCF,
+}
 _TOKENIZER: dict[str, Any] = {  # neither warm-up nor clipping nor warping: said, as the command
     "size": 256,  # line has other defaults
     "warm_up": 0.0,
@@ -135,9 +139,7 @@ def published(name: str) -> dict[str, Any]:
 
 def published_data(name: str) -> PublishedData:
     """What the published run of that name was trained on."""
-    if name == "video-128":
-        return UCF
-    return _SEVERAL if name in _ON_SEVERAL else IMAGENET
+    return _NOT_ON_IMAGENET.get(name, IMAGENET)
 
 
 TOKENIZERS = tuple(name for name in _TRAINING if PRESETS[name].spec.transformer is None)

@@ -67,6 +67,22 @@ def test_a_tokenizer_learns_in_every_way_a_gpu_offers(tmp_path, few, changes):
     assert found[-1] < 0.7 * found[0]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_video_tokenizer_begins_as_on_a_cpu_and_learns(tmp_path, films, full_float32, precision):
+    settings = tokenizer_settings(
+        str(films), frames=5, size=32, channel_multipliers=(2, 2), batch=4, epochs=10,
+        adversary="patch", adversary_width=8,
+    )  # fmt: skip
+    for name, chosen in (("cpu", "fp32"), ("cuda", precision)):
+        machine = Machine(accelerator=name, devices=1, precision=chosen)
+        train_tokenizer(settings, tmp_path / name, resume=False, machine=machine)
+    cpu, gpu = rows(tmp_path / "cpu"), rows(tmp_path / "cuda")
+    near = 1e-3 if precision == "fp32" else 0.05
+    for name in ("l1", "commitment", "hinge", "generator_loss"):
+        assert float(gpu[0][name]) == pytest.approx(float(cpu[0][name]), rel=near), name
+    assert float(gpu[-1]["l1"]) < 0.7 * float(gpu[0]["l1"])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_an_ar_model_learns_on_a_gpu_and_goes_on_after_a_stop(
     tmp_path, tokenizer_file, ar_settings, precision

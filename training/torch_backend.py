@@ -3,6 +3,7 @@ what training draws its samples through."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from m2kit import contract
 from m2kit.config import TransformerSpec
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import Backend, Buffers, Steps, step_buffers
+from m2kit.runtime.backend import IMAGES_AT_ONCE, Backend, Buffers, Steps, step_buffers
 from m2kit.training.models.model import TorchModel
 
 Tensors = Mapping[str, Tensor]
+_PIXELS_AT_ONCE = 2**20  # of encoder and decoder: as many as 16 pictures of 256 x 256
 Compute = Callable[[Tensors, Tensors, int], None]  # of inputs, outputs and the position
 
 
@@ -40,6 +42,10 @@ class TorchBackend(Backend):
             return {contract.CODES: codes.numpy(), contract.TOKENS: tokens.numpy()}
         image = tokenizer.decoder(torch.from_numpy(feeds[contract.CODES]))
         return {contract.IMAGE: image.numpy()}
+
+    def images_at_once(self, size: tuple[int, ...]) -> int:
+        """Fewer of large pictures and of clips, whose results between the layers take memory."""
+        return max(1, min(IMAGES_AT_ONCE, _PIXELS_AT_ONCE // math.prod(size)))
 
     def open_steps(self, rows: int) -> TorchSteps:
         """Both steps with caches for `rows` rows."""

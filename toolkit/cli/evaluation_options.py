@@ -159,6 +159,10 @@ def opened(
             f"{target}: expected a checkpoint, bundle or engine; make one with `m2kit train`, "
             "`export` or `build-engine`"
         )
+    if frames := found.source.assumed.get("frames"):
+        note(
+            f"assuming clips of {frames} frames: the checkpoint does not tell (set it with --spec)"
+        )
     with open_model(target, found, provider) as engine:
         yield engine, _measured(target, found, engine)
 

@@ -48,7 +48,7 @@ class DataSetName(click.ParamType):  # type: ignore[type-arg]  # generic from cl
             return str(value)
         self.fail(
             f"{value!r} is no data set; expected {', '.join(_datasets())}, or the path of a folder "
-            "of pictures by class, of .tar shards, or of an .npz",
+            "of pictures by class, of .tar shards or of films, or of an .npz",
             parameter,
             context,
         )

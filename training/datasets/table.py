@@ -37,7 +37,7 @@ def dataset_named(name: str) -> DataSet:
     if not path.exists():
         raise InputError(
             f"there is no data set {name!r}; expected {', '.join(DATASETS)}, or the path of a "
-            "folder of pictures by class, of .tar shards, or of an .npz",
+            "folder of pictures by class, of .tar shards or of films, or of an .npz",
             option="--data",
         )
     if is_token_cache(path):

@@ -220,8 +220,10 @@ class Reconstruction:
         )
 
     def pairs(self, count: int) -> tuple[Images, Images]:
-        """The first pictures or clips of the first one's size, `count` at most of four times as
-        many, and their reconstructions, (n, 3, *size) float32 in [-1, 1] each: to be looked at."""
+        """The first pictures of the first one's size, `count` at most of four times as many, or as
+        many clips as have so many frames, and their reconstructions, (n, 3, *size) float32 in
+        [-1, 1] each: to be looked at."""
+        count = -(-count // (self.frames or 1))
         found: list[Images] = []
         seen = 0
         for _, pixels in self._batches(range(len(self.originals)), Tally()):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from m2kit.cli import cli
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import images_from_pixels, uint8_from_images
 from m2kit.training.checkpoints.reading import model_from_checkpoint, read_checkpoint
-from m2kit.training.evaluation import clip_features, originals, scores, tally
+from m2kit.training.evaluation import clip_features, clip_originals, originals, scores, tally
 from m2kit.training.evaluation.input_rule import ranged
 from m2kit.training.models import i3d
 from m2kit.training.torch_backend import TorchBackend
@@ -274,7 +275,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(films, network, tmp_pat
         assert state["images"].tolist() == [4, 0]
     calls[:] = [0] * 10
     assert evaluate(*asked, "-o", tmp_path / "out") == whole
-    assert sum(calls) == FILMS - 4 + FILMS  # the page shows some again
+    assert sum(calls) == FILMS - 4 + 40 // FRAMES  # for the page, some again
     err = error_of("reconstruction", *asked, "-o", tmp_path / "out", "--uint8", "round")
     assert "another measurement" in err
 
@@ -285,6 +286,29 @@ def test_how_many_are_computed_at_once_changes_nothing(films, network, monkeypat
     assert ones["protocol"] == fours["protocol"]
     for name, value in ones["metrics"].items():
         assert fours["metrics"][name] == (value and pytest.approx(value, rel=1e-4))
+
+
+def test_of_large_clips_few_are_computed_at_once(engine):
+    assert engine.compute_at_once((FRAMES, SIDE, SIDE)) == 16
+    assert engine.compute_at_once((17, 128, 128)) == 3
+    assert engine.compute_at_once((17, 512, 512)) == 1
+
+
+def test_a_film_that_is_gone_since_it_was_looked_through_is_counted(films, tmp_path, monkeypatch):
+    plain = clip_originals.looked_through
+
+    def looked_through(*arguments):
+        found = plain(*arguments)
+        (tmp_path / "films" / "03.mp4").unlink()
+        return found
+
+    shutil.copytree(films, tmp_path / "films")
+    monkeypatch.setattr(clip_originals, "looked_through", looked_through)
+    asked = (*CLIPS, "--data", tmp_path / "films", "--metrics", "psnr_db")
+    code, out, err = run("reconstruction", VIDEO, *asked, "--json")
+    found = json.loads(out)
+    assert (code, found["images"], found["protocol"]["unread"]) == (0, FILMS - 1, 2)
+    assert "1 films could not be read, and are left out" in err
 
 
 def test_numbers_of_a_film_that_was_replaced_are_not_told_again(tmp_path, frames):
@@ -320,6 +344,9 @@ def test_checkpoint_bundle_and_engine_are_measured_alike(films, exported):
     assert results[0]["protocol"]["size"] == [17, SIDE, SIDE]
     values = [result["metrics"]["psnr_db"] for result in results]
     assert values == pytest.approx([values[0]] * 3, abs=1e-2)
+    for options, told in ((), True), (CLIPS[:2], False):
+        *_, err = run("reconstruction", VIDEO, *options, *asked)
+        assert ("assuming clips of 17 frames: the checkpoint does not tell" in err) == told
 
 
 def test_i3d_itself_sees_them_and_few_clips_have_no_rfvd(tmp_path, frames):

@@ -57,10 +57,13 @@ class Steps:
     Attributes:
         inter: The step over positions.
         intra: The step over the sub-tokens of one position.
+        narrow: Gives the steps of some of the rows, with what the inter step has committed before a
+            position; these are not used any more. None where that cannot be.
     """
 
     inter: Step
     intra: Step
+    narrow: Callable[[npt.NDArray[np.int64], int], Steps] | None = None
 
 
 class WatchedStep:

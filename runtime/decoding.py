@@ -5,7 +5,8 @@ Training draws its samples and export checks parity through it, on other backend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from m2kit import contract
 from m2kit.config import TransformerSpec
 from m2kit.errors import BackendError
 from m2kit.runtime.backend import Steps
+
+Stopped = Callable[[], Iterable[int]]  # images, by their place in the batch
 
 
 class Drawn(NamedTuple):
@@ -29,8 +32,40 @@ class Drawn(NamedTuple):
     tokens: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What each row of a batch computes.
+
+    Attributes:
+        classes: (R) int64 class of every row: B conditional rows, then one of the unconditional
+            class for every guided image.
+        images: (R) int64 the image of every row, whose tokens it is fed: 0..B-1, then the guided
+            ones.
+    """
+
+    classes: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, classes: npt.NDArray[np.int64], guided: Sequence[bool], unconditional: int) -> Rows:
+        """Of images of such classes (B), guided or not."""
+        twice = np.flatnonzero(guided)
+        return cls(
+            np.concatenate([classes, np.full(len(twice), unconditional)]),
+            np.concatenate([np.arange(len(classes)), twice]),
+        )
+
+    def of_images(self, kept: npt.NDArray[np.int64]) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """The same of some of the images alone, and which rows these are."""
+        rows = np.flatnonzero(np.isin(self.images, kept))
+        return Rows(self.classes[rows], np.searchsorted(kept, self.images[rows])), rows
+
+
 class TokenSource(Protocol):
     """Where the ids of a position come from: a sampler, or known tokens."""
+
+    def keep(self, images: npt.NDArray[np.int64]) -> None:
+        """Give ids of these of the images alone from now on, in this order."""
 
     def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """(R, V_k) logits of sub-token k -> (B) ids."""
@@ -49,6 +84,9 @@ class KnownTokens:
         self._tokens = tokens.reshape(*shape, spec.sub_tokens)
         self.logits = [np.empty((*shape, size), np.float32) for size in spec.vocabularies]
 
+    def keep(self, images: npt.NDArray[np.int64]) -> None:
+        """All are scored to the end."""
+
     def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Keep the logits, return the known ids."""
         self.logits[k][:, position] = logits
@@ -66,22 +104,23 @@ def not_finite(graph: str, where: str = "") -> BackendError:
 def generate_positions(
     steps: Steps,
     spec: TransformerSpec,
-    row_classes: npt.NDArray[np.int64],
-    images: int,
+    rows: Rows,
     source: TokenSource,
     *,
     finite: bool = True,
+    stopped: Stopped = lambda: (),
 ) -> Iterator[Drawn]:
     """Decode a batch, one position per iteration.
 
     Args:
         steps: The step graphs, bound for R rows.
         spec: The architecture.
-        row_classes: (R) int64 class of every row: B conditional rows, then, with guidance, B rows
-            of the unconditional class.
-        images: B.
+        rows: What each of R rows computes.
         source: Where ids come from.
         finite: Whether logits that are NaN or Inf are an error.
+        stopped: Asked before each position which images are to be drawn no further: their rows are
+            left out where the steps can do without, their tokens stay as they are, and nothing more
+            is drawn when no image is left.
 
     Yields:
         Each position when all its sub-tokens are drawn.
@@ -89,34 +128,55 @@ def generate_positions(
     Raises:
         BackendError: A step computed NaN or Inf.
     """
-    inter, intra = steps.inter, steps.intra
-    repeats = len(row_classes) // images
-    tokens = np.zeros((images, spec.positions, spec.sub_tokens), np.int64)
-    grid = tokens.reshape(images, *spec.grid, spec.sub_tokens)
-    logits = [intra.outputs[contract.logits(k)] for k in range(spec.sub_tokens)]
-    class_id, token = inter.inputs[contract.CLASS_ID], inter.inputs[contract.TOKEN]
-    sub_token = intra.inputs[contract.SUB_TOKEN]
-    inter.reset()  # first: it refuses, before anything is written, where another decoding has begun
-    class_id[:] = row_classes
-    token[:] = 0  # not used at position 0, but must be a valid id
-    rows_of_images = [slice(i * images, (i + 1) * images) for i in range(repeats)]
+    alive = np.unique(rows.images)
+    tokens = np.zeros((len(alive), spec.positions, spec.sub_tokens), np.int64)
+    grid = tokens.reshape(len(alive), *spec.grid, spec.sub_tokens)
+    steps.inter.reset()  # first: it refuses, before anything is written, where another decoding has
+    steps.inter.inputs[contract.CLASS_ID][:] = rows.classes  # begun
+    steps.inter.inputs[contract.TOKEN][:] = 0  # not used at position 0, but must be a valid id
     for position in range(spec.positions):
-        inter.run(position)
-        inter.commit(position)
-        intra.reset()
-        sub_token[:] = 0
-        for k, sub_logits in enumerate(logits):
-            intra.run(k)
-            if k + 1 < len(logits):  # nobody reads the last one's keys and values
-                intra.commit(k)
-            if finite and not np.isfinite(sub_logits).all():
-                raise not_finite(_culprit(inter.outputs), f" at position {position}")
-            ids = source.draw(position, k, sub_logits)
-            tokens[:, position, k] = ids
-            for rows in rows_of_images:  # both halves are fed the same token
-                sub_token[rows] = ids
-                token[rows, k] = ids
+        gone = np.isin(alive, np.fromiter(stopped(), np.int64))
+        if gone.all():
+            return
+        if gone.any() and steps.narrow is not None:
+            kept = np.flatnonzero(~gone)
+            alive, (rows, left) = alive[kept], rows.of_images(kept)
+            steps = steps.narrow(left, position)
+            source.keep(kept)
+            steps.inter.reset()
+            steps.inter.inputs[contract.CLASS_ID][:] = rows.classes
+            if position:
+                steps.inter.inputs[contract.TOKEN][:] = tokens[alive[rows.images], position - 1]
+        tokens[alive, position] = _ids_of(steps, spec, rows, source, position, finite)
         yield Drawn(position, grid)
+
+
+def _ids_of(
+    steps: Steps,
+    spec: TransformerSpec,
+    rows: Rows,
+    source: TokenSource,
+    position: int,
+    finite: bool,
+) -> npt.NDArray[np.int64]:
+    """Draw a position, which the rows are fed for the next one: (B, K)."""
+    inter, intra = steps.inter, steps.intra
+    token, sub_token = inter.inputs[contract.TOKEN], intra.inputs[contract.SUB_TOKEN]
+    inter.run(position)
+    inter.commit(position)
+    intra.reset()
+    sub_token[:] = 0
+    drawn = []
+    for k in range(spec.sub_tokens):
+        intra.run(k)
+        if k + 1 < spec.sub_tokens:  # nobody reads the last one's keys and values
+            intra.commit(k)
+        logits = intra.outputs[contract.logits(k)]
+        if finite and not np.isfinite(logits).all():
+            raise not_finite(_culprit(inter.outputs), f" at position {position}")
+        drawn.append(source.draw(position, k, logits))
+        sub_token[:] = token[:, k] = drawn[-1][rows.images]  # all rows of an image are fed the same
+    return np.stack(drawn, axis=-1)
 
 
 def _culprit(outputs: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -6,7 +6,7 @@ wrap the PyTorch model in the same class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,7 +28,14 @@ from m2kit.runtime.arguments import (
     tokens_of,
 )
 from m2kit.runtime.backend import IMAGES_AT_ONCE, Backend
-from m2kit.runtime.decoding import Drawn, KnownTokens, generate_positions, not_finite
+from m2kit.runtime.decoding import (
+    Drawn,
+    KnownTokens,
+    Rows,
+    Stopped,
+    generate_positions,
+    not_finite,
+)
 from m2kit.runtime.sampling import Sampler
 from m2kit.sampling import ResolvedSampling, Sampling, SamplingDefaults
 
@@ -210,7 +217,8 @@ class Engine:
         for part, forced in zip(_parts(classes, rows), _parts(checked, rows), strict=True):
             known = KnownTokens(forced, spec)
             steps = self.backend.open_steps(len(part))
-            for _ in generate_positions(steps, spec, part, len(part), known, finite=self._finite):
+            rows_of = Rows(part, np.arange(len(part)))
+            for _ in generate_positions(steps, spec, rows_of, known, finite=self._finite):
                 advance(1)
             parts.append(known.logits)
         return [
@@ -221,16 +229,20 @@ class Engine:
     def generate(
         self,
         class_ids: Any,
-        sampling: Sampling | None = None,
+        sampling: Sampling | list[Sampling] | None = None,
         *,
         image_numbers: Any = None,
+        stopped: Stopped = lambda: (),
     ) -> Iterator[Drawn]:
         """Draw one image per class id, one position per iteration.
 
         Args:
             class_ids: (B) integers in 0..classes-1; B is `largest_draw` at most.
-            sampling: How to draw; the model's defaults where it says None.
+            sampling: How to draw, all images or each of them; the model's defaults where it says
+                None.
             image_numbers: (B) integers; an image depends on the seed and its number alone.
+            stopped: Asked before each position for the images, by their place in the batch, that
+                are to be drawn no further.
 
         Yields:
             (position, tokens so far), the tokens as (B, h, w, K) int64.
@@ -239,12 +251,20 @@ class Engine:
             InputError: A class, image number or sampling option out of range.
         """
         spec = self.transformer
-        classes, resolved = self.check_draw(class_ids, sampling)
+        check_function(stopped, "stopped")
+        classes = classes_of(class_ids, spec.classes - 1)
+        each = sampling if isinstance(sampling, list) else [sampling] * len(classes)
+        resolved = [self._resolved(one) for one in each]
+        if len(resolved) != len(classes):
+            raise InputError(
+                f"sampling must be one, or one for each of the {len(classes)} images, found "
+                f"{len(resolved)}"
+            )
         numbers = image_numbers_of(image_numbers, len(classes))
-        rows = self.row_classes(classes, resolved)
-        steps = self.backend.open_steps(len(rows))
+        rows = self.rows_of(classes, resolved)
+        steps = self.backend.open_steps(len(rows.classes))
         sampler = Sampler(resolved, numbers, spec.positions)
-        return generate_positions(steps, spec, rows, len(classes), sampler, finite=self._finite)
+        return generate_positions(steps, spec, rows, sampler, finite=self._finite, stopped=stopped)
 
     def sample(
         self,
@@ -278,13 +298,9 @@ class Engine:
         classes = classes_of(class_ids, spec.classes - 1)
         return classes, self._resolved(sampling)
 
-    def row_classes(
-        self, classes: npt.NDArray[np.int64], sampling: ResolvedSampling
-    ) -> npt.NDArray[np.int64]:
-        """(R) class of every row: of B images, and with guidance the unconditional one for each."""
-        if not sampling.guided:
-            return classes
-        return np.concatenate([classes, np.full_like(classes, self.transformer.classes)])
+    def rows_of(self, classes: npt.NDArray[np.int64], sampling: Sequence[ResolvedSampling]) -> Rows:
+        """The rows of images of such classes (B), each drawn so."""
+        return Rows.of(classes, [each.guided for each in sampling], self.transformer.classes)
 
     def compute_at_once(self, size: tuple[int, ...], batch: int | None = None) -> int:
         """Images of a size in pixels that are encoded or decoded at once: `batch` at most."""

@@ -8,6 +8,9 @@ sub-token) alone, so an image does not depend on its batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -81,28 +84,78 @@ def guide(logits: npt.NDArray[np.float32], images: int, scale: float) -> npt.NDA
 
 
 class Sampler:
-    """Draws the ids of a batch of images, sub-token by sub-token."""
+    """Draws the ids of a batch of images, sub-token by sub-token, each image by its own options."""
 
     def __init__(
-        self, sampling: ResolvedSampling, image_numbers: npt.NDArray[np.uint64], positions: int
+        self,
+        samplings: Sequence[ResolvedSampling],
+        image_numbers: npt.NDArray[np.uint64],
+        positions: int,
     ) -> None:
-        """Prepare the uniforms of every draw (none for greedy decoding)."""
-        self.sampling = sampling
-        self.images = len(image_numbers)
-        self._sub_tokens = len(sampling.guidance)
-        draws = 0 if sampling.greedy else positions * self._sub_tokens
-        self._uniforms = uniforms(sampling.seed, image_numbers, draws)
+        """Prepare the uniforms of every draw of B images."""
+        self._samplings, self._sub_tokens = list(samplings), len(samplings[0].guidance)
+        draws = positions * self._sub_tokens
+        self._uniforms = np.concatenate(
+            [
+                uniforms(sampling.seed, image_numbers[i : i + 1], draws)
+                for i, sampling in enumerate(samplings)
+            ]
+        )
+        self._groups = _groups(self._samplings)
+
+    def keep(self, images: npt.NDArray[np.int64]) -> None:
+        """Draw for these of the images alone from now on, in this order."""
+        self._samplings = [self._samplings[image] for image in images]
+        self._uniforms = self._uniforms[images]
+        self._groups = _groups(self._samplings)
 
     def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """(R, V_k) logits of sub-token k -> (B) ids."""
-        sampling = self.sampling
-        guided = guide(logits, self.images, sampling.guidance[k])
-        if sampling.greedy:
-            return np.asarray(guided.argmax(axis=-1), dtype=np.int64)
-        probability = probabilities(
-            guided,
-            temperature=sampling.temperature[k],
-            top_k=sampling.top_k[k],
-            top_p=sampling.top_p[k],
-        )
-        return draw(probability, self._uniforms[:, position * self._sub_tokens + k])
+        """(R, V_k) logits of sub-token k, of B images and then of the guided ones under no class
+        -> (B) ids."""
+        uniform = self._uniforms[:, position * self._sub_tokens + k]
+        if len(self._groups) == 1:
+            ((sampling, images, _),) = self._groups
+            return _drawn(sampling, k, logits, len(images), uniform)
+        ids = np.empty(len(self._samplings), np.int64)
+        for sampling, images, rows in self._groups:
+            ids[images] = _drawn(sampling, k, logits[rows], len(images), uniform[images])
+        return ids
+
+
+Group = tuple[ResolvedSampling, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _groups(samplings: Sequence[ResolvedSampling]) -> list[Group]:
+    """Images of the same options, but for the seed; and the rows of their logits."""
+    members: dict[ResolvedSampling, list[int]] = {}
+    unconditional = len(samplings)  # the next row of one
+    row_of: dict[int, int] = {}
+    for image, sampling in enumerate(samplings):
+        members.setdefault(replace(sampling, seed=0), []).append(image)
+        if sampling.guided:
+            row_of[image], unconditional = unconditional, unconditional + 1
+    groups = []
+    for sampling, images in members.items():
+        rows = images + [row_of[image] for image in images if image in row_of]
+        groups.append((sampling, np.array(images), np.array(rows)))
+    return groups
+
+
+def _drawn(
+    sampling: ResolvedSampling,
+    k: int,
+    logits: npt.NDArray[np.float32],
+    images: int,
+    uniform: npt.NDArray[np.float64],
+) -> npt.NDArray[np.int64]:
+    """(B) ids of (R, V_k) logits and (B) uniforms, by one kind of options."""
+    guided = guide(logits, images, sampling.guidance[k])
+    if sampling.greedy:
+        return np.asarray(guided.argmax(axis=-1), dtype=np.int64)
+    probability = probabilities(
+        guided,
+        temperature=sampling.temperature[k],
+        top_k=sampling.top_k[k],
+        top_p=sampling.top_p[k],
+    )
+    return draw(probability, uniform)

@@ -65,14 +65,14 @@ def time_positions(
     """
     spec = engine.transformer
     classes, resolved = engine.check_draw(np.arange(images) % spec.classes, sampling)
-    rows = engine.row_classes(classes, resolved)
-    sampler = Sampler(resolved, image_numbers_of(None, images), spec.positions)
-    opened, seconds = engine.backend.open_steps(len(rows)), np.zeros(2)
+    rows = engine.rows_of(classes, [resolved] * images)
+    sampler = Sampler([resolved] * images, image_numbers_of(None, images), spec.positions)
+    opened, seconds = engine.backend.open_steps(len(rows.classes)), np.zeros(2)
     steps = Steps(_timed(opened.inter, seconds[:1]), _timed(opened.intra, seconds[1:]))
-    for _ in islice(generate_positions(steps, spec, rows, images, sampler), _WARM_UP):
+    for _ in islice(generate_positions(steps, spec, rows, sampler), _WARM_UP):
         pass
     laps = [(*seconds, time.perf_counter())]
-    for drawn in islice(generate_positions(steps, spec, rows, images, sampler), positions):
+    for drawn in islice(generate_positions(steps, spec, rows, sampler), positions):
         laps.append((*seconds, time.perf_counter()))
         advance(1)
         tokens = drawn.tokens

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from m2kit import contract
@@ -179,14 +180,21 @@ class OnnxRuntimeBackend(Backend):
         """Allocate and bind the step graphs for `rows` rows (R)."""
         if self._gpu is not None:
             on_gpu = CudaSteps(self, self._gpu, rows, self.compute)
-            cuda = [CudaStep(on_gpu, graph) for graph in contract.STEP_GRAPHS]
-            self._steps.update(cuda)
-            return Steps(*cuda)
+            first, second = (CudaStep(on_gpu, graph) for graph in contract.STEP_GRAPHS)
+            self._steps.update((first, second))
+            return Steps(first, second)
         inter = HostStep(self, contract.INTER_STEP, rows, self.compute, shared={})
         hidden = {contract.HIDDEN: inter.outputs[contract.HIDDEN]}
         intra = HostStep(self, contract.INTRA_STEP, rows, self.compute, shared=hidden)
         self._steps.update((inter, intra))
-        return Steps(inter, intra)
+
+        def narrow(kept: npt.NDArray[np.int64], position: int) -> Steps:
+            narrower = self.open_steps(len(kept))
+            assert isinstance(narrower.inter, HostStep)
+            narrower.inter.cache[:, :, :, :position] = inter.cache[:, kept, :, :position]
+            return narrower
+
+        return Steps(inter, intra, narrow)
 
     def run_bound(self, session: Any, binding: Any) -> None:
         """Run a session on what it is bound to.

@@ -42,7 +42,8 @@ class StepGraphs:
     def open(self, rows: int) -> Steps:
         """Steps of `rows` rows, the only ones that may run from now on."""
         self.lease = object()
-        return Steps(*(TensorRTStep(self, graph, rows) for graph in contract.STEP_GRAPHS))
+        inter, intra = (TensorRTStep(self, graph, rows) for graph in contract.STEP_GRAPHS)
+        return Steps(inter, intra)
 
     def close(self) -> None:
         """Release plans and memory."""

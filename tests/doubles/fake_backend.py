@@ -17,7 +17,7 @@ import numpy.typing as npt
 from m2kit import contract
 from m2kit.config import ModelSpec, TransformerSpec
 from m2kit.records import JsonObject
-from m2kit.runtime.backend import Backend, step_buffers
+from m2kit.runtime.backend import Backend, Steps, step_buffers
 
 
 class FakeBackend(Backend):
@@ -65,7 +65,7 @@ class FakeBackend(Backend):
         self.closed = True
 
 
-class FakeSteps:
+class FakeSteps(Steps):
     """The inter and intra doubles; the hidden output of one is the input of the other."""
 
     def __init__(self, spec: TransformerSpec, rows: int) -> None:

@@ -160,3 +160,56 @@ def test_an_engine_closes_its_backend():
     with Engine(SPECS[0], backend):
         assert not backend.closed
     assert backend.closed
+
+
+EACH = [
+    Sampling(seed=3, guidance=2.0),
+    Sampling(seed=3),
+    Sampling(seed=4, guidance=2.0, temperature=0.7),
+    Sampling(seed=3, guidance=2.0, top_k=3, top_p=0.8),
+    Sampling(greedy=True),
+    Sampling(seed=9, guidance=2.0),
+    Sampling(seed=5, guidance=(1.0, 3.0)),
+]
+
+
+def drawn(engine, samplings, numbers, stopped=lambda: ()):
+    classes = [number % 4 for number in numbers]
+    return [*engine.generate(classes, samplings, image_numbers=numbers, stopped=stopped)][-1]
+
+
+def test_images_of_one_batch_are_each_drawn_by_their_own_options():
+    together = drawn(engine(), EACH, range(7)).tokens
+    for number, sampling in enumerate(EACH):
+        alone = drawn(engine(), sampling, [number]).tokens
+        np.testing.assert_array_equal(together[[number]], alone, str(sampling))
+    with pytest.raises(InputError, match="one for each of the 2 images, found 7"):
+        engine().generate([0, 1], EACH)
+
+
+def test_guided_images_alone_have_rows_without_a_class():
+    rows = engine().rows_of(
+        np.array([1, 2, 3]), [s.resolve(2, None) for s in (EACH[1], EACH[0], EACH[2])]
+    )
+    assert rows.classes.tolist() == [1, 2, 3, 4, 4]
+    assert rows.images.tolist() == [0, 1, 2, 1, 2]
+    kept, which = rows.of_images(np.array([0, 2]))
+    assert which.tolist() == [0, 2, 4]
+    assert kept.classes.tolist() == [1, 3, 4] and kept.images.tolist() == [0, 1, 1]
+
+
+def test_a_stopped_image_leaves_the_others_as_they_were():
+    whole = drawn(engine(), EACH, range(7)).tokens.reshape(7, 6, 2)
+    for at in (0, 3):
+        asked = []
+
+        def stopped(asked=asked, at=at):
+            asked.append(len(asked))
+            return {0, 2, 5} if len(asked) > at else set()
+
+        last = drawn(engine(), EACH, range(7), stopped)
+        found = last.tokens.reshape(7, 6, 2)
+        assert asked == list(range(6)) and last.position == 5
+        np.testing.assert_array_equal(found[[1, 3, 4, 6]], whole[[1, 3, 4, 6]])
+    everything = engine().generate([0, 1], stopped=lambda: (1, 0))
+    assert list(everything) == []

@@ -200,3 +200,29 @@ def test_sessions_are_asked_for_float32_and_not_tf32_on_one_stream(digits_engine
     (stream,) = map(str, streams)
     wanted = {"use_tf32": "0", "user_compute_stream": stream}
     assert asked == [("CUDAExecutionProvider", wanted)]
+
+
+def test_rows_of_stopped_images_are_computed_no_further(digits_engine, monkeypatch):
+    samplings = [m2kit.Sampling(seed=1, guidance=g) for g in (1.0, 3.0, 2.0, 1.0)]
+    numbers, positions = [3, 1, 0, 2], 16
+    with m2kit.open_engine(digits_engine) as engine:
+        alone = [
+            engine.sample([n], s, image_numbers=[n])[0].reshape(positions, -1)
+            for n, s in zip(numbers, samplings, strict=True)
+        ]
+        opened, open_steps = [], engine.backend.open_steps
+        monkeypatch.setattr(
+            engine.backend, "open_steps", lambda rows: opened.append(rows) or open_steps(rows)
+        )
+        leaving = {4: {1}, 9: {1, 3}}
+        gone = set()
+        found = engine.generate(
+            numbers, samplings, image_numbers=numbers, stopped=lambda: set(gone)
+        )
+        for last in found:
+            gone |= leaving.get(last.position, set())
+        tokens = last.tokens.reshape(4, positions, -1)
+    assert opened == [6, 4, 3]
+    for image, ends in enumerate((positions, 5, positions, 10)):
+        np.testing.assert_array_equal(tokens[image, :ends], alone[image][:ends])
+        assert not tokens[image, ends:].any()

@@ -137,6 +137,6 @@ def test_image_numbers_are_checked():
 
 def test_greedy_takes_the_arg_max_of_guided_logits():
     sampling = Sampling(greedy=True, guidance=2.0).resolve(1, None)
-    sampler = Sampler(sampling, np.array([0], np.uint64), positions=1)
+    sampler = Sampler([sampling], np.array([0], np.uint64), positions=1)
     logits = np.array([[1.0, 1.5], [0.0, 1.2]], np.float32)  # conditional alone would take 1
     assert sampler.draw(0, 0, logits).tolist() == [0]

@@ -108,7 +108,7 @@ def files_of(path: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
     return [path / name for name in names]
 
 
-def middle_square(picture: Image.Image, side: int, path: Path) -> Image.Image:
+def middle_square(picture: Image.Image, side: int, path: Path | str) -> Image.Image:
     """The middle of a picture whose shorter side is scaled to `side`, bilinear and smoothed, as in
     the official preprocessing (torchvision's Resize and CenterCrop, with its rounding)."""
     shorter = min(picture.size)

@@ -8,6 +8,7 @@ give the same bytes.
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -48,7 +49,16 @@ def write_picture(
         FolderError: A name that no picture has, or it cannot be written.
     """
     check_output(path, *PICTURE_SUFFIXES)
-    kind = _KINDS[path.suffix.lower()]
+    content = picture_bytes(pixels, path.suffix, notes)
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def picture_bytes(
+    pixels: npt.NDArray[np.uint8], suffix: str, notes: JsonObject | None = None
+) -> bytes:
+    """What `write_picture` writes into a file whose name ends in such a suffix, as ".png"."""
+    kind = _KINDS[suffix.lower()]
     options = dict(_OPTIONS[kind])
     if notes is not None and kind == _PNG:
         options["pnginfo"] = PngInfo()
@@ -58,8 +68,9 @@ def write_picture(
         if kind != _JPEG or len(text) <= _JPEG_NOTES:
             options["exif"] = Image.Exif()
             options["exif"][_EXIF_DESCRIPTION] = text
-    with new_file(path) as temporary:
-        Image.fromarray(pixels).save(temporary, kind, **options)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind, **options)
+    return content.getvalue()
 
 
 def notes_of_png(path: Path) -> JsonObject | None:

@@ -309,7 +309,7 @@ def test_without_an_argument_what_was_found_is_listed(here, exported):
         (["generate", "--class", "10"], "class 10 is out of range: this model has classes 0..9"),
         (["generate", "--class", "99999999999999999999"], "is out of range"),
         (["generate", "--class", "-1"], "class -1 is out of range"),
-        (["generate", "--class", "cat"], "--class takes class numbers"),
+        (["generate", "--class", "cat"], "expected class numbers"),
         (["generate", "--guidance", "1,2,3"], "each of the 2 sub-tokens; found 3"),
         (["generate", "--temperature", "0"], "temperature must be"),
         (["generate", "--seed", "18446744073709551616"], "seed must be a whole number"),

@@ -28,6 +28,7 @@ ALLOWED = {  # imported packages and rooms, at the top of a module
     },
     "engines": BASE | {"onnx", "onnx_ir", "polygraphy", "m2kit.runtime", "m2kit.engines"},
     "runtime": BASE | {"PIL", "m2kit.runtime"},
+    "runtime/serving": BASE | {"PIL", "starlette", "uvicorn", "h11", "m2kit.runtime"},
 }
 LAZY = {  # in addition, inside a function
     "toolkit/cli": ROOMS,
@@ -43,7 +44,7 @@ DOORS = {"toolkit/__init__.py": {"m2kit.runtime"}, "toolkit/__main__.py": set()}
 def room(path):
     """The row of the table that a module belongs to."""
     parts = path.relative_to(ROOT).parts
-    return "toolkit/cli" if parts[:2] == ("toolkit", "cli") else parts[0]
+    return "/".join(parts[:2]) if "/".join(parts[:2]) in ALLOWED else parts[0]
 
 
 def modules():

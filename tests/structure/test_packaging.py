@@ -83,7 +83,7 @@ def test_every_module_of_the_five_folders_is_in_the_wheel(wheel):
     }
     found = {name for name in wheel.namelist() if name.endswith(".py")}
     assert found == expected
-    for other in ("m2kit/cli/imagenet_classes.txt", "m2kit/py.typed"):
+    for other in ("m2kit/imagenet_classes.txt", "m2kit/py.typed"):
         assert other in wheel.namelist()
 
 

@@ -19,6 +19,7 @@ from m2kit.cli.health import doctor
 from m2kit.cli.imaging import convert_tokens, decode, reconstruct
 from m2kit.cli.reporting import inspect, verify
 from m2kit.cli.sampling_sets import sample
+from m2kit.cli.serving import serve
 from m2kit.cli.training import train
 
 
@@ -41,7 +42,7 @@ cli.add_sections(
     {
         "Make a checkpoint": (train, init_checkpoint),
         "Build an engine from it": (export, build_engine),
-        "Use the engine": (generate, sample, encode, decode, reconstruct, convert_tokens),
+        "Use the engine": (generate, serve, sample, encode, decode, reconstruct, convert_tokens),
         "Look, check and measure": (describe, evaluate, inspect, verify, doctor, bench),
     }
 )

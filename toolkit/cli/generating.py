@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 import m2kit
-from m2kit.cli.class_names import class_ids, names_in_notes
+from m2kit.class_names import class_ids, names_in_notes
 from m2kit.cli.options import (
     COUNT,
     PATH,

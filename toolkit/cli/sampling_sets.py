@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import m2kit
-from m2kit.cli.class_names import class_ids, names_in_notes
+from m2kit.class_names import class_ids, names_in_notes
 from m2kit.cli.commands import Interrupted
 from m2kit.cli.options import (
     COUNT,

@@ -1,6 +1,6 @@
 import pytest
 
-from m2kit.cli.class_names import _imagenet, class_ids, names_in_notes
+from m2kit.class_names import _imagenet, class_ids, names_in_notes
 from m2kit.errors import InputError
 
 
@@ -77,11 +77,11 @@ def test_ranges_and_all_name_classes():
 
 @pytest.mark.parametrize("text", ["3-1", "0-10", "5-99999999999999999999"])
 def test_a_range_that_is_not_of_this_model_is_one_error(text):
-    with pytest.raises(InputError, match=rf"ranges .* in 0\.\.9, found '{text}"):
+    with pytest.raises(InputError, match=rf"a range of classes .* in 0\.\.9, found '{text}"):
         class_ids([text], 10)
 
 
 @pytest.mark.parametrize("text", ["1-", "1-2-3", "--1", "1..3"])
 def test_what_looks_like_a_range_and_is_none_is_one_error(text):
-    with pytest.raises(InputError, match="takes class numbers such as"):
+    with pytest.raises(InputError, match="expected class numbers such as"):
         class_ids([text], 10)

@@ -36,6 +36,14 @@ def class_ids(values: Sequence[str], classes: int, names: Sequence[str] = ()) ->
     return [class_id for part in parts for class_id in known.ids(part)]
 
 
+def class_labels(classes: int, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """What each class is called, for people: of ImageNet its first lemma; "" where nothing is
+    known. Arguments as for `class_ids`."""
+    if _is_imagenet(classes, tuple(names)):
+        return tuple(lemmas.split(", ")[0] for _, lemmas, _ in _imagenet())
+    return tuple(names) or ("",) * classes
+
+
 def names_in_notes(training: JsonObject, classes: int) -> tuple[str, ...]:
     """Names of a model's classes, as its training noted them; empty where none fit."""
     names = training.get("classes")
@@ -51,7 +59,7 @@ class _Known:
         self._classes = classes
         self._about: Sequence[str] = names
         self._ids: dict[str, list[int]] = {}
-        imagenet = classes == IMAGENET_CLASSES and (not names or names == _wordnet_ids())
+        imagenet = _is_imagenet(classes, names)
         if names and not imagenet:
             for index, name in enumerate(names):
                 self._ids.setdefault(name.lower(), []).append(index)
@@ -73,8 +81,9 @@ class _Known:
         first, last = map(int, ends.groups())
         if not first <= last < self._classes:
             raise InputError(
-                f"--class takes ranges from a lower to a higher number in 0..{self._classes - 1}, "
-                f"found {text!r:.60}"
+                f"a range of classes is from a lower to a higher number in 0..{self._classes - 1}, "
+                f"found {text!r:.60}",
+                option="--class",
             )
         return range(first, last + 1)
 
@@ -83,9 +92,10 @@ class _Known:
             return int(text)
         if not self._ids:
             raise InputError(
-                f"--class takes {_EXAMPLE} (names are known of models that note them, and of the "
+                f"expected {_EXAMPLE} (names are known of models that note them, and of the "
                 f"{IMAGENET_CLASSES} ImageNet classes; this model has {self._classes}), found "
-                f"{text!r}"
+                f"{text!r:.60}",
+                option="--class",
             )
         found = self._ids.get(text.lower(), [])
         if len(found) == 1:
@@ -93,19 +103,25 @@ class _Known:
         if found:
             choices = "; ".join(f"{i} ({self._about[i]})" for i in found)
             raise InputError(
-                f"--class {text!r} is the name of several classes: give one of {choices}"
+                f"{text!r:.60} is the name of several classes: give one of {choices}",
+                option="--class",
             )
         near = difflib.get_close_matches(text.lower(), self._ids, n=3)
         raise InputError(
-            f"--class takes {_EXAMPLE}, or names; no class is named {text!r}"
-            + (f", did you mean {' or '.join(near)}?" if near else "")
+            f"expected {_EXAMPLE}, or names; no class is named {text!r:.60}"
+            + (f", did you mean {' or '.join(near)}?" if near else ""),
+            option="--class",
         )
+
+
+def _is_imagenet(classes: int, names: tuple[str, ...]) -> bool:
+    return classes == IMAGENET_CLASSES and (not names or names == _wordnet_ids())
 
 
 @functools.cache
 def _imagenet() -> tuple[tuple[str, str, str], ...]:
     """WordNet id, lemmas and definition of each class, class 0 first."""
-    text = files("m2kit.cli").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    text = files("m2kit").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
     return tuple((wordnet_id, lemmas, definition) for wordnet_id, lemmas, definition in rows)
 

@@ -1,0 +1,1 @@
+../../toolkit/class_names.py

@@ -1,0 +1,325 @@
+"""The server as its clients see it."""
+
+import base64
+import io
+import json
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from doubles.until import until
+from PIL import Image
+
+import m2kit
+from m2kit.cli import cli
+from m2kit.runtime.images import uint8_from_images
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("uvicorn")
+from doubles.live_server import served  # noqa: E402
+
+from m2kit.runtime.serving import server  # noqa: E402
+
+GENERATIONS = "/v1/images/generations"
+
+
+def pixels_of(picture):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+
+
+def own(engine, class_id, count, **options):
+    """What `m2kit generate` draws."""
+    numbers = [class_id * 2**32 + i for i in range(count)]
+    tokens = engine.sample([class_id] * count, m2kit.Sampling(**options), image_numbers=numbers)
+    return uint8_from_images(engine.decode(tokens))
+
+
+def ask(address, **fields):
+    return httpx.post(address + GENERATIONS, json=fields, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def engine(digits_engine):
+    with m2kit.open_engine(digits_engine) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(digits):
+    """OpenAI's, which refuses what it does not know."""
+    openai = pytest.importorskip("openai")
+    address, _ = digits
+    with openai.OpenAI(
+        base_url=address + "/v1", api_key="none", _strict_response_validation=True
+    ) as client:
+        yield client
+
+
+def test_the_openai_client_draws_what_generate_draws(client, digits_engine, tmp_path):
+    found = client.images.generate(prompt="3", n=2, extra_body={"seed": 7})
+    assert (found.size, found.output_format, len(found.data)) == ("32x32", "png", 2)
+    done = CliRunner().invoke(
+        cli, ["generate", "--engine", str(digits_engine), "--class", "3", "-n", "2", "--seed", "7",
+              "-o", str(tmp_path / "drawn")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for place, picture in enumerate(found.data):
+        file = tmp_path / "drawn" / f"00003_{place:06d}.png"
+        assert base64.b64decode(picture.b64_json) == file.read_bytes()
+    assert client.models.list().data[0].id == "digits"
+
+
+def test_the_openai_client_streams_partial_pictures_in_order(client, engine):
+    events = list(
+        client.images.generate(
+            prompt="5", n=2, stream=True, partial_images=3, extra_body={"seed": 1, "guidance": 3}
+        )
+    )
+    for place in range(2):
+        mine = [event for event in events if event.index == place]
+        assert [getattr(e, "partial_image_index", None) for e in mine] == [0, 1, 2, None]
+        assert [e.type.rpartition(".")[2] for e in mine] == ["partial_image"] * 3 + ["completed"]
+        whole = pixels_of(mine[-1].b64_json)
+        np.testing.assert_array_equal(whole, own(engine, 5, 2, seed=1, guidance=3.0)[place])
+        errors = [np.abs(pixels_of(e.b64_json).astype(int) - whole).mean() for e in mine[:3]]
+        assert errors[0] > errors[2] > 0
+        assert mine[-1].usage.output_tokens == 16
+
+
+def test_eight_requests_share_batches_and_each_has_its_own(digits, engine):
+    address, service = digits
+    before = service.batcher.counts.batches
+    requests = [
+        {"prompt": str(i), "seed": i, "guidance": 1 + i % 3, "top_k": i, "temperature": 1 + i / 8}
+        for i in range(7)
+    ] + [{"prompt": "7", "greedy": True, "top_p": 0.9}]
+    answers = [None] * 8
+
+    def one(place):
+        answers[place] = ask(address, **requests[place]).json()
+
+    threads = [threading.Thread(target=one, args=(place,)) for place in range(8)]
+    held = threading.Event()
+    service.batcher.do(held.wait)  # until all are there
+    for thread in threads:
+        thread.start()
+    until(lambda: service.batcher.waiting == 8)
+    held.set()
+    for thread in threads:
+        thread.join()
+    for request, answer in zip(requests, answers, strict=True):
+        options = {k: v for k, v in request.items() if k != "prompt"}
+        expected = own(engine, int(request["prompt"]), 1, **options)[0]
+        np.testing.assert_array_equal(pixels_of(answer["data"][0]["b64_json"]), expected)
+    assert service.batcher.counts.batches - before == 2
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_pictures_are_of_the_format_that_was_asked_for(digits, kind):
+    address, _ = digits
+    answer = ask(address, prompt="1", output_format=kind, size="32x32", model="x", user="y").json()
+    content = base64.b64decode(answer["data"][0]["b64_json"])
+    assert Image.open(io.BytesIO(content)).format == kind.upper()
+    assert answer["output_format"] == kind and answer["background"] == "opaque"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "prompt: is missing"),
+        ({"prompt": 3}, "prompt: expected text"),
+        ({"prompt": "dog"}, "this model has 10), found 'dog'"),
+        ({"prompt": "11"}, "one class of 0..9"),
+        ({"prompt": "0-3"}, "one class of 0..9"),
+        ({"prompt": "3", "n": 10**9}, "n: expected a whole number in 1..64"),
+        ({"prompt": "3", "n": True}, "n: expected a whole number"),
+        ({"prompt": "3", "seed": -1}, "seed: expected a whole number"),
+        ({"prompt": "3", "size": "1024x1024"}, "size must be auto or 32x32"),
+        ({"prompt": "3", "response_format": "url"}, "response_format: expected"),
+        ({"prompt": "3", "partial_images": 2}, "partial_images are sent with stream alone"),
+        ({"prompt": "3", "stream": True, "partial_images": 4}, "partial_images: expected"),
+        ({"prompt": "3", "top_p": 0}, "top_p must be"),
+        ({"prompt": "3", "guidance": [1, 2, 3]}, "guidance takes one value, or one for each of"),
+        ({"prompt": "3", "colour": "red"}, "colour: a field that is not known"),
+        ({"prompt": "3" * 10**6}, "prompt: expected a class"),
+    ],
+)
+def test_a_wrong_request_is_one_line(digits, fields, words):
+    address, _ = digits
+    answer = ask(address, **fields)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert words in error["message"] and len(error["message"]) < 400
+    assert error["type"] == "invalid_request_error"
+
+
+def test_what_is_no_request_is_one_line(digits):
+    address, _ = digits
+    json_type = {"content-type": "application/json"}
+    for content, headers, status, words in (
+        (b"{", json_type, 400, "expected JSON"),
+        (b"[" * 10**5, json_type, 400, "expected JSON"),
+        (b"[]", json_type, 400, "expected a JSON object"),
+        (b"{}", {}, 415, "expected content-type application/json"),
+        (b'{"prompt": "' + b"x" * (17 << 20), json_type, 413, "bytes at most"),
+    ):
+        answer = httpx.post(address + GENERATIONS, content=content, headers=headers)
+        assert (answer.status_code, words in answer.text) == (status, True), answer.text
+    for path in ("/v2", "/v1/../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd"):
+        assert httpx.get(address + path).status_code == 404
+    assert httpx.get(address + GENERATIONS).status_code == 405
+
+
+def test_a_picture_becomes_tokens_and_a_picture_again(digits, engine):
+    address, _ = digits
+    picture = Image.fromarray(own(engine, 4, 1, seed=2)[0])
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    answer = httpx.post(address + "/v1/tokens", content=file.getvalue()).json()
+    expected = engine.encode([picture])[0]
+    assert answer == {"tokens": expected.tolist(), "shape": [4, 4, 2]}
+    back = httpx.post(address + "/v1/decode", json={"tokens": answer["tokens"]})
+    found = np.asarray(Image.open(io.BytesIO(back.content)))
+    np.testing.assert_array_equal(found, uint8_from_images(engine.decode(expected[None]))[0])
+    large = io.BytesIO()
+    picture.resize((200, 100)).save(large, "JPEG")
+    assert httpx.post(address + "/v1/tokens", content=large.getvalue()).json()["shape"] == [4, 4, 2]
+    for path, content, words in (
+        ("/v1/tokens", b"none", "expected a picture"),
+        ("/v1/tokens?resize=x", b"", "resize must be a whole number"),
+        ("/v1/tokens?resize=0", large.getvalue(), "image sides must be multiples of 8"),
+    ):
+        answer = httpx.post(address + path, content=content)
+        assert (answer.status_code, words in answer.text) == (400, True), answer.text
+    for tokens in ([], [[1]], [[[1, 2]], [[1]]], [[[1.5, 2]]], [[["a", 2]]], [[[9**9, 0]] * 4] * 4):
+        answer = httpx.post(address + "/v1/decode", json={"tokens": tokens})
+        assert answer.status_code == 400 and "oken" in answer.text, answer.text
+
+
+def test_classes_are_searched(digits):
+    address, _ = digits
+    found = httpx.get(address + "/v1/classes").json()
+    assert [one["id"] for one in found["data"]] == list(range(10))
+    assert httpx.get(address + "/v1/classes?q=7").json()["data"][0]["id"] == 7
+    assert httpx.get(address + "/v1/classes?q=none").json()["found"] == 0
+
+
+def test_health_and_metrics(digits):
+    address, _ = digits
+    ask(address, prompt="1")
+    assert httpx.get(address + "/healthz").json() == {"status": "ok"}
+    text = httpx.get(address + "/metrics").text
+    values = dict(re.findall(r"^(\w+(?:\{.*?\})?) ([\d.e+-]+)$", text, re.MULTILINE))
+    assert float(values["m2kit_positions_total"]) >= 16
+    assert (
+        values["m2kit_request_seconds_count"] == values['m2kit_request_seconds_bucket{le="+Inf"}']
+    )
+    for line in text.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) .*|\w+(\{le=\"[^\"]+\"\})? [\d.e+-]+", line), line
+
+
+def test_an_api_key_is_asked_for_where_there_is_one(digits_engine, tmp_path):
+    with served(digits_engine, api_keys=frozenset({"secret", "other"})) as (address, _):
+        for key in ("x", "Secret", "secret2", "\u00e4"):
+            headers = {"authorization": f"Bearer {key}".encode()}
+            answer = httpx.post(address + GENERATIONS, json={"prompt": "1"}, headers=headers)
+            assert answer.status_code == 401 and "secret" not in answer.text
+        headers = {"authorization": "Bearer other"}
+        answer = httpx.post(address + GENERATIONS, json={"prompt": "1"}, headers=headers)
+        assert answer.status_code == 200
+        assert httpx.get(address + "/healthz").status_code == 200
+        assert httpx.get(address + "/metrics").status_code == 401
+
+
+def test_a_full_queue_answers_429_at_once(digits_engine):
+    with served(digits_engine, batch=1, waiting=3) as (address, service):
+        threads = [
+            threading.Thread(target=ask, args=(address,), kwargs={"prompt": "1", "n": n})
+            for n in (20, 1)
+        ]
+        threads[0].start()
+        until(lambda: service.batcher.drawing)
+        began = time.perf_counter()
+        answer = ask(address, prompt="1")
+        assert time.perf_counter() - began < 5
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        threads[0].join()
+        assert ask(address, prompt="1").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_rows_of_a_client_that_leaves_stop(digits_engine, stream):
+    with served(digits_engine, batch=2) as (address, service):
+        parts = urlsplit(address)
+        body = json.dumps({"prompt": "1", "n": 60, "stream": stream}).encode()
+        with socket.create_connection((parts.hostname, parts.port)) as client:
+            client.sendall(
+                b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\n"
+                b"content-type: application/json\r\ncontent-length: "
+                + str(len(body)).encode() + b"\r\n\r\n" + body
+            )  # fmt: skip
+            until(lambda: service.batcher.drawing)
+        until(lambda: not service.batcher.drawing and not service.batcher.waiting)
+        counts = service.batcher.counts
+        assert counts.stopped + counts.pictures == 60 and counts.stopped > 40
+
+
+def test_slow_clients_are_let_go(digits_engine, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    with served(digits_engine, body_seconds=0.3) as (address, _):
+        parts = urlsplit(address)
+        for sent, answered in (
+            (b"POST /v1/images/generations HTTP/1.1\r\nhost:", b""),
+            (b"", b""),
+            (b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n"
+             b"content-type: application/json\r\n\r\n{", b"HTTP/1.1 408"),
+        ):  # fmt: skip
+            with socket.create_connection((parts.hostname, parts.port), timeout=20) as client:
+                client.sendall(sent)
+                assert client.recv(12) == answered
+        assert ask(address, prompt="1").status_code == 200
+
+
+def test_no_answer_names_a_path_or_holds_a_traceback(digits_engine, monkeypatch, caplog):
+    with served(digits_engine) as (address, service):
+
+        def broken(*_, **__):
+            raise m2kit.BackendError(f"{digits_engine}: damaged")
+
+        monkeypatch.setattr(service.engine, "generate", broken)
+        answer = ask(address, prompt="1")
+        assert answer.status_code == 500
+        assert "the server's log says how" in answer.text and str(digits_engine) not in answer.text
+        monkeypatch.setattr(service, "size", None)
+        answer = ask(address, prompt="1")
+        assert answer.status_code == 500 and "Traceback" not in answer.text
+    assert "damaged" in caplog.text and "Traceback" in caplog.text
+
+
+def test_keys_are_read_and_checked(tmp_path, digits_engine):
+    for text, words in (
+        ("", "found 0"),
+        ("two words", "without spaces"),
+        ("\u00e4", "expected a f"),
+    ):
+        (tmp_path / "keys").write_text(text, encoding="utf-8")
+        done = CliRunner().invoke(
+            cli, ["serve", str(digits_engine), "--api-key-file", str(tmp_path / "keys")]
+        )
+        assert done.exit_code == 1 and words in done.stderr, done.output
+
+
+def test_a_port_that_is_taken_is_one_line(digits_engine):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(cli, ["serve", str(digits_engine), "--port", str(port)])
+    assert done.exit_code == 1
+    assert f"cannot listen at 127.0.0.1, port {port}" in done.stderr
+    assert Path(digits_engine).is_dir()

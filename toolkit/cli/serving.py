@@ -1,0 +1,90 @@
+"""serve: pictures over HTTP, in the shape of OpenAI's images API, and a page to draw them on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from m2kit.cli.options import COUNT, PATH, OpenEngine, engine_argument
+from m2kit.cli.output import note
+from m2kit.errors import InputError, require
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_MOST_KEYS, _LONGEST_KEY = 1000, 200
+
+
+@click.command()
+@engine_argument
+@click.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 is all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0 is any free one.")
+@click.option(
+    "--batch",
+    type=COUNT,
+    default=8,
+    help="Pictures drawn at once, at most; results do not depend on it.",
+)
+@click.option(
+    "--waiting",
+    type=COUNT,
+    default=256,
+    help="Pictures that may wait for a batch; more are answered 429.",
+)
+@click.option(
+    "--api-key-file",
+    type=PATH,
+    help="A key on each line, of which clients must send one as a bearer token.",
+)
+@click.option(
+    "--drain",
+    type=click.IntRange(0, 3600),
+    default=30,
+    metavar="SECONDS",
+    help="After SIGINT or SIGTERM, for what was accepted to finish.",
+)
+def serve(
+    open_engine: OpenEngine,
+    host: str,
+    port: int,
+    batch: int,
+    waiting: int,
+    api_key_file: Path | None,
+    drain: int,
+) -> None:
+    """Serve an engine's pictures: an API that OpenAI's clients speak, and a page at /.
+
+    Requests that wait share batches, whatever their options. See docs/serving.md.
+    """
+    for module in ("starlette", "uvicorn"):
+        require(module, extra="serve", what="serving")
+    keys = read_keys(api_key_file) if api_key_file else frozenset()
+    from m2kit.runtime.serving.application import Service
+    from m2kit.runtime.serving.limits import Limits
+    from m2kit.runtime.serving.server import serve as serve_at
+
+    with open_engine() as engine:
+        largest = engine.backend.largest_rows
+        at_once = min(batch, largest // 2) if largest else batch
+        service = Service(engine, max(1, at_once), Limits(waiting=waiting, api_keys=keys))
+        if host not in _LOCAL and not keys:
+            note(f"WARNING: whoever reaches {host} may draw; --api-key-file asks for a key")
+        serve_at(service, host, port, drain_s=drain, started=lambda at: note(f"serving at {at}"))
+
+
+def read_keys(path: Path) -> frozenset[str]:
+    """The API keys of a file, one on each line.
+
+    Raises:
+        InputError: It cannot be read, or has none or such as no header can hold.
+    """
+    try:
+        keys = frozenset(filter(None, map(str.strip, path.read_text("ascii").splitlines())))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a file of API keys, a line each ({error})") from error
+    odd = [key for key in keys if len(key) > _LONGEST_KEY or not key.isprintable() or " " in key]
+    if odd or not 0 < len(keys) <= _MOST_KEYS:
+        raise InputError(
+            f"{path}: expected 1 to {_MOST_KEYS} keys of printable ASCII without spaces, of "
+            f"{_LONGEST_KEY} characters at most, found {len(keys)}"
+        )
+    return keys

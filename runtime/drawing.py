@@ -151,3 +151,22 @@ def notes_of_drawing(engine: Engine, sampling: Sampling | None = None) -> JsonOb
         notes["checkpoint_sha256"] = engine.info.source.checkpoint_sha256
     _, resolved = engine.check_draw([0], sampling)
     return notes | {"sampling": to_json(resolved)}
+
+
+def filled(tokens: npt.NDArray[np.int64], drawn: int) -> npt.NDArray[np.int64]:
+    """Tokens (B, h, w, K) of which so many positions are drawn, the others filled by folding the
+    drawn ones back, row by row, as in a mirror.
+
+    The decoder's adaptive GroupNorm reads mean and variance of all codes, so that what stands in
+    the place of the rest changes the colours of the whole. Of 36 emoji, the drawn part is as it
+    will be at the end to 20, 23.6 and 24.8 dB after a quarter, a half and three quarters; with the
+    last row repeated 20.4, 22.9 and 24.5, with codes of 0 15.1, 18.2 and 24.4, with ids of 0 14.7,
+    16.3 and 21.2, with random ids 17.6, 20.1 and 23.2.
+    """
+    count, rows, columns, depth = tokens.shape
+    flat = tokens.reshape(count, rows * columns, depth).copy()
+    missing, whole = np.arange(drawn, rows * columns), drawn // columns
+    row, column = np.divmod(missing, columns)
+    mirrored = (whole - 1 - (row - whole) % max(1, whole)) * columns + column
+    flat[:, drawn:] = flat[:, mirrored if whole else missing % drawn]
+    return flat.reshape(tokens.shape)

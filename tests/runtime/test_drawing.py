@@ -7,7 +7,7 @@ from doubles.fake_backend import FakeBackend
 
 from m2kit import Sampling
 from m2kit.errors import InputError
-from m2kit.runtime.drawing import draw_images, notes_of_drawing
+from m2kit.runtime.drawing import draw_images, filled, notes_of_drawing
 from m2kit.runtime.engine import Engine
 
 SAMPLING = Sampling(seed=7)
@@ -92,3 +92,13 @@ def test_notes_have_the_sampling_with_the_models_defaults():
         "seed": 3, "greedy": False, "guidance": [1.0, 1.0], "temperature": [1.0, 1.0],
         "top_k": [2, 2], "top_p": [1.0, 1.0],
     }  # fmt: skip
+
+
+def test_the_rest_of_a_picture_is_its_drawn_rows_folded_back():
+    tokens = np.arange(24).reshape(1, 6, 4, 1)
+    found = filled(tokens, 10)[0, :, :, 0]
+    assert found[:2].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert found[2].tolist() == [8, 9, 6, 7]
+    assert found[3:].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+    assert filled(tokens, 3)[0, :2, :, 0].tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
+    np.testing.assert_array_equal(filled(tokens, 24), tokens)

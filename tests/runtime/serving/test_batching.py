@@ -10,9 +10,10 @@ from doubles.until import until
 
 from m2kit import Sampling
 from m2kit.errors import BackendError
+from m2kit.runtime.drawing import filled
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import uint8_from_images
-from m2kit.runtime.serving.batching import Batcher, QueueFull, ServerClosing, Wanted, filled
+from m2kit.runtime.serving.batching import Batcher, QueueFull, ServerClosing, Wanted
 
 
 def engine():
@@ -194,13 +195,3 @@ def test_closing_in_time_tells_whom_it_leaves():
     for client in clients:
         assert client.done.wait(10)
         assert isinstance(client.made[-1], ServerClosing)
-
-
-def test_the_rest_of_a_picture_is_its_drawn_rows_folded_back():
-    tokens = np.arange(24).reshape(1, 6, 4, 1)
-    found = filled(tokens, 10)[0, :, :, 0]
-    assert found[:2].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert found[2].tolist() == [8, 9, 6, 7]
-    assert found[3:].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
-    assert filled(tokens, 3)[0, :2, :, 0].tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
-    np.testing.assert_array_equal(filled(tokens, 24), tokens)

@@ -66,8 +66,9 @@ class Service:
         self.labels = class_labels(spec.classes, self.names)
         self.size: tuple[int, ...] = engine.spec.size_of_grid(spec.grid)
         self.name = engine.info.name if engine.info else "model"
-        self.batcher = Batcher(engine, batch, limits.waiting)
         self._drawn, self._queue_full = Latencies(), 0
+        _warm_up(engine)
+        self.batcher = Batcher(engine, batch, limits.waiting)
 
     def application(self, drain_s: float = 30.0) -> Starlette:
         """The application, which at its end gives accepted requests so many seconds."""
@@ -320,6 +321,11 @@ def _call_soon(loop: asyncio.AbstractEventLoop, put: Callable[[Any], None], one:
 
 def _event(name: str, value: JsonObject) -> str:
     return f"event: {name}\ndata: {json.dumps(value)}\n\n"
+
+
+def _warm_up(engine: Engine) -> None:
+    """Open every graph: the first client need not wait, and the engine's folder may be replaced."""
+    engine.encode(engine.decode(engine.sample([0])))
 
 
 def _whole(text: str, name: str, most: int) -> int:

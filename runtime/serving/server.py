@@ -20,6 +20,7 @@ from m2kit.runtime.serving.application import Service
 HEAD_SECONDS = 10.0  # in which the head of a request must have been sent
 _KEPT_SECONDS = 5  # that a connection without a request stays open
 _MOST_CONNECTIONS = 1024
+_ANSWERED_SECONDS = 10  # in which a client takes its answer when the server ends
 
 
 class _Protocol(H11Protocol):
@@ -61,15 +62,22 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Tells when it listens."""
+    """Tells when it listens, and at its end lets what was accepted finish."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[], None], drain: Callable[[], object]
+    ) -> None:
         super().__init__(config)
-        self._told = started
+        self._told, self._drain = started, drain
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._told()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        draining = asyncio.create_task(asyncio.to_thread(self._drain))
+        await super().shutdown(sockets)
+        await draining
 
 
 def serve(
@@ -106,8 +114,12 @@ def serve(
             log_level="warning",
             server_header=False,
             timeout_keep_alive=_KEPT_SECONDS,
-            timeout_graceful_shutdown=drain_s,
+            timeout_graceful_shutdown=drain_s + _ANSWERED_SECONDS,
             limit_concurrency=_MOST_CONNECTIONS,
             **options,
         )
-        _Server(config, lambda: started(f"http://{name}:{own}")).run(sockets=[listening])
+        _Server(
+            config,
+            lambda: started(f"http://{name}:{own}"),
+            lambda: service.batcher.close(drain_s),
+        ).run(sockets=[listening])

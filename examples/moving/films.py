@@ -1,7 +1,7 @@
 """Make films of pictures that move, to train a small video tokenizer on, and pictures of their
 frames for an image tokenizer to compare it with.
 
-    python examples/moving/films.py emoji64.npz films frames
+    python examples/moving/films.py digits films frames
 
 Every picture of a data set crosses a canvas of 32 x 32 pixels in its corner's colour for 24 frames,
 20 x 20 pixels large, at up to 2 pixels a frame each way, and turns back at the borders. The films,

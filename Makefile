@@ -6,7 +6,7 @@ DIGITS := examples/digits
 EMOJI := examples/emoji
 
 .PHONY: help install demo demo-digits demo-train demo-evaluate test test-hostile test-oracles \
-  test-gpu check mypy docs bench bench-entropy bench-export bench-plans clean
+  test-ray test-gpu check mypy docs bench bench-entropy bench-export bench-plans clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,14 @@ test-oracles: install build/oracles  ## numbers against other packages', in a fo
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/lpips_oracle.py
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/inception_oracle.py
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/i3d_oracle.py
+
+test-ray: install build/ray  ## large sets on Ray, which is large itself, in a folder of its own
+	PYTHONPATH=build/ray:src $(BIN)/python -m pytest tests/cli/test_ray_sampling.py
+
+build/ray: Makefile constraints.txt
+	rm -rf $@ $@.part
+	$(BIN)/python -m pip install --quiet -c constraints.txt --target $@.part 'ray[data]'
+	mv $@.part $@
 
 build/oracles: Makefile
 	rm -rf $@ $@.part

@@ -141,6 +141,10 @@ class SetFolder:
         """Parts that it lacks."""
         return [part for part in range(self.set.parts) if part not in self.parts]
 
+    def lacking(self, shard: tuple[int, int]) -> list[int]:
+        """Parts that it lacks of shard I of N: of I, I + N, ..."""
+        return [part for part in self.missing if part % shard[1] == shard[0]]
+
     @property
     def shards(self) -> int:
         """Among how many the set was shared out, at most, where it was drawn."""
@@ -277,23 +281,47 @@ def draw_parts(
     Raises:
         FolderError: A file cannot be written.
     """
-    drawn_set, sampling = found.set, found.set.sampling
-    own = [part for part in found.missing if part % shard[1] == shard[0]]
-    numbers = (number for part in own for number in drawn_set.numbers(part))
+    drawn_set, own = found.set, found.lacking(shard)
     batches = draw_numbers(
         engine,
-        numbers,
+        (number for part in own for number in drawn_set.numbers(part)),
         found.images_of(own),
-        Sampling(**to_json(sampling)),
+        Sampling(**to_json(drawn_set.sampling)),
         batch=drawn_set.batch,
         begin=begin,
     )
-    for number in own:
-        count, pixels = found.images_of([number]), list[npt.NDArray[np.uint8]]()
+    pixels = (uint8_from_images(batch.images, drawn_set.uint8) for batch in batches)
+    device = engine.backend.device
+    return keep_parts(found, shard, ((batch, device) for batch in pixels))
+
+
+def keep_parts(
+    found: SetFolder,
+    shard: tuple[int, int],
+    drawn: Iterator[tuple[npt.NDArray[np.uint8], str]],
+) -> Iterator[int]:
+    """Write the parts that a folder lacks of a shard, as their batches come.
+
+    Args:
+        found: The set, and what is there of it.
+        shard: As for `draw_parts`.
+        drawn: Pixels (b, H, W, 3) of each batch, in the order of parts and of numbers, and what
+            drew them.
+
+    Yields:
+        As `draw_parts` does.
+
+    Raises:
+        FolderError: A file cannot be written.
+    """
+    for number in found.lacking(shard):
+        count, pixels, devices = found.images_of([number]), list[npt.NDArray[np.uint8]](), set()
         while sum(map(len, pixels)) < count:
-            pixels.append(uint8_from_images(next(batches).images, drawn_set.uint8))
-        part = Part(part=number, shards=shard[1], device=engine.backend.device[:255])
-        _write_part(found, part, pixels)
+            batch, device = next(drawn)
+            pixels.append(batch)
+            devices.add(device)
+        told = ", ".join(sorted(devices))[:255]
+        _write_part(found, Part(part=number, shards=shard[1], device=told), pixels)
         yield count
 
 

@@ -196,3 +196,17 @@ def test_ctrl_c_says_how_many_images_are_finished(digits_engine, tmp_path, monke
     told = refused(digits_engine, *SET, "-o", tmp_path, status=130)
     assert f"interrupted: 4 of 70 images are finished in {tmp_path}. Give the same" in told
     assert part_path(tmp_path, 0).is_file()
+
+
+def test_ray_and_its_workers_are_asked_for_together_and_not_by_a_merge(digits_engine, tmp_path):
+    for options in (("--ray", "local"), ("--workers", "2")):
+        told = refused(digits_engine, *SET, *options, "-o", tmp_path, status=2)
+        assert "--ray and --workers need one another" in told
+        told = refused("--merge", *options, "-o", tmp_path, status=2)
+        assert "leave out --ray and --workers" in told
+
+
+def test_a_missing_ray_is_told_before_anything_is_opened(digits_engine, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    told = refused("none", *SET, "--ray", "local", "--workers", "2", "-o", tmp_path)
+    assert "drawing on a Ray cluster needs the package ray" in told and "'.[ray]'" in told

@@ -19,7 +19,7 @@ from m2kit.runtime.drawing import DrawnImages, draw_images
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import uint8_from_images
 from m2kit.runtime.sample_files import merge_npz, merge_tar, open_samples
-from m2kit.runtime.sample_set import draw_parts, find_set, part_path, set_of
+from m2kit.runtime.sample_set import draw_parts, find_set, keep_parts, part_path, set_of
 
 SAMPLING = Sampling(seed=7)
 CLASSES = (0, 2, 3)
@@ -311,3 +311,12 @@ def test_memory_does_not_depend_on_the_number_of_images(tmp_path, monkeypatch):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < peaks[1] + 512 * 1000  # an image has 12,288 bytes
+
+
+def test_a_part_whose_batches_several_devices_drew_tells_all_of_them(tmp_path):
+    wanted = set_of(engine(classes=1000), range(1000), 50, SAMPLING, batch=16)  # 4 batches a part
+    found = find_set(tmp_path, wanted)
+    pixels = np.zeros((16, *wanted.image_size, 3), np.uint8)
+    drawn_by = iter([(pixels, device) for device in ("GPU B", "GPU A", "GPU B", "GPU B")])
+    assert next(keep_parts(found, (0, 1), drawn_by)) == 64
+    assert find_set(tmp_path).parts[0].device == "GPU A, GPU B"

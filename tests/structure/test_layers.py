@@ -28,6 +28,7 @@ ALLOWED = {  # imported packages and rooms, at the top of a module
     },
     "engines": BASE | {"onnx", "onnx_ir", "polygraphy", "m2kit.runtime", "m2kit.engines"},
     "runtime": BASE | {"PIL", "m2kit.runtime"},
+    "runtime/ray_sampling.py": BASE | {"ray", "m2kit.runtime"},
     "runtime/serving": BASE | {"PIL", "starlette", "uvicorn", "h11", "m2kit.runtime"},
 }
 LAZY = {  # in addition, inside a function

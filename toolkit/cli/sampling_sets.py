@@ -6,7 +6,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from m2kit.cli.options import (
     engine_argument,
     given,
     json_option,
+    only_folder,
     output_option,
     sampling_options,
 )
 from m2kit.cli.output import note, print_result, stages
-from m2kit.errors import FolderError
+from m2kit.errors import FolderError, require
 from m2kit.host import peak_bytes
+from m2kit.manifest import ENGINE
 from m2kit.outputs import check_output_folder
+from m2kit.progress import Begin
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.sample_files import ADM_NAME, merge_npz, merge_tar, part_words
 from m2kit.runtime.sample_set import SampleSet, SetFolder, draw_parts, find_set, set_of
@@ -87,6 +91,19 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     show_default="0/1, all of it",
     help="Draw share I of N, I from 0; the others may be drawn on other machines.",
 )
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Draw on a Ray cluster: HOST:PORT, auto (the one this machine is in) or local (started "
+    "here, and ended).",
+)
+@click.option(
+    "--workers",
+    type=COUNT,
+    help="Processes of the cluster that draw, with an engine each; a CPU engine's --threads are "
+    "those of each.  [threads: the cores of a node, divided among its workers]",
+)
 @output_option("samples", "Folder of the set; its parts are in parts/ there.")
 @click.option("--merge", is_flag=True, help="Draw nothing: write the set whose parts are all here.")
 @click.option(
@@ -100,6 +117,8 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 def sample(
     open_engine: OpenEngine,
     shard: tuple[int, int],
+    address: str | None,
+    workers: int | None,
     output: Path,
     merge: bool,
     form: str,
@@ -124,7 +143,11 @@ def sample(
         return
     if given("form"):
         raise click.UsageError("--form says what --merge writes; add --merge.")
-    with open_engine() as engine, stages("tokens") as begin:
+    if (address is None) != (workers is None):
+        raise click.UsageError("--ray and --workers need one another.")
+    if address is not None:
+        require("ray.data", extra="ray", what="drawing on a Ray cluster")
+    with open_engine() as engine, stages("tokens") as begin, ExitStack() as stack:
         found = find_set(output, _wanted(engine, **how))
         whole = found.set
         share = range(shard[0], whole.parts, shard[1])
@@ -134,8 +157,14 @@ def sample(
         )
         began, finished = time.perf_counter(), 0
         progress = _Lines(total - left, total)
+        active = engine.backend.active()
+        told: dict[str, int] = {}
+        if address is None or workers is None or not left:
+            drawing = draw_parts(engine, found, shard, begin)
+        else:
+            drawing = _on_ray(stack, address, workers, engine, found, shard, begin, told)
         try:
-            for count in draw_parts(engine, found, shard, begin):
+            for count in drawing:
                 finished += count
                 progress.tell(finished)
         except KeyboardInterrupt as error:
@@ -144,7 +173,6 @@ def sample(
                 f"{output}. Give the same command again to go on."
             ) from error
         seconds = time.perf_counter() - began
-        active = engine.backend.active()
     missing = len(find_set(output, whole).missing)
     if not missing:
         merging = shlex.join(["m2kit", "sample", "--merge", "-o", str(output)])
@@ -159,11 +187,36 @@ def sample(
         "seed": whole.sampling.seed,
         "uint8": whole.uint8,
         "missing_parts": missing,
+        "workers": workers,
+        "threads_of_worker": "-".join(map(str, sorted(set(told.values())))) or None,
         "images_per_second": round(finished / seconds, 4) if finished else None,
         "output": str(output),
     }
     details = {"active": active, "peak_memory_bytes": peak_bytes()}
     print_result(result, as_json, result | details)
+
+
+def _on_ray(
+    stack: ExitStack,
+    address: str,
+    workers: int,
+    engine: Engine,
+    found: SetFolder,
+    shard: tuple[int, int],
+    begin: Begin,
+    told: dict[str, int],
+) -> Iterator[int]:
+    """Draw on a cluster, which is left with the stack; the engine here is closed before."""
+    from m2kit.runtime.ray_sampling import draw_on, workers_at
+
+    options = click.get_current_context().params
+    path = only_folder(ENGINE, options["engine"])
+    opening = {name: options[name] for name in ("threads", "provider")}
+    begin(f"joining Ray at {address}")
+    drawers = stack.enter_context(workers_at(address, workers, path, engine, **opening))
+    positions = engine.transformer.positions
+    engine.close()
+    return draw_on(drawers, found, positions, shard, begin, told)
 
 
 def _wanted(
@@ -207,6 +260,8 @@ def _merge(
     named = context.params["engine"]
     if given("shard"):
         raise click.UsageError("--merge writes all shards; leave out --shard.")
+    if given("address", "workers"):
+        raise click.UsageError("--merge draws nothing; leave out --ray and --workers.")
     drawing = given(*how, "provider", "threads", "check")
     if drawing and named is None:
         raise click.UsageError(

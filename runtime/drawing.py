@@ -8,7 +8,7 @@ share their noise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,10 +20,16 @@ from m2kit.errors import InputError
 from m2kit.hashes import sha256_of_json
 from m2kit.progress import Begin, silent
 from m2kit.records import JsonObject, is_integer, to_json
+from m2kit.runtime.decoding import Drawn
 from m2kit.runtime.engine import Engine
 from m2kit.sampling import Sampling
 
 IMAGES_OF_A_CLASS = 2**32
+Watch = Callable[[Drawn], None]  # told each position of a batch, and what is drawn of it
+
+
+def unwatched(drawn: Drawn) -> None:
+    """A `Watch` that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ def draw_images(
     skip: Collection[int] = (),
     batch: int | None = None,
     begin: Begin = silent,
+    watch: Watch = unwatched,
 ) -> Iterator[DrawnImages]:
     """Draw images `first_image`, `first_image` + 1, ... of each class, `count` of them, class by
     class in the given order.
@@ -66,6 +73,7 @@ def draw_images(
         skip: Numbers, of these images, that need not be drawn.
         batch: Images at once, at most; by default as many as is good here.
         begin: Called when drawing begins, with the number of positions of all images.
+        watch: Called after each position of a batch.
 
     Yields:
         Finished batches; memory does not depend on how many.
@@ -95,7 +103,7 @@ def draw_images(
         if number not in skip
     )
     left = len(classes) * count - len(skip)
-    return draw_numbers(engine, numbers, left, sampling, batch=batch, begin=begin)
+    return draw_numbers(engine, numbers, left, sampling, batch=batch, begin=begin, watch=watch)
 
 
 def draw_numbers(
@@ -106,6 +114,7 @@ def draw_numbers(
     *,
     batch: int | None = None,
     begin: Begin = silent,
+    watch: Watch = unwatched,
 ) -> Iterator[DrawnImages]:
     """Draw images of given numbers, in their order.
 
@@ -116,6 +125,7 @@ def draw_numbers(
         sampling: As for `draw_images`.
         batch: Likewise; every batch has as many, but for the last one.
         begin: Likewise.
+        watch: Likewise.
 
     Yields:
         Finished batches.
@@ -130,6 +140,7 @@ def draw_numbers(
         own = np.array([number // IMAGES_OF_A_CLASS for number in part], np.int64)
         for drawn in engine.generate(own, sampling, image_numbers=np.array(part, np.uint64)):
             advance(len(part))
+            watch(drawn)
             tokens = drawn.tokens
         images = engine.decode(tokens, batch=batch)
         yield DrawnImages(np.array(part, np.uint64), own, tokens, images)

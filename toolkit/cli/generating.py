@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import numpy as np
+from rich.console import Console
 
 import m2kit
 from m2kit.class_names import class_ids, names_in_notes
@@ -23,6 +24,7 @@ from m2kit.cli.options import (
 )
 from m2kit.cli.output import print_result, stages
 from m2kit.cli.picture_output import GRID_OR_FOLDER, PictureOutput
+from m2kit.cli.preview import preview_of
 from m2kit.host import peak_bytes
 from m2kit.outputs import check_output
 from m2kit.runtime.drawing import IMAGES_OF_A_CLASS, draw_images, notes_of_drawing
@@ -56,6 +58,7 @@ _AGAIN = "Give the same command again to draw all; without --tokens it goes on."
 @batch_option
 @click.option("--columns", type=COUNT, help="Images in a row of a grid.  [default: n]")
 @output_option("samples.png", f"Grid, a row of n images per class, {GRID_OR_FOLDER}")
+@click.option("--preview", is_flag=True, help="Show the images in the terminal as they grow.")
 @click.option("--tokens", type=PATH, help="Also write the ids, as .npz.")
 @json_option
 def generate(
@@ -66,6 +69,7 @@ def generate(
     batch: int | None,
     columns: int | None,
     output: Path,
+    preview: bool,
     tokens: Path | None,
     as_json: bool,
     **options: Any,
@@ -77,11 +81,19 @@ def generate(
     class, number, sampling and engine. A folder with another picture of such a name is refused.
     With --tokens all is drawn, and the ids are held until the end. Images per second count from the
     engine's opening, which the first batch waits for.
+
+    --preview needs a terminal with kitty's, iTerm2's or sixel graphics, or one with 256 colours; it
+    changes nothing of the images and takes a tenth of the time at most.
     """
     pictures = PictureOutput(output)
     if tokens:
         check_output(tokens, ".npz")
-    with open_engine() as engine, stages("tokens") as begin:
+    console = Console(stderr=True)
+    with (
+        open_engine() as engine,
+        stages("tokens", console) as begin,
+        preview_of(engine, console, wanted=preview) as shown,
+    ):
         known = engine.transformer.classes
         names = names_in_notes(engine.info.training, known) if engine.info else ()
         chosen = class_ids(classes, known, names) or list(range(min(_ROWS_WITHOUT_CLASS, known)))
@@ -101,6 +113,7 @@ def generate(
             skip=finished,
             batch=batch,
             begin=begin,
+            watch=shown.watch,
         )
         size = engine.spec.size_of_grid(engine.transformer.grid)
         go_on = _AGAIN if tokens else _GO_ON
@@ -112,6 +125,7 @@ def generate(
                 ):
                     name = picture_name(class_id, number)
                     pictures.add(name, image, notes=picture_notes(notes, class_id, number))
+                shown.finished(drawn.images)
                 if tokens:
                     ids.append(drawn.tokens)
             seconds = time.perf_counter() - began

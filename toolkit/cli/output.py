@@ -84,12 +84,13 @@ class _Rate(TextColumn):
 
 
 @contextmanager
-def stages(unit: str = "positions") -> Iterator[Begin]:
-    """Shows stages on stderr: a name, or a bar where the stage is counted, in `unit`.
+def stages(unit: str = "positions", console: Console | None = None) -> Iterator[Begin]:
+    """Shows stages on stderr, or a console of it: a name, or a bar where the stage is counted, in
+    `unit`.
 
     Where stderr is no terminal, the name is all; with --verbose each ends with its seconds.
     """
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     with ExitStack() as stack:
 
         def begin(stage: str, total: int | None = None) -> Advance:

@@ -6,7 +6,7 @@ DIGITS := examples/digits
 EMOJI := examples/emoji
 
 .PHONY: help install demo demo-digits demo-train demo-evaluate test test-hostile test-oracles \
-  test-ray test-gpu check mypy docs bench bench-entropy bench-export bench-plans clean
+  test-ray test-browser test-gpu check mypy docs bench bench-entropy bench-export bench-plans clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,13 @@ build/oracles: Makefile
 
 test-gpu: install  ## what needs an NVIDIA GPU (with onnxruntime-gpu in place of onnxruntime)
 	$(BIN)/python -m pytest -m gpu -rs
+
+test-browser: build/browser  ## the server's page in a headless Chromium, which it installs
+	$(BIN)/python -m pytest tests/browser --browser build/browser --durations 3
+
+build/browser: tests/browser/install.py | install
+	$(BIN)/python tests/browser/install.py $@
+	touch $@
 
 check: install mypy  ## format, lint, types
 	$(BIN)/ruff format --check .

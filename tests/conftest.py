@@ -36,6 +36,12 @@ def pytest_addoption(parser):
         "--digits-engine", type=Path, help="use this engine instead of exporting the example"
     )
     parser.addoption(
+        "--browser",
+        type=Path,
+        help="tests of the server's page need this folder of tests/browser/install.py, and fail "
+        "without it, where they else are skipped",
+    )
+    parser.addoption(
         "--all-cases", action="store_true", help="every case of tests/hostile, not a choice"
     )
 

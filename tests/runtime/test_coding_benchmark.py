@@ -119,9 +119,9 @@ def test_the_fastest_convolution_is_chosen_by_its_best_run(clock):
     assert best.layer.channels_in == 32 and best.layer.size == SIZE
 
 
-def test_the_convolution_of_onnx_runtime_is_the_layer(exported):
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
+def test_the_convolution_of_onnx_runtime_is_the_layer(exported, monkeypatch):
+    torch = pytest.importorskip("torch")
+    onnx = pytest.importorskip("onnx")
     from conftest import GOLDEN
 
     import m2kit
@@ -129,6 +129,23 @@ def test_the_convolution_of_onnx_runtime_is_the_layer(exported):
     from m2kit.families.convolution import Convolution
 
     with m2kit.open_engine(exported(GOLDEN / "video_tiny.ckpt")[1]) as engine:
+        fed, session = {}, engine.backend.ort.InferenceSession
+
+        class Watched:
+            def __init__(self, model, *arguments, **options):
+                (weights,) = onnx.load_from_string(model).graph.initializer
+                fed["w"] = onnx.numpy_helper.to_array(weights)
+                self._session = session(model, *arguments, **options)
+
+            def run(self, names, feeds):
+                fed.update(feeds)
+                return self._session.run(names, feeds)
+
+        monkeypatch.setattr(engine.backend.ort, "InferenceSession", Watched)
         for size in ((3, 4, 5), (6, 4)):
             (made,) = open_convolution(engine.backend, Convolution(4, 6, size), 2)()
-            assert made.shape == (2, 6, *size) and np.isfinite(made).all() and made.std() > 0
+            convolve = torch.nn.functional.conv3d if len(size) == 3 else torch.nn.functional.conv2d
+            weights, noise = (torch.from_numpy(fed[name].copy()) for name in "wx")
+            assert weights.shape == (6, 4, *[3] * len(size)) and noise.std() > 0.5
+            expected = convolve(noise, weights, padding=1).numpy()
+            np.testing.assert_allclose(made, expected, atol=1e-5)

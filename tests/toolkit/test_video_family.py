@@ -54,7 +54,7 @@ def test_a_size_that_no_grid_covers_is_told_with_what_does(size, words):
 
 
 def test_sides_of_several_factors_are_told_one_by_one():
-    words = "image sides must be multiples of 1 x 2 x 2, found 3 x 8 x 9"
+    words = "image sides must be multiples of 2, found 8 x 9"
     assert misfit(video(1, 2), (3, 8, 9)) == words
 
 

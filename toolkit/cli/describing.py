@@ -10,7 +10,7 @@ import click
 from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options
 from m2kit.cli.models import is_token_file, model_at, open_model
 from m2kit.cli.options import SIDE, Real, json_option
-from m2kit.cli.output import label, print_result, stages
+from m2kit.cli.output import label, note, print_result, stages
 from m2kit.cli.training_options import DataSetName
 from m2kit.config import PRESETS, ModelSpec
 from m2kit.errors import InputError
@@ -107,7 +107,9 @@ def _of_data(
 
     words = "pictures" if len(model.spec.tokenizer.axes) == 2 else "films"
     with open_model(target, model) as engine, stages(words) as begin:
-        report, read, unread = codebook_of(engine, dataset_named(data), size=size, begin=begin)
+        report, read, unread = codebook_of(
+            engine, dataset_named(data), size=size, begin=begin, tell=note
+        )
     return {words: read, f"unread_{words}": unread}, report
 
 

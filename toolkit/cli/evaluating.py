@@ -256,7 +256,7 @@ def compare(results: tuple[Path, ...], as_json: bool) -> None:
             for (path, result), called in zip(read.items(), labels, strict=True)
         ],
     }
-    head = [f"{found[0].protocol.id}, {found[0].images:,} images", *labels]
+    head = [f"{found[0].protocol.id}, {found[0].images:,} {found[0].protocol.words}", *labels]
     print_table(head, rows, as_json, value)
 
 

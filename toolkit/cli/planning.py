@@ -113,9 +113,17 @@ def is_assumed(option: str) -> str | None:
 
 def _data(settings: RunSettings) -> Data:
     from m2kit.training.recipes.plan import assumed_data, found_data
-    from m2kit.training.recipes.presets import published_data
+    from m2kit.training.recipes.presets import published, published_data
+    from m2kit.training.recipes.settings import TokenizerSettings
 
     name = is_assumed("data")
+    clips = isinstance(settings, TokenizerSettings) and settings.frames is not None
+    if name and clips != ("frames" in published(name)):
+        raise InputError(
+            f"{name} was published as a run on {'pictures' if clips else 'clips'}, whose data says "
+            "nothing of others; name the data",
+            option="--data",
+        )
     if name:
         return assumed_data(settings, published_data(name))
     with stages("films") as begin:

@@ -35,15 +35,15 @@ def misfit(spec: TokenizerSpec, size: tuple[int, ...]) -> str:
     axes, firsts, strides = spec.axes, spec.first_strides, spec.strides
     if len(size) != len(axes):
         return f"a size has {len(axes)} numbers, {', '.join(axes)}, found {_by(size)}"
-    for axis, n, first, stride in zip(axes, size, firsts, strides, strict=True):
-        if first != stride and (n < first or (n - first) % stride):
+    for axis, n, first, stride in zip(axes[:-2], size, firsts, strides, strict=False):
+        if n < first or (n - first) % stride:
             steps = (n - first) // stride
             valid = " and ".join(str(first + k * stride) for k in (steps, steps + 1) if k >= 0)
             return (
                 f"{axis} must be {first} plus a multiple of {stride}, found {n} (next valid: "
                 f"{valid})"
             )
-    sides = [i for i in range(len(axes)) if firsts[i] == strides[i]]
+    sides = range(len(axes))[-2:]
     if all(size[i] > 0 and size[i] % strides[i] == 0 for i in sides):
         return ""
     factors = [strides[i] for i in sides]

@@ -177,7 +177,7 @@ class Clips(Dataset[Item]):
         """
         epoch, index = divmod(number, len(self))
         film, random = self.films[index], self.cut.random(epoch, index)
-        first = len(film) // 2 - self.frames // 2
+        first = _middle(film, self.frames)
         if self.cut.place == "random":
             first = int(random.integers(len(film) - self.frames + 1))
         pictures = _pictures(film, first, self.frames, min(self.cut.size))
@@ -193,9 +193,13 @@ def middle_clip(film: Film, frames: int, size: tuple[int, int]) -> npt.NDArray[n
         InputError: The film is no longer what it was.
     """
     cut = Cut(size)
-    first = len(film) // 2 - frames // 2
-    pictures = _pictures(film, first, frames, min(size))
+    pictures = _pictures(film, _middle(film, frames), frames, min(size))
     return np.stack([cut_pixels(picture, cut, cut.random(0, 0)) for picture in pictures])
+
+
+def _middle(film: Film, frames: int) -> int:
+    """The first frame of the middle clip."""
+    return len(film) // 2 - frames // 2
 
 
 def _pictures(film: Film, first: int, frames: int, side: int) -> Iterator[Image.Image]:

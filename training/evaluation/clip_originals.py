@@ -18,6 +18,7 @@ from m2kit.runtime.engine import Engine
 from m2kit.runtime.film_coding import clip_length
 from m2kit.runtime.films import MOST_CLIP_PIXELS, Film
 from m2kit.training.datasets.clips import FilmCollection, looked_through, middle_clip
+from m2kit.training.datasets.cut import Cut
 from m2kit.training.datasets.dataset import DataSet
 from m2kit.training.datasets.pictures import file_stamp
 from m2kit.training.datasets.table import DATASETS
@@ -101,6 +102,8 @@ def clips_of(
             option="--original-resolution, --size",
         )
     frames = clip_length(engine)
+    if size is not None:
+        _clip_cut(engine, data.name, frames, size)  # before films are looked through
     collection = looked_through(folder, frames, begin)
     halves = {TRAIN: collection.train, HELD_OUT: collection.held_out}
     halves[ALL] = collection.train + collection.held_out
@@ -117,11 +120,17 @@ def clips_of(
             f"the films of {folder} are of several sizes, or no squares; name the size to take",
             option="--size",
         )
-    cut = centre_cut(engine, data.name, side)
+    cut = _clip_cut(engine, data.name, frames, side)
+    return ClipOriginals(folder, collection, films, split=split, size=(frames, *cut.size))
+
+
+def _clip_cut(engine: Engine, name: str, frames: int, side: int | tuple[int, ...]) -> Cut:
+    """How the frames of clips are cut, to what the model and memory take."""
+    cut = centre_cut(engine, name, side)
     if frames * cut.size[0] * cut.size[1] > MOST_CLIP_PIXELS:
         raise InputError(
             f"a clip of {frames} frames of {cut.size[1]} x {cut.size[0]} pixels is over "
             f"{MOST_CLIP_PIXELS:,}; choose a smaller size",
             option="--size",
         )
-    return ClipOriginals(folder, collection, films, split=split, size=(frames, *cut.size))
+    return cut

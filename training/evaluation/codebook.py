@@ -3,6 +3,8 @@ for clips."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from m2kit.errors import InputError
@@ -15,7 +17,12 @@ from m2kit.training.evaluation.originals import originals_of
 
 
 def codebook_of(
-    engine: Engine, data: DataSet, *, size: int | None = None, begin: Begin = silent
+    engine: Engine,
+    data: DataSet,
+    *,
+    size: int | None = None,
+    begin: Begin = silent,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[CodebookReport, int, int]:
     """Encode every picture of a data set, training and held out, cut at its centre, and count; for
     a model of clips the middle one of every film of a folder.
@@ -25,6 +32,7 @@ def codebook_of(
         data: The data set.
         size: Height and width in pixels; None is the model's, or else the pictures' own.
         begin: Shows how far it is.
+        tell: Called with what of the data set is left out, if anything is.
 
     Returns:
         The report, and how many pictures it is of and how many could not be read.
@@ -35,6 +43,8 @@ def codebook_of(
     """
     originals = originals_of(engine, data, size=size, begin=begin)
     assert originals.size is not None  # none of them is left whole
+    if originals.left_out:
+        tell(originals.left_out)
     total, unread = len(originals), 0
     count = CodebookCount(engine.spec.vocabularies, engine.spec.tokenizer.bit_order)
     at_once = engine.compute_at_once(originals.size, None)

@@ -236,7 +236,7 @@ def centre_cut(engine: Engine, name: str, size: int | tuple[int, ...] | None) ->
     strides = engine.spec.tokenizer.strides[-2:]
     if height % strides[0] or width % strides[1]:
         raise InputError(
-            f"pictures of {name} would have {height} x {width} pixels, and this tokenizer divides "
+            f"those of {name} would have {height} x {width} pixels, and this tokenizer divides "
             f"images by {' x '.join(map(str, strides))}; choose another size",
             option="--size",
         )

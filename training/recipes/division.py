@@ -47,6 +47,6 @@ def check_batch(batch: int, pictures: int) -> None:
     """
     if batch > pictures:
         raise InputError(
-            f"a batch of {batch} is more than the {pictures} training images; lower it",
+            f"a batch of {batch} is more than the {pictures} training examples; lower it",
             option="--batch",
         )

@@ -49,7 +49,7 @@ def picture_examples(settings: RunSettings) -> Examples[Crops]:
     """
     data = dataset_named(settings.data)
     collection = data.load()
-    cut = _cut(settings, collection.size)
+    cut = _cut(settings, collection.size, "pictures")
     train = Crops(collection.train, cut, one_of_group=settings.one_of_group)
     held_out = Crops(collection.held_out, Cut(cut.size))
     for crops in (train, held_out):
@@ -73,7 +73,7 @@ def clip_examples(settings: RunSettings, frames: int, begin: Begin = silent) -> 
             option="--data, --frames",
         )
     films = films_at(path, frames, begin)
-    cut = _cut(settings, films.size)
+    cut = _cut(settings, films.size, "films")
     train, held_out = Clips(films.train, frames, cut), Clips(films.held_out, frames, Cut(cut.size))
     return Examples(path.resolve().name, ("",), train, held_out, films.left_out_text(frames))
 
@@ -107,12 +107,12 @@ def check_taken(settings: TokenizerSettings, size: int) -> None:
         check_compared(shape)
 
 
-def _cut(settings: RunSettings, own: int | None) -> Cut:
+def _cut(settings: RunSettings, own: int | None, words: str) -> Cut:
     """How training images are cut, to the size of the settings or the data set's own."""
     size = settings.size or own
     if size is None:
         raise InputError(
-            f"the pictures of {settings.data} are of several sizes, or not square; name the one to "
+            f"the {words} of {settings.data} are of several sizes, or not square; name the one to "
             "train on",
             option="--size",
         )

@@ -174,12 +174,16 @@ class TokenizerSettings(RunSettings):
         spec = self.spec
         if self.size is not None:
             latent_grid(self.shape(self.size), spec)
-        if self.frames is not None and (self.adversary == "blur" or self.one_of_group):
-            found = "groups" if self.one_of_group else "the blurring adversary"
-            raise InputError(
-                f"a tokenizer of clips has no use of {found}, which pictures have; leave that out",
-                option="--one-of-group, --adversary, --frames",
-            )
+        unused = {
+            "groups": ("--one-of-group", self.one_of_group),
+            "the blurring adversary": ("--adversary", self.adversary == "blur"),
+        }
+        for what, (option, asked) in unused.items():
+            if self.frames is not None and asked:
+                raise InputError(
+                    f"a tokenizer of clips has no use of {what}, which pictures have; leave it out",
+                    option=f"{option}, --frames",
+                )
         if self.adversary == "blur" and self.adversary_width % GROUPS:
             raise InputError(
                 f"the blurring discriminator's width must be a multiple of {GROUPS}, found "

@@ -34,7 +34,12 @@ from m2kit.training.recipes.beginning import begun
 from m2kit.training.recipes.division import check_batch
 from m2kit.training.recipes.environment import environment_of
 from m2kit.training.recipes.examples import Examples, tokenizer_examples
-from m2kit.training.recipes.initial import DISCRIMINATOR, load_discriminator, load_tokenizer
+from m2kit.training.recipes.initial import (
+    DISCRIMINATOR,
+    load_discriminator,
+    load_tokenizer,
+    read_initial,
+)
 from m2kit.training.recipes.loop import Run, Tell
 from m2kit.training.recipes.machine import Machine
 from m2kit.training.recipes.page import figure_of_reconstructions, write_page
@@ -254,6 +259,8 @@ def train_tokenizer(
     """
     if (perceptual is not None) != bool(settings.perceptual_weight):
         raise InputError("a perceptual weight needs its network, and the network a weight")
+    if init is not None:
+        read_initial(init, settings.spec)  # before films are looked through, which may take long
     with begun(
         settings, folder, machine, _examples, files=TOKENIZER_FILES, resume=resume, begin=begin,
         tell=tell,

@@ -51,7 +51,7 @@ def test_held_out_examples_are_counted_once_by_as_many_batches_in_each_process(e
 
 
 def test_a_batch_that_cannot_be_is_refused():
-    with pytest.raises(InputError, match="a batch of 9 is more than the 8 training images"):
+    with pytest.raises(InputError, match="a batch of 9 is more than the 8 training examples"):
         check_batch(9, 8)
     with pytest.raises(InputError, match="a batch of 9 cannot be divided among 2 processes"):
         Division(9, processes=2)

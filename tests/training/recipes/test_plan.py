@@ -100,6 +100,13 @@ def test_the_table_says_what_is_assumed_and_what_is_missing(empty):
     assert ("none of which is here" in text) is not torch.cuda.is_available()
 
 
+def test_the_data_of_pictures_is_not_assumed_of_clips(empty):
+    done = dry_run("--preset", "tokenizer-128", "--frames", 17)
+    assert done.exit_code == 1
+    assert "tokenizer-128 was published as a run on pictures" in done.output
+    assert "name the data (--data)" in done.output
+
+
 def test_addresses_of_what_is_missing_are_not_broken(empty):
     arguments = ["train", "tokenizer", "--preset", "tokenizer-128", "--dry-run"]
     done = CliRunner(env={"COLUMNS": "60"}).invoke(cli, arguments)

@@ -112,8 +112,12 @@ def test_a_run_starts_from_an_image_tokenizer_that_was_inflated(settings, tmp_pa
         of_image, of_video = image.encoder(frame), model.encoder(frame[:, :, None])[:, :, 0]
     torch.testing.assert_close(of_video, of_image, atol=1e-5, rtol=0)
     longer = replace(started, frames=1)
+    begun = []
     with pytest.raises(InputError, match="another architecture: family image"):
-        train_tokenizer(longer, tmp_path / "no", resume=False, init=tmp_path / "image.pt")
+        train_tokenizer(
+            longer, tmp_path / "no", resume=False, init=tmp_path / "image.pt", begin=begun.append
+        )
+    assert not begun  # no film was looked through
     train_tokenizer(longer, tmp_path / "frames", resume=False, init=init)
 
 

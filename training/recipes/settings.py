@@ -174,16 +174,16 @@ class TokenizerSettings(RunSettings):
         spec = self.spec
         if self.size is not None:
             latent_grid(self.shape(self.size), spec)
-        unused = {
-            "groups": ("--one-of-group", self.one_of_group),
-            "the blurring adversary": ("--adversary", self.adversary == "blur"),
-        }
-        for what, (option, asked) in unused.items():
-            if self.frames is not None and asked:
-                raise InputError(
-                    f"a tokenizer of clips has no use of {what}, which pictures have; leave it out",
-                    option=f"{option}, --frames",
-                )
+        if self.frames is not None and self.one_of_group:
+            raise InputError(
+                "films are in no groups, of which an epoch could have one each; leave it out",
+                option="--one-of-group, --frames",
+            )
+        if self.frames is not None and self.adversary == "blur":
+            raise InputError(
+                "the blurring adversary judges pictures alone; a tokenizer of clips takes PatchGAN",
+                option="--adversary, --frames",
+            )
         if self.adversary == "blur" and self.adversary_width % GROUPS:
             raise InputError(
                 f"the blurring discriminator's width must be a multiple of {GROUPS}, found "

@@ -38,8 +38,11 @@ def torchless(tmp_path):
         (f"{TOKENIZER} --base-channels 33", "base_channels must be a multiple of 32"),
         (f"{TOKENIZER} --size 20", "image sides must be multiples of 8, found 20 x 20"),
         (f"{TOKENIZER} --frames 4", "T must be 1 plus a multiple of 2, found 4 (next valid: 3 and"),
-        (f"{TOKENIZER} --frames 5 --one-of-group", "clips has no use of groups"),
-        (f"{TOKENIZER} --frames 5 --adversary blur", "clips has no use of the blurring adversary"),
+        (f"{TOKENIZER} --frames 5 --one-of-group", "films are in no groups"),
+        (
+            f"{TOKENIZER} --frames 5 --adversary blur",
+            "the blurring adversary judges pictures alone",
+        ),
         (f"{TOKENIZER} --size 1000000", "1000000 is not in the range 1<=x<=4096"),
         (f"{TOKENIZER} --workers 100000", "100000 is not in the range 0<=x<=256"),
         (f"{TOKENIZER} --batch 30 --accumulate 4", "a batch of 30 cannot be divided among 1"),

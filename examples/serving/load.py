@@ -4,9 +4,9 @@
     python examples/serving/load.py ar_b.engine --seconds 180
 
 Starts `m2kit serve` on a port of its own. Positions a second, summed over pictures, are by the
-server's own count, over all the time and over that in which it drew batches; the measure beside them
-is drawing batches of the same size in one process, before and after. Memory is the server's resident
-set. At last the queue is filled, and 429 is timed.
+server's own count, over all the time and over that in which it drew batches; the measure beside
+them is drawing batches of the same size in one process, before and after. Memory is the server's
+resident set. At last the queue is filled, and 429 is timed.
 """
 
 import argparse
@@ -67,7 +67,7 @@ async def client(address: str, number: int, until: float, latencies: list[float]
 async def loaded(
     address: str, clients: int, seconds: float, process: int
 ) -> tuple[list[float], float, float]:
-    """Latencies of all answers, and the server's memory after a fifth of the time and at the end."""
+    """Latencies of all answers; the server's memory after a fifth of the time and at the end."""
     latencies: list[float] = []
     until = time.monotonic() + seconds
     running = [asyncio.create_task(client(address, n, until, latencies)) for n in range(clients)]

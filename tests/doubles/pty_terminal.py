@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -24,6 +25,12 @@ ANSWERS = {
     "plain": {ATTRIBUTES_QUERY: b"\x1b[?6c"},
     "silent": {},
 }
+
+
+def _in_the_foreground():
+    """As a shell's foreground does it: tests may run in a background that ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class PtyTerminal:
@@ -47,7 +54,7 @@ class PtyTerminal:
             stdout=self.slave,
             stderr=self.slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_in_the_foreground,
         )
 
     def resize(self, columns, lines):

@@ -52,6 +52,7 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "export": ("--ckpt", CHECKPOINT, *SPEC, "-o", "out"),
     "build-engine": (BUNDLE, "--backend", "onnxruntime", "-o", "out"),
     "generate": ("--engine", ENGINE, "--class", "1", "-n", "1", "-o", "out.png"),
+    "serve": (ENGINE, "--host", "192.0.2.1"),  # of no machine: else it would serve for ever
     "sample": (ENGINE, "--class", "1", "--per-class", "1", "-o", "out"),
     "encode": ("a.png", "--engine", ENGINE, "-o", "out.npz"),
     "decode": ("t.npz", "--engine", ENGINE, "-o", "out.png"),

@@ -17,6 +17,7 @@ TOTALS = {
     "tokenizer-256": 748,  # 2 x 339 + 33 + 22 + 13 + 2
     "tokenizer-pretrain-16384": 752,  # 2 x 339 + 33 + 21 + 18 + 2
     "tokenizer-pretrain-262144": 748,
+    "video-128": 636,  # 2 x 283 + 33 + 22 + 13 + 2
 }
 PARAMETERS = [  # of the PatchGAN
     *(f"main.{layer}.weight" for layer in (0, 2, 3, 5, 6, 8, 9, 11)),

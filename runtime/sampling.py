@@ -9,7 +9,6 @@ sub-token) alone, so an image does not depend on its batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +33,14 @@ def uniforms(
 
 
 def probabilities(
-    logits: npt.NDArray[np.float32], *, temperature: float, top_k: int, top_p: float
+    logits: npt.NDArray[np.float32],
+    *,
+    temperature: float | npt.NDArray[np.float64],
+    top_k: int,
+    top_p: float,
 ) -> npt.NDArray[np.float64]:
-    """(B, V) float32 logits -> (B, V) float64 probabilities after temperature, top-k and top-p."""
+    """(B, V) float32 logits -> (B, V) float64 probabilities after temperature, one or (B, 1), top-k
+    and top-p."""
     scaled = logits.astype(np.float64) / temperature
     size = scaled.shape[-1]
     if 0 < top_k < size:
@@ -93,7 +97,7 @@ class Sampler:
         positions: int,
     ) -> None:
         """Prepare the uniforms of every draw of B images."""
-        self._samplings, self._sub_tokens = list(samplings), len(samplings[0].guidance)
+        self._sub_tokens = len(samplings[0].guidance)
         draws = positions * self._sub_tokens
         self._uniforms = np.concatenate(
             [
@@ -101,61 +105,61 @@ class Sampler:
                 for i, sampling in enumerate(samplings)
             ]
         )
-        self._groups = _groups(self._samplings)
+        self._take(list(samplings))
 
     def keep(self, images: npt.NDArray[np.int64]) -> None:
         """Draw for these of the images alone from now on, in this order."""
-        self._samplings = [self._samplings[image] for image in images]
         self._uniforms = self._uniforms[images]
-        self._groups = _groups(self._samplings)
+        self._take([self._samplings[image] for image in images])
+
+    def _take(self, samplings: list[ResolvedSampling]) -> None:
+        """Lay the options of all images side by side."""
+        self._samplings, count = samplings, len(samplings)
+        guided = np.array([sampling.guided for sampling in samplings])
+        self._unconditional = np.where(guided, count + np.cumsum(guided) - 1, np.arange(count))
+        columns = range(self._sub_tokens)
+        self._scales = [np.array([[s.guidance[k]] for s in samplings], np.float32) for k in columns]
+        self._temperatures = [np.array([[s.temperature[k]] for s in samplings]) for k in columns]
+        self._kinds = [_kinds(samplings, k) for k in columns]
 
     def draw(self, position: int, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """(R, V_k) logits of sub-token k, of B images and then of the guided ones under no class
         -> (B) ids."""
         uniform = self._uniforms[:, position * self._sub_tokens + k]
-        if len(self._groups) == 1:
-            ((sampling, images, _),) = self._groups
-            return _drawn(sampling, k, logits, len(images), uniform)
-        ids = np.empty(len(self._samplings), np.int64)
-        for sampling, images, rows in self._groups:
-            ids[images] = _drawn(sampling, k, logits[rows], len(images), uniform[images])
+        guided, temperature = self._guided(k, logits), self._temperatures[k]
+        ids = np.empty(len(guided), np.int64)
+        for sampling, images in self._kinds[k]:
+            if sampling.greedy:
+                ids[images] = guided[images].argmax(axis=-1)
+                continue
+            probability = probabilities(
+                guided[images],
+                temperature=temperature[images],
+                top_k=sampling.top_k[k],
+                top_p=sampling.top_p[k],
+            )
+            ids[images] = draw(probability, uniform[images])
         return ids
 
+    def _guided(self, k: int, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(R, V_k) logits -> (B, V_k), each image's by its own scale, exactly as by `guide`."""
+        count, scale = len(self._samplings), self._scales[k]
+        if len(logits) in (count, 2 * count) and (scale == scale[0]).all():
+            return guide(logits, count, self._samplings[0].guidance[k])
+        conditional, unconditional = logits[:count], logits[self._unconditional]
+        apart = unconditional + scale * (conditional - unconditional)
+        return np.where(scale == 1, conditional, apart)
 
-Group = tuple[ResolvedSampling, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
-
-def _groups(samplings: Sequence[ResolvedSampling]) -> list[Group]:
-    """Images of the same options, but for the seed; and the rows of their logits."""
-    members: dict[ResolvedSampling, list[int]] = {}
-    unconditional = len(samplings)  # the next row of one
-    row_of: dict[int, int] = {}
+def _kinds(
+    samplings: Sequence[ResolvedSampling], k: int
+) -> list[tuple[ResolvedSampling, slice | npt.NDArray[np.int64]]]:
+    """One of the images of each way to filter, and which these are."""
+    members: dict[tuple[int, float, bool], list[int]] = {}
     for image, sampling in enumerate(samplings):
-        members.setdefault(replace(sampling, seed=0), []).append(image)
-        if sampling.guided:
-            row_of[image], unconditional = unconditional, unconditional + 1
-    groups = []
-    for sampling, images in members.items():
-        rows = images + [row_of[image] for image in images if image in row_of]
-        groups.append((sampling, np.array(images), np.array(rows)))
-    return groups
-
-
-def _drawn(
-    sampling: ResolvedSampling,
-    k: int,
-    logits: npt.NDArray[np.float32],
-    images: int,
-    uniform: npt.NDArray[np.float64],
-) -> npt.NDArray[np.int64]:
-    """(B) ids of (R, V_k) logits and (B) uniforms, by one kind of options."""
-    guided = guide(logits, images, sampling.guidance[k])
-    if sampling.greedy:
-        return np.asarray(guided.argmax(axis=-1), dtype=np.int64)
-    probability = probabilities(
-        guided,
-        temperature=sampling.temperature[k],
-        top_k=sampling.top_k[k],
-        top_p=sampling.top_p[k],
-    )
-    return draw(probability, uniform)
+        members.setdefault((sampling.top_k[k], sampling.top_p[k], sampling.greedy), []).append(
+            image
+        )
+    if len(members) == 1:
+        return [(samplings[0], slice(None))]
+    return [(samplings[images[0]], np.array(images)) for images in members.values()]

@@ -256,19 +256,13 @@ def test_a_planted_mismatch_is_refused_in_a_comparison(films, network, tmp_path)
         assert "different protocols" in err and "clip is " in err
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_numbers(films, network, tmp_path, monkeypatch):
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(
+    films, network, tmp_path, monkeypatch, interrupted
+):
     monkeypatch.setattr(originals, "LOT", 4 * FRAMES)
     asked = (VIDEO, *CLIPS, "--data", films, "--network", network, "--batch", 2)
     whole = evaluate(*asked)
-    plain, calls = Engine.encode, []
-
-    def encode(self, images, **options):
-        calls.append(len(images))
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return plain(self, images, **options)
-
-    monkeypatch.setattr(Engine, "encode", encode)
+    calls = interrupted()
     assert run("reconstruction", *asked, "-o", tmp_path / "out")[0] == 130
     assert not (tmp_path / "out" / "result.json").exists()
     with np.load(tmp_path / "out" / tally.STATE_FILE) as state:

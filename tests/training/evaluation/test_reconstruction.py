@@ -175,19 +175,13 @@ def test_features_see_floats_or_8_bits_as_the_protocol_says(data, network):
     assert floats["protocol"]["network"]["name"] == "onnx:plain"
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_numbers(data, network, tmp_path, monkeypatch):
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(
+    data, network, tmp_path, monkeypatch, interrupted
+):
     monkeypatch.setattr(originals, "LOT", 7)
     asked = CHECKPOINT, "--data", data, "--network", network, "-o", tmp_path / "out"
     whole = evaluate(CHECKPOINT, "--data", data, "--network", network)
-    plain, calls = Engine.encode, []
-
-    def encode(self, images, **options):
-        calls.append(len(images))
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return plain(self, images, **options)
-
-    monkeypatch.setattr(Engine, "encode", encode)
+    calls = interrupted()
     assert run("reconstruction", *asked)[0] == 130
     assert not (tmp_path / "out" / "result.json").exists()
     with np.load(tmp_path / "out" / tally.STATE_FILE) as state:

@@ -2,7 +2,8 @@
 
 A record's types are its schema. Known are bool, int, float, str, None, Literal, enumerations, other
 records, tuple[X, ...], tuple[X, Y], dict[str, X], unions of these, Annotated with a Range or a
-Pattern, and Any, which is left as JSON has it. Whole numbers fit into 64 bits, numbers are finite.
+Pattern, and Any, which is left as JSON has it. Whole numbers fit into 64 bits, signed, or into
+their Range; numbers are finite.
 A class with `from_json` and `to_json` is read and written by these.
 """
 
@@ -171,7 +172,9 @@ def _hints(record: type) -> dict[str, Any]:
 def _read(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _constrained(_read(arguments[0], value, path), arguments[1], path)
+        kind, constraint = arguments
+        whole = kind is int and is_integer(value)  # its range may go beyond 64 bits, signed
+        return _constrained(value if whole else _read(kind, value, path), constraint, path)
     if origin in (typing.Union, types.UnionType):
         return _read_union(arguments, value, path)
     if choices := _choices(hint):

@@ -38,7 +38,7 @@ from m2kit.runtime.picture_folder import picture_notes
 from m2kit.runtime.picture_set import middle_square
 from m2kit.runtime.pictures import read_picture
 from m2kit.runtime.saving import picture_bytes
-from m2kit.runtime.serving.batching import Batcher, Drawing, Made, QueueFull, ServerClosing
+from m2kit.runtime.serving.batching import Batcher, Drawing, Made, QueueFull
 from m2kit.runtime.serving.generation import Answer, request_of, wanted_by
 from m2kit.runtime.serving.limits import Limits
 from m2kit.runtime.serving.metrics import CONTENT_TYPE, Latencies, metrics_text
@@ -128,8 +128,6 @@ class Service:
             raise Refused(
                 429, str(error), "rate_limit_error", retry_after=str(self._seconds_of_a_batch())
             ) from error
-        except ServerClosing as error:
-            raise Refused(503, str(error), "server_error", retry_after="10") from error
 
         def encoded(one: Made) -> str:
             told = picture_notes(
@@ -285,11 +283,7 @@ class Service:
         return guarded
 
     async def _job(self, request: Request, job: Callable[[], Any]) -> Any:
-        try:
-            future = self.batcher.do(job)
-        except ServerClosing as error:
-            raise Refused(503, str(error), "server_error", retry_after="10") from error
-        return await _unless_gone(request, asyncio.wrap_future(future))
+        return await _unless_gone(request, asyncio.wrap_future(self.batcher.do(job)))
 
     def _seconds_of_a_batch(self) -> int:
         counts = self.batcher.counts

@@ -58,7 +58,7 @@ class GenerationRequest:
     output_format: Literal["png", "jpeg", "webp"] = "png"
     stream: bool = False
     partial_images: Annotated[int, Range(0, MOST_PARTIALS)] = 0
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Annotated[int, Range(0, 2**64 - 1)] = 0
     first_image: Annotated[int, Range(0, IMAGES_OF_A_CLASS - MOST_PICTURES)] = 0
     guidance: Numbers | None = None
     temperature: Numbers | None = None

@@ -36,9 +36,10 @@ class Limits:
         Raises:
             Refused: It has none, or another.
         """
-        sent = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        scheme, _, sent = request.headers.get("authorization", "").partition(" ")
         keys = [key.encode() for key in self.api_keys]
-        if keys and not any([hmac.compare_digest(sent, key) for key in keys]):
+        known = [hmac.compare_digest(sent.strip().encode(), key) for key in keys]
+        if keys and not (scheme.lower() == "bearer" and any(known)):
             raise Refused(
                 401,
                 "an API key is asked for: Authorization: Bearer KEY",

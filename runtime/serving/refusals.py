@@ -57,10 +57,9 @@ def refused_by(error: M2KitError) -> Refused:
 async def no_such_route(_: Request, error: Exception) -> Response:
     """The answer where no route is, or not by that method."""
     assert isinstance(error, HTTPException)
-    return Refused(error.status_code, error.detail).response()
+    return Refused(error.status_code, error.detail, **(error.headers or {})).response()
 
 
 async def broken(_: Request, error: Exception) -> Response:
-    """The answer to what nobody foresaw."""
-    LOG.error("request failed", exc_info=error)
+    """The answer to what nobody foresaw, which uvicorn logs."""
     return Refused(500, "the server failed; its log says how", "server_error").response()

@@ -269,3 +269,9 @@ def test_no_file_is_a_terminal(tmp_path):
     with (tmp_path / "file").open("w") as file:
         assert terminal_at(Console(file=file, force_terminal=True)) is None
     assert terminal_at(Console(file=io.StringIO(), force_terminal=True)) is None
+
+
+def test_a_terminal_without_a_name_is_one_of_few_colours():
+    terminal = PtyTerminal(["-c", ASK, 0], "plain", env={"TERM": None})
+    status, shown = terminal.ended()
+    assert status == 0 and shown.endswith(b"found None\r\n")

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import run_m2kit
+from doubles.until import until
 
 pytest.importorskip("ray")
 SET = ("--per-class", "7", "--seed", "5", "--batch", "4")  # 70 images in 18 parts
@@ -58,13 +58,6 @@ def started(*arguments, cwd):
         text=True,
         start_new_session=True,
     )
-
-
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
 
 
 def test_two_workers_of_which_one_is_killed_give_the_bytes_of_one_process(

@@ -40,6 +40,8 @@ class PtyTerminal:
         self.answers, self.shown, self._asked, self._seen = dict(ANSWERS[kind]), b"", b"", 0
         clean = {name: value for name, value in os.environ.items() if name not in CLEAN}
         environment = clean | {"TERM": "xterm-256color"} | dict(env)
+        if environment["TERM"] is None:
+            del environment["TERM"]
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             if name not in dict(env):
                 environment.pop(name, None)

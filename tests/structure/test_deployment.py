@@ -72,6 +72,7 @@ def test_the_unit_runs_a_command_that_parses_and_waits_longer_than_it_drains():
     assert service["LoadCredential"].startswith("keys:")
     assert int(service["TimeoutStopSec"]) > options["drain"]
     assert service["KillSignal"] == "SIGTERM" and service["Restart"] == "on-failure"
+    assert service["SuccessExitStatus"] == "143"  # which m2kit ends with on SIGTERM
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze here")

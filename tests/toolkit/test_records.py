@@ -86,8 +86,12 @@ def test_a_number_that_is_whole_serves_as_a_float_and_not_the_other_way():
         ),
         (changed(many=[{"size": 7}]), r"many\[0\]: 7 is not to be had"),
         (
+            changed(pair=[2**63, "x"]),
+            r"pair\[0\]: expected a whole number of 64 bits, signed, found 9223372036854775808",
+        ),
+        (
             changed(table={"x": {"size": 2**63}}),
-            "table.x.size: expected a whole number of 64 bits, signed, found 9223372036854775808",
+            "table.x.size: expected a whole number in 1..10, found 9223372036854775808",
         ),
         (changed(table={"x": {"size": "1"}}), "table.x.size: expected a whole number, found '1'"),
         (changed(table=[1]), "table: expected an object"),

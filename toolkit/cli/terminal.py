@@ -74,7 +74,8 @@ def terminal_at(console: Console, environment: Mapping[str, str] = os.environ) -
         return None
     if not console.is_terminal or console.is_dumb_terminal:
         return None
-    inside = any(map(environment.get, _INSIDE)) or re.match("screen|tmux", environment["TERM"])
+    name = environment.get("TERM", "")
+    inside = any(map(environment.get, _INSIDE)) or re.match("screen|tmux", name)
     answers = b"" if inside else _asked(device)
     attributes = _ATTRIBUTES.search(answers)
     if attributes:

@@ -66,7 +66,7 @@ class Service:
         self.labels = class_labels(spec.classes, self.names)
         self.size: tuple[int, ...] = engine.spec.size_of_grid(spec.grid)
         self.name = engine.info.name if engine.info else "model"
-        self._drawn, self._queue_full = Latencies(), 0
+        self._latencies, self._queue_full = Latencies(), 0
         _warm_up(engine)
         self.batcher = Batcher(engine, batch, limits.waiting)
 
@@ -117,17 +117,9 @@ class Service:
         )
         made: asyncio.Queue[Made | M2KitError] = asyncio.Queue()
         put, loop = made.put_nowait, asyncio.get_running_loop()
-        try:
-            drawing = self.batcher.draw(
-                pictures,
-                wanted.partial_images,
-                lambda one: _call_soon(loop, put, one),
-            )
-        except QueueFull as error:
-            self._queue_full += 1
-            raise Refused(
-                429, str(error), "rate_limit_error", retry_after=str(self._seconds_of_a_batch())
-            ) from error
+        drawing = self.batcher.draw(
+            pictures, wanted.partial_images, lambda one: _call_soon(loop, put, one)
+        )
 
         def encoded(one: Made) -> str:
             told = picture_notes(
@@ -144,7 +136,7 @@ class Service:
             finished = await _unless_gone(request, self._finished(drawing, made, encoded))
         finally:
             drawing.cancel()
-            self._drawn.add(time.monotonic() - drawing.taken_at)
+            self._latencies.add(time.monotonic() - drawing.taken_at)
         return JSONResponse(answer.whole(finished))
 
     async def _finished(
@@ -182,7 +174,7 @@ class Service:
                 left -= one.partial is None
         finally:
             drawing.cancel()  # where the client left before the end
-            self._drawn.add(time.monotonic() - drawing.taken_at)
+            self._latencies.add(time.monotonic() - drawing.taken_at)
 
     async def models(self, _: Request) -> Response:
         """GET /v1/models: the one there is."""
@@ -249,18 +241,18 @@ class Service:
         text = metrics_text(
             {
                 "m2kit_waiting_pictures": (batcher.waiting, "Pictures that wait for a batch"),
-                "m2kit_batch_pictures": (batcher.drawing, "Pictures of the batch being drawn"),
+                "m2kit_batch_pictures": (batcher.in_batch, "Pictures of the batch being drawn"),
             },
             {
                 "m2kit_positions_total": (counts.positions, "Positions drawn, over pictures"),
                 "m2kit_pictures_total": (counts.pictures, "Finished pictures"),
-                "m2kit_stopped_pictures_total": (counts.stopped, "Pictures nobody waited for"),
+                "m2kit_stopped_pictures_total": (counts.stopped, "Pictures that ended unfinished"),
                 "m2kit_batches_total": (counts.batches, "Batches begun"),
                 "m2kit_batch_pictures_total": (counts.batch_sizes, "Pictures of all batches"),
                 "m2kit_batch_seconds_total": (counts.seconds, "Seconds that batches took"),
                 "m2kit_queue_full_total": (self._queue_full, "Requests refused as too many wait"),
             },
-            {"m2kit_request_seconds": (self._drawn, "Seconds of requests for pictures")},
+            {"m2kit_request_seconds": (self._latencies, "Seconds of requests for pictures")},
         )
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
@@ -275,6 +267,8 @@ class Service:
                 return await handler(request)
             except Refused as refused:
                 return refused.response()
+            except QueueFull as error:
+                return self._full(error).response()
             except M2KitError as error:
                 return refused_by(error).response()
             except ClientDisconnect:
@@ -285,9 +279,11 @@ class Service:
     async def _job(self, request: Request, job: Callable[[], Any]) -> Any:
         return await _unless_gone(request, asyncio.wrap_future(self.batcher.do(job)))
 
-    def _seconds_of_a_batch(self) -> int:
+    def _full(self, error: QueueFull) -> Refused:
+        self._queue_full += 1
         counts = self.batcher.counts
-        return max(1, round(counts.seconds / max(1, counts.batches)))
+        seconds = str(max(1, round(counts.seconds / max(1, counts.batches))))  # of a batch
+        return Refused(429, str(error), "rate_limit_error", retry_after=seconds)
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:

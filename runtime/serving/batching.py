@@ -1,35 +1,38 @@
 """Requests for pictures that share batches: whoever waits when a batch begins is drawn in it,
 whatever options it has, and its rows leave the batch when nobody wants them any more.
 
-One thread owns the engine. Between two positions it also does what else is asked of it, encoding
-and decoding, so that nothing waits for a whole batch. A picture depends on its class, number and
-options alone, not on what it shares a batch with.
+One thread owns the engine. Between two positions it also does one piece of what else is asked of
+it, encoding and decoding, so that this need not wait for a whole batch, nor batches for all of it.
+A picture depends on its class, number and options alone, not on what it shares a batch with.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.errors import M2KitError
+from m2kit.errors import BackendError, M2KitError
 from m2kit.runtime.drawing import filled
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import uint8_from_images
 from m2kit.sampling import Sampling
 
+LOG = logging.getLogger("m2kit.serve")
+MOST_JOBS = 32  # that wait; each may hold a picture
 Result = TypeVar("Result")
 
 
 class QueueFull(M2KitError):
-    """More pictures wait than may."""
+    """More waits than may."""
 
 
 class ServerClosing(M2KitError):
@@ -107,7 +110,8 @@ class Counts:
     Attributes:
         positions: Positions drawn, summed over pictures.
         pictures: Finished.
-        stopped: That left a batch or the queue before they were finished.
+        stopped: That left a batch or the queue before they were finished: nobody waited for them
+            any more, drawing failed, or the server ended.
         batches: Begun.
         batch_sizes: Pictures of all batches.
         seconds: That batches took.
@@ -121,7 +125,7 @@ class Counts:
     seconds: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """A picture of a batch."""
 
@@ -139,14 +143,13 @@ class _Waiting:
     """A request of which pictures wait."""
 
     drawing: Drawing
-    next: int = 0
+    taken: int = 0  # pictures that are in a batch, or were
 
     @property
     def left(self) -> int:
-        return len(self.drawing.wanted) - self.next
+        return len(self.drawing.wanted) - self.taken
 
 
-@dataclass
 class Batcher:
     """Draws requests in batches, in a thread of its own, until it is closed.
 
@@ -157,21 +160,25 @@ class Batcher:
         counts: What was done.
     """
 
-    engine: Engine
-    batch: int
-    most_waiting: int
-    counts: Counts = field(default_factory=Counts)
-    _requests: deque[_Waiting] = field(default_factory=deque)
-    _jobs: deque[tuple[Callable[[], Any], Future[Any]]] = field(default_factory=deque)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _closing: bool = False
-    _in_batch: list[Drawing] = field(default_factory=list)
-    _drawn: int = 0  # pictures of the batch that is being drawn
-
-    def __post_init__(self) -> None:
+    def __init__(self, engine: Engine, batch: int, most_waiting: int) -> None:
         """Begin."""
+        self.engine, self.batch, self.most_waiting = engine, batch, most_waiting
+        self.counts = Counts()
+        self._changed = threading.Condition()  # its lock guards the four below
+        self._requests: deque[_Waiting] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._rows: list[_Row] = []  # of the batch that is being drawn, without those stopped
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name="m2kit-batcher", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Batcher:
+        """The batcher itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it, whatever is unfinished."""
+        self.close(0)
 
     @property
     def waiting(self) -> int:
@@ -180,9 +187,9 @@ class Batcher:
             return self._count_waiting()
 
     @property
-    def drawing(self) -> int:
+    def in_batch(self) -> int:
         """Pictures of the batch that is being drawn."""
-        return self._drawn
+        return len(self._rows)
 
     @property
     def alive(self) -> bool:
@@ -192,7 +199,7 @@ class Batcher:
     def draw(
         self, wanted: Sequence[Wanted], partials: int, put: Callable[[Made | M2KitError], None]
     ) -> Drawing:
-        """Take a request.
+        """Take a request: while none waits one of any size, else if all of it may wait, too.
 
         Args:
             wanted: Pictures that the engine can draw.
@@ -205,8 +212,7 @@ class Batcher:
         """
         drawing = Drawing(wanted, partials, put)
         with self._changed:
-            if self._closing:
-                raise ServerClosing("the server is stopping; ask again later")
+            self._check_open()
             waiting = self._count_waiting()
             if waiting and waiting + len(wanted) > self.most_waiting:
                 raise QueueFull(
@@ -218,15 +224,18 @@ class Batcher:
         return drawing
 
     def do(self, job: Callable[[], Result]) -> Future[Result]:
-        """Have something else done with the engine, before the next position.
+        """Have something else done with the engine: the first that waits before each position.
 
         Raises:
+            QueueFull: Too much of it waits.
             ServerClosing: It is being closed.
         """
         future: Future[Result] = Future()
         with self._changed:
-            if self._closing:
-                raise ServerClosing("the server is stopping; ask again later")
+            self._check_open()
+            self._jobs = deque(one for one in self._jobs if not one[1].cancelled())
+            if len(self._jobs) >= MOST_JOBS:
+                raise QueueFull(f"{MOST_JOBS} pictures wait to be encoded or decoded; ask later")
             self._jobs.append((job, future))
             self._changed.notify()
         return future
@@ -243,14 +252,27 @@ class Batcher:
         if not self._thread.is_alive():
             return True
         with self._changed:
-            unfinished = [waiting.drawing for waiting in self._requests] + self._in_batch
+            unfinished = [one.drawing for one in self._requests]
+            unfinished += [row.drawing for row in self._rows]
         for drawing in unfinished:
             drawing.put(ServerClosing("the server stopped before this was drawn; ask again later"))
         self._thread.join()
         return False
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ServerClosing("the server is stopping; ask again later")
+
     def _count_waiting(self) -> int:
-        return sum(waiting.left for waiting in self._requests if not waiting.drawing.gone)
+        """Pictures that wait; those that nobody wants any more are forgotten."""
+        left: deque[_Waiting] = deque()
+        for one in self._requests:
+            if one.drawing.gone:
+                self.counts.stopped += one.left
+            else:
+                left.append(one)
+        self._requests = left
+        return sum(one.left for one in left)
 
     def _work(self) -> None:
         while True:
@@ -259,64 +281,66 @@ class Batcher:
                     self._changed.wait()
                 if self._closing and not self._requests and not self._jobs:
                     return
-            self._do_jobs()
-            rows = self._next_rows()
-            if rows:
-                self._draw(rows)
+            self._do_a_job()
+            if self._next_batch():
+                self._draw()
 
-    def _do_jobs(self) -> None:
-        while True:
-            with self._changed:
-                if not self._jobs:
-                    return
-                job, future = self._jobs.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(job())
-            except Exception as error:
-                future.set_exception(error)
-
-    def _next_rows(self) -> list[_Row]:
-        """The pictures of the next batch: one of each request in turn, so that a large one does not
-        keep small ones waiting."""
-        positions = self.engine.transformer.positions
-        rows: list[_Row] = []
+    def _do_a_job(self) -> None:
         with self._changed:
-            while self._requests and len(rows) < self.batch:
+            if not self._jobs:
+                return
+            job, future = self._jobs.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(job())
+        except Exception as error:
+            future.set_exception(error)
+
+    def _next_batch(self) -> bool:
+        """Take one picture of each request in turn, so that a large one does not keep small ones
+        waiting; whether there is any."""
+        positions = self.engine.transformer.positions
+        with self._changed:
+            self._count_waiting()
+            while self._requests and len(self._rows) < self.batch:
                 waiting = self._requests.popleft()
-                if waiting.drawing.gone:
-                    self.counts.stopped += waiting.left
-                    continue
                 count = waiting.drawing.partials
                 ends = {positions * (i + 1) // (count + 1) - 1: i for i in range(count)}
-                rows.append(_Row(waiting.drawing, waiting.next, ends))
-                waiting.next += 1
+                self._rows.append(_Row(waiting.drawing, waiting.taken, ends))
+                waiting.taken += 1
                 if waiting.left:
                     self._requests.append(waiting)
-            self._in_batch = [row.drawing for row in rows]
-        return rows
+            return bool(self._rows)
 
-    def _draw(self, rows: list[_Row]) -> None:
-        began = time.perf_counter()
+    def _draw(self) -> None:
+        rows, finished, began = self._rows, self.counts.pictures, time.perf_counter()
         self.counts.batches += 1
         self.counts.batch_sizes += len(rows)
-        self._drawn = len(rows)
         try:
             self._draw_positions(rows)
-        except M2KitError as error:
+        except Exception as error:  # whatever it is, it ends this batch alone
+            if not isinstance(error, M2KitError):
+                LOG.error("a batch failed", exc_info=error)
+                error = BackendError("the engine failed")
             for row in rows:
                 row.drawing.put(error)
         finally:
             self.counts.seconds += time.perf_counter() - began
-            self._drawn = 0
+            self._keep([], finished=self.counts.pictures - finished)
+
+    def _keep(self, rows: list[_Row], finished: int = 0) -> None:
+        """Let the batch go on with some of its rows; the others stopped, but for the finished."""
+        with self._changed:
+            self.counts.stopped += len(self._rows) - len(rows) - finished
+            self._rows = rows
 
     def _draw_positions(self, rows: list[_Row]) -> None:
         wanted = [row.wanted for row in rows]
 
         def stopped() -> list[int]:
             gone = [place for place, row in enumerate(rows) if row.drawing.gone]
-            self._drawn = len(rows) - len(gone)
+            self._keep([row for place, row in enumerate(rows) if place not in gone])
             return gone
 
         tokens: npt.NDArray[np.int64] | None = None
@@ -327,13 +351,12 @@ class Batcher:
             image_numbers=[one.number for one in wanted],
             stopped=stopped,
         ):
-            self.counts.positions += self._drawn
-            self._do_jobs()
+            self.counts.positions += len(self._rows)
+            self._do_a_job()
             partial = [i for i, row in enumerate(rows) if position in row.partials]
             self._put_pictures(rows, partial, tokens, position)
         if tokens is not None and position + 1 == self.engine.transformer.positions:
             self._put_pictures(rows, list(range(len(rows))), tokens, None)
-        self.counts.stopped += sum(row.drawing.gone for row in rows)
 
     def _put_pictures(
         self,

@@ -13,7 +13,13 @@ from m2kit.errors import BackendError
 from m2kit.runtime.drawing import filled
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import uint8_from_images
-from m2kit.runtime.serving.batching import Batcher, QueueFull, ServerClosing, Wanted
+from m2kit.runtime.serving.batching import (
+    MOST_JOBS,
+    Batcher,
+    QueueFull,
+    ServerClosing,
+    Wanted,
+)
 
 
 def engine():
@@ -71,11 +77,10 @@ def alone(one):
 
 @pytest.fixture
 def batcher():
-    made = Batcher(engine(), batch=4, most_waiting=6)
-    slow = Slow(made.engine)
-    yield made, slow
-    slow.let()
-    made.close()
+    with Batcher(engine(), batch=4, most_waiting=6) as made:
+        slow = Slow(made.engine)
+        yield made, slow
+        slow.let()
 
 
 def test_requests_of_other_options_share_a_batch_and_each_has_its_own_pictures(batcher):
@@ -87,7 +92,7 @@ def test_requests_of_other_options_share_a_batch_and_each_has_its_own_pictures(b
         wanted(6, seed=3, guidance=2.0, top_k=2),
     ]
     first = Client(served, asked[0])
-    until(lambda: served.drawing == 2)
+    until(lambda: served.in_batch == 2)
     clients = [first, *(Client(served, one) for one in asked[1:])]
     assert served.waiting == 5
     slow.let()
@@ -117,17 +122,17 @@ def test_partial_pictures_come_in_order_before_the_whole_one(batcher):
 def test_a_client_that_left_is_drawn_no_further_and_the_others_are(batcher):
     served, slow = batcher
     stays, leaves = Client(served, wanted(1, seed=1)), None
-    until(lambda: served.drawing == 1)
+    until(lambda: served.in_batch == 1)
     leaves, other = Client(served, wanted(2, 3, seed=1)), Client(served, wanted(4, seed=2))
     slow.let(6)
-    until(lambda: served.drawing == 3)
+    until(lambda: served.in_batch == 3)
     slow.let(2)
     until(lambda: len(slow.reached) == 8)
     leaves.drawing.cancel()
     slow.let()
     np.testing.assert_array_equal(other.finished()[0], alone(wanted(4, seed=2)[0]))
     assert stays.done.is_set() and not leaves.made
-    until(lambda: served.drawing == 0)
+    until(lambda: served.in_batch == 0)
     assert (served.counts.stopped, served.counts.pictures) == (2, 2)
     assert served.counts.positions < 4 * 6
 
@@ -135,32 +140,69 @@ def test_a_client_that_left_is_drawn_no_further_and_the_others_are(batcher):
 def test_too_many_that_wait_are_refused_at_once(batcher):
     served, _ = batcher
     Client(served, wanted(0))
-    until(lambda: served.drawing == 1)
+    until(lambda: served.in_batch == 1)
     Client(served, wanted(*range(5)))
     with pytest.raises(QueueFull, match="5 pictures wait, of 6 that may"):
         Client(served, wanted(1, 2))
     Client(served, wanted(1))
 
 
-def test_other_work_is_done_between_two_positions(batcher):
+def test_a_request_larger_than_may_wait_is_taken_while_none_waits(batcher):
+    served, slow = batcher
+    client = Client(served, wanted(*range(20)))
+    until(lambda: served.in_batch == 4)
+    with pytest.raises(QueueFull, match="16 pictures wait, of 6 that may"):
+        Client(served, wanted(1))
+    slow.let()
+    assert len(client.finished()) == 20
+
+
+def test_requests_that_are_cancelled_while_they_wait_are_kept_no_longer(batcher):
+    served, _ = batcher
+    Client(served, wanted(0))
+    until(lambda: served.in_batch == 1)
+    for _ in range(50):
+        Client(served, wanted(1, 2, 3)).drawing.cancel()
+    assert served.waiting == 0 and served.counts.stopped == 150
+
+
+def test_other_work_is_done_between_two_positions_a_piece_each_time(batcher):
     served, slow = batcher
     client = Client(served, wanted(0))
-    until(lambda: served.drawing == 1)
-    future = served.do(lambda: threading.current_thread().name)
-    slow.let(1)
-    assert future.result(10) == "m2kit-batcher"
-    assert len(slow.reached) == 1 and not client.made
+    until(lambda: served.in_batch == 1)
+    places = [served.do(lambda: (threading.current_thread().name, len(slow.reached)))
+              for _ in range(3)]  # fmt: skip
+    failing = served.do(lambda: 1 / 0)
+    slow.let()
+    assert [one.result(10) for one in places] == [("m2kit-batcher", 1 + i) for i in range(3)]
     with pytest.raises(ZeroDivisionError):
-        served.do(lambda: 1 / 0).result(10) if slow.let() is None else None
+        failing.result(10)
+    client.finished()
 
 
-def test_an_engine_that_fails_ends_its_batch_and_draws_the_next(batcher):
+def test_too_much_other_work_is_refused_at_once(batcher):
+    served, slow = batcher
+    Client(served, wanted(0))
+    until(lambda: served.in_batch == 1)
+    jobs = [served.do(lambda: None) for _ in range(MOST_JOBS)]
+    with pytest.raises(QueueFull, match=f"{MOST_JOBS} pictures wait to be"):
+        served.do(print)
+    jobs[0].cancel()
+    last = served.do(lambda: "done")
+    slow.let()
+    assert last.result(10) == "done"
+
+
+@pytest.mark.parametrize(
+    "failure", [BackendError("inter_step computed NaN"), RuntimeError("a bug"), MemoryError()]
+)
+def test_an_engine_that_fails_ends_its_batch_and_draws_the_next(batcher, failure, caplog):
     served, slow = batcher
     generate = served.engine.generate
 
     def broken(*_, **__):
         served.engine.generate = generate
-        raise BackendError("inter_step computed NaN")
+        raise failure
 
     served.engine.generate = broken
     slow.let()
@@ -168,7 +210,28 @@ def test_an_engine_that_fails_ends_its_batch_and_draws_the_next(batcher):
     assert client.done.wait(10)
     (error,) = client.made
     assert isinstance(error, BackendError)
+    if error is not failure:
+        assert str(error) == "the engine failed" and type(failure).__name__ in caplog.text
     assert len(Client(served, wanted(3)).finished()) == 1
+    until(lambda: served.in_batch == 0)
+    assert (served.counts.stopped, served.counts.pictures) == (2, 1)
+
+
+def test_a_finished_picture_is_not_counted_as_stopped(batcher):
+    served, slow = batcher
+    client = Client(served, wanted(0, 1))
+    put = client.drawing._put
+
+    def last(made):
+        put(made)
+        if client.done.is_set():
+            client.drawing.cancel()  # as the application does when all is answered
+
+    client.drawing._put = last
+    slow.let()
+    client.finished()
+    until(lambda: served.in_batch == 0)
+    assert (served.counts.stopped, served.counts.pictures) == (0, 2)
 
 
 def test_closing_finishes_what_was_taken_and_takes_nothing_more():
@@ -189,7 +252,7 @@ def test_closing_in_time_tells_whom_it_leaves():
     served = Batcher(engine(), batch=1, most_waiting=9)
     slow = Slow(served.engine)
     clients = [Client(served, wanted(n)) for n in range(3)]
-    until(lambda: served.drawing == 1)
+    until(lambda: served.in_batch == 1)
     threading.Timer(0.3, slow.let, [1]).start()
     assert not served.close(0.05)
     for client in clients:

@@ -25,6 +25,7 @@ pytest.importorskip("uvicorn")
 from doubles.live_server import served  # noqa: E402
 
 from m2kit.runtime.serving import server  # noqa: E402
+from m2kit.runtime.serving.batching import QueueFull  # noqa: E402
 
 GENERATIONS = "/v1/images/generations"
 
@@ -251,7 +252,7 @@ def test_a_full_queue_answers_429_at_once(digits_engine):
     with served(digits_engine, batch=1, waiting=3) as (address, service):
         drawn = threading.Thread(target=ask, args=(address,), kwargs={"prompt": "1", "n": 20})
         drawn.start()
-        until(lambda: service.batcher.drawing)
+        until(lambda: service.batcher.in_batch)
         began = time.perf_counter()
         answer = ask(address, prompt="1")
         assert time.perf_counter() - began < 5
@@ -259,6 +260,23 @@ def test_a_full_queue_answers_429_at_once(digits_engine):
         assert answer.json()["error"]["type"] == "rate_limit_error"
         drawn.join()
         assert ask(address, prompt="1").status_code == 200
+
+
+def test_too_many_pictures_to_decode_answer_429(digits):
+    address, service = digits
+    began, held = threading.Event(), threading.Event()
+    service.batcher.do(lambda: (began.set(), held.wait()))
+    assert began.wait(10)
+    tokens = {"tokens": [[[0, 0]] * 4] * 4}
+    with pytest.raises(QueueFull):
+        while True:
+            service.batcher.do(lambda: None)
+    try:
+        answer = httpx.post(address + "/v1/decode", json=tokens)
+    finally:
+        held.set()
+    assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+    assert httpx.post(address + "/v1/decode", json=tokens).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -272,8 +290,8 @@ def test_the_rows_of_a_client_that_leaves_stop(digits_engine, stream):
                 b"content-type: application/json\r\ncontent-length: "
                 + str(len(body)).encode() + b"\r\n\r\n" + body
             )  # fmt: skip
-            until(lambda: service.batcher.drawing)
-        until(lambda: not service.batcher.drawing and not service.batcher.waiting)
+            until(lambda: service.batcher.in_batch)
+        until(lambda: not service.batcher.in_batch and not service.batcher.waiting)
         counts = service.batcher.counts
         assert counts.stopped + counts.pictures == 60 and counts.stopped > 40
 

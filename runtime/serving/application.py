@@ -10,12 +10,15 @@ import asyncio
 import contextlib
 import io
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -30,7 +33,7 @@ from starlette.routing import Route
 
 from m2kit.class_names import class_labels, names_in_notes
 from m2kit.errors import InputError, M2KitError
-from m2kit.records import JsonObject
+from m2kit.records import BadRecord, JsonObject, read_record
 from m2kit.runtime.drawing import notes_of_drawing
 from m2kit.runtime.engine import Engine
 from m2kit.runtime.images import images_from_pixels, uint8_from_images
@@ -40,11 +43,13 @@ from m2kit.runtime.pictures import read_picture
 from m2kit.runtime.saving import picture_bytes
 from m2kit.runtime.serving.batching import Batcher, Drawing, Made, QueueFull
 from m2kit.runtime.serving.generation import Answer, request_of, wanted_by
-from m2kit.runtime.serving.limits import Limits
+from m2kit.runtime.serving.limits import JSON_BYTES, Limits
 from m2kit.runtime.serving.metrics import CONTENT_TYPE, Latencies, metrics_text
 from m2kit.runtime.serving.refusals import Refused, broken, no_such_route, refused_by
 
 _MOST_FOUND = 50  # classes of a search
+_MOST_TIMES = 4  # the model's own size that what is encoded or decoded may have
+_BYTES_OF_ID = 32  # in JSON, at most, with all around it
 _GENERATIONS = "/v1/images/generations"
 
 
@@ -67,6 +72,7 @@ class Service:
         self.size: tuple[int, ...] = engine.spec.size_of_grid(spec.grid)
         self.name = engine.info.name if engine.info else "model"
         self._latencies, self._queue_full = Latencies(), 0
+        self._reading = asyncio.Semaphore()  # a large picture at a time, which takes much memory
         _warm_up(engine)
         self.batcher = Batcher(engine, batch, limits.waiting)
 
@@ -201,34 +207,37 @@ class Service:
 
     async def tokens(self, request: Request) -> Response:
         """POST /v1/tokens: a picture file to its tokens; ?resize=N scales it first, 0 does not."""
-        own = min(self.size)
-        side = _whole(request.query_params.get("resize", str(own)), "resize", 4096)
-        body = await self.limits.body(request)
+        most = _MOST_TIMES * math.prod(self.size)
+        own = str(min(self.size))
+        side = _whole(request.query_params.get("resize", own), "resize", math.isqrt(most))
+        body = await self.limits.picture(request)
 
-        def encode() -> Any:
+        def read() -> Any:
             picture = read_picture(io.BytesIO(body), name="the picture")
             if side:
                 picture = middle_square(picture, side, "the picture")
-            images = images_from_pixels(np.asarray(picture)[None])
-            return self.engine.encode(images)
+            elif picture.width * picture.height > most:
+                raise InputError(
+                    f"expected a picture of {most:,} pixels at most, found {picture.width} x "
+                    f"{picture.height}; ?resize=N scales it"
+                )
+            return images_from_pixels(np.asarray(picture)[None])
 
-        tokens = await self._job(request, encode)
+        async with self._reading:
+            images = await asyncio.to_thread(read)
+        tokens = await self._job(request, lambda: self.engine.encode(images))
         return JSONResponse({"tokens": tokens[0].tolist(), "shape": list(tokens.shape[1:])})
 
     async def decode(self, request: Request) -> Response:
         """POST /v1/decode: {"tokens": (h, w, K) ids} to a PNG."""
-        body = await self.limits.json(request)
-        if not isinstance(body, dict) or set(body) != {"tokens"}:
-            raise InputError(
-                'expected {"tokens": [[[id, ...], ...], ...]}, (h, w, K) whole numbers'
-            )
-        tokens = body["tokens"]
-
-        def decode() -> bytes:
-            images = self.engine.decode(_array_of(tokens)[None])
-            return picture_bytes(uint8_from_images(images)[0], ".png")
-
-        return Response(await self._job(request, decode), media_type="image/png")
+        spec = self.engine.transformer
+        most = _MOST_TIMES * math.prod(spec.grid)
+        body = await self.limits.json(request, JSON_BYTES + _BYTES_OF_ID * most * spec.sub_tokens)
+        tokens = _tokens_of(body, most)
+        images = await self._job(request, lambda: self.engine.decode(tokens[None]))
+        pixels = uint8_from_images(images)[0]
+        content = await asyncio.to_thread(picture_bytes, pixels, ".png")
+        return Response(content, media_type="image/png")
 
     async def health(self, _: Request) -> Response:
         """GET /healthz: whether it draws."""
@@ -324,16 +333,27 @@ def _whole(text: str, name: str, most: int) -> int:
     return int(text)
 
 
-def _array_of(tokens: Any) -> np.ndarray[Any, np.dtype[Any]]:
+@dataclass(frozen=True, slots=True)
+class _ToDecode:
+    """What POST /v1/decode takes: (h, w, K) ids."""
+
+    tokens: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+def _tokens_of(body: Any, most: int) -> npt.NDArray[np.int64]:
+    """The tokens (h, w, K) of a JSON body, of so many positions at most."""
     try:
-        array = np.array(tokens)
-    except (ValueError, OverflowError) as error:
+        tokens = np.array(read_record(_ToDecode, body).tokens, np.int64)
+    except BadRecord as error:
+        raise InputError(str(error)) from error
+    except ValueError as error:
         raise InputError("tokens must be (h, w, K) whole numbers, all rows alike") from error
-    if array.ndim != 3 or not array.size or array.dtype.kind not in "iu":
+    if not tokens.size or math.prod(tokens.shape[:2]) > most:
         raise InputError(
-            f"tokens must be (h, w, K) whole numbers, found {array.dtype}, {list(array.shape)}"
+            f"tokens must be (h, w, K) whole numbers of 1 to {most:,} positions, found "
+            f"{list(tokens.shape)}"
         )
-    return array
+    return tokens
 
 
 def _defaults(engine: Engine) -> JsonObject:

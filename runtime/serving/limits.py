@@ -6,12 +6,16 @@ import asyncio
 import hmac
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from starlette.requests import Request
 
 from m2kit.errors import InputError
 from m2kit.runtime.serving.refusals import Refused
+
+JSON_BYTES = 64 << 10  # of a request for pictures, as JSON is read in the loop that serves all
+_PICTURE_BYTES = 16 << 20  # of a picture file
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,11 @@ class Limits:
 
     Attributes:
         waiting: Pictures that may wait for a batch.
-        body_bytes: Of a request.
-        body_seconds: In which it must have been sent.
+        body_seconds: In which a request must have been sent.
         api_keys: Of which one must be sent as a bearer token; empty: none is asked for.
     """
 
     waiting: int = 256
-    body_bytes: int = 16 << 20
     body_seconds: float = 30.0
     api_keys: frozenset[str] = frozenset()
 
@@ -47,19 +49,37 @@ class Limits:
                 www_authenticate="Bearer",
             )
 
-    async def body(self, request: Request) -> bytes:
-        """What was sent.
+    async def picture(self, request: Request) -> bytes:
+        """The picture file that was sent.
 
         Raises:
-            Refused: It is too much, or comes too slowly.
+            Refused: It is said to be something else, is too much, or comes too slowly.
         """
+        _check_type(request, "image/*", "application/octet-stream")
+        return await self._body(request, _PICTURE_BYTES)
+
+    async def json(self, request: Request, most: int = JSON_BYTES) -> Any:
+        """The JSON that was sent, of so many bytes at most.
+
+        Raises:
+            Refused: As for `picture`.
+            InputError: It is none.
+        """
+        _check_type(request, "application/json")
+        body = await self._body(request, most)
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"expected JSON ({str(error)[:100]})") from error
+
+    async def _body(self, request: Request, most: int) -> bytes:
         content = bytearray()
 
         async def read() -> None:
             async for chunk in request.stream():
                 content.extend(chunk)
-                if len(content) > self.body_bytes:
-                    raise Refused(413, f"expected {self.body_bytes:,} bytes at most; send less")
+                if len(content) > most:
+                    raise Refused(413, f"expected {most:,} bytes at most; send less")
 
         try:
             await asyncio.wait_for(read(), self.body_seconds)
@@ -67,18 +87,10 @@ class Limits:
             raise Refused(408, f"expected the whole request in {self.body_seconds:g} s") from error
         return bytes(content)
 
-    async def json(self, request: Request) -> Any:
-        """The JSON that was sent.
 
-        Raises:
-            Refused: As for `body`, or it is said to be something else.
-            InputError: It is none.
-        """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # which browsers send to another site only if it agrees
-            raise Refused(415, f"expected content-type application/json, found {kind!r:.60}")
-        body = await self.body(request)
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"expected JSON ({str(error)[:100]})") from error
+def _check_type(request: Request, *wanted: str) -> None:
+    """Refuse what is said to be of another type; those that are wanted are ones that browsers send
+    to another site only if it agrees, as this one does not."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not any(fnmatchcase(kind, one) for one in wanted):
+        raise Refused(415, f"expected content-type {' or '.join(wanted)}, found {kind!r:.60}")

@@ -173,7 +173,7 @@ def test_a_dropped_picture_is_reconstructed_and_its_tokens_shown(opened, server,
         base64.b64encode(picture.getvalue()).decode(),
     )
     said(page, "noise.png: reconstructed")
-    request = Request(address + "/v1/tokens", picture.getvalue())
+    request = Request(address + "/v1/tokens", picture.getvalue(), {"content-type": "image/png"})
     with urlopen(request, timeout=60) as answer:
         tokens = json.load(answer)["tokens"]
     cells = page.locator("[role=gridcell]")

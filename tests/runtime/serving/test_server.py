@@ -24,7 +24,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from doubles.live_server import served  # noqa: E402
 
-from m2kit.runtime.serving import server  # noqa: E402
+from m2kit.runtime.serving import application, server  # noqa: E402
 from m2kit.runtime.serving.batching import QueueFull  # noqa: E402
 
 GENERATIONS = "/v1/images/generations"
@@ -43,6 +43,17 @@ def own(engine, class_id, count, **options):
 
 def ask(address, **fields):
     return httpx.post(address + GENERATIONS, json=fields, timeout=60)
+
+
+def tokens_of(address, content, query="", kind="image/png"):
+    headers = {"content-type": kind} if kind else {}
+    return httpx.post(f"{address}/v1/tokens{query}", content=content, headers=headers, timeout=60)
+
+
+def as_file(picture, kind="PNG"):
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +164,7 @@ def test_pictures_are_of_the_format_that_was_asked_for(digits, kind):
         ({"prompt": "3", "top_p": 0}, "top_p must be"),
         ({"prompt": "3", "guidance": [1, 2, 3]}, "guidance takes one value, or one for each of"),
         ({"prompt": "3", "colour": "red"}, "colour: a field that is not known"),
-        ({"prompt": "3" * 10**6}, "prompt: expected a class"),
+        ({"prompt": "3" * 10**4}, "prompt: expected a class"),
     ],
 )
 def test_a_wrong_request_is_one_line(digits, fields, words):
@@ -170,10 +181,10 @@ def test_what_is_no_request_is_one_line(digits):
     json_type = {"content-type": "application/json"}
     for content, headers, status, words in (
         (b"{", json_type, 400, "expected JSON"),
-        (b"[" * 10**5, json_type, 400, "expected JSON"),
+        (b"[" * 60_000, json_type, 400, "expected JSON"),
         (b"[]", json_type, 400, "expected a JSON object"),
         (b"{}", {}, 415, "expected content-type application/json"),
-        (b'{"prompt": "' + b"x" * (17 << 20), json_type, 413, "bytes at most"),
+        (b'{"prompt": "' + b"x" * (10 << 20), json_type, 413, "expected 65,536 bytes at most"),
     ):
         answer = httpx.post(address + GENERATIONS, content=content, headers=headers)
         assert (answer.status_code, words in answer.text) == (status, True), answer.text
@@ -186,27 +197,83 @@ def test_what_is_no_request_is_one_line(digits):
 def test_a_picture_becomes_tokens_and_a_picture_again(digits, engine):
     address, _ = digits
     picture = Image.fromarray(own(engine, 4, 1, seed=2)[0])
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    answer = httpx.post(address + "/v1/tokens", content=file.getvalue()).json()
+    answer = tokens_of(address, as_file(picture)).json()
     expected = engine.encode([picture])[0]
     assert answer == {"tokens": expected.tolist(), "shape": [4, 4, 2]}
     back = httpx.post(address + "/v1/decode", json={"tokens": answer["tokens"]})
     found = np.asarray(Image.open(io.BytesIO(back.content)))
     np.testing.assert_array_equal(found, uint8_from_images(engine.decode(expected[None]))[0])
-    large = io.BytesIO()
-    picture.resize((200, 100)).save(large, "JPEG")
-    assert httpx.post(address + "/v1/tokens", content=large.getvalue()).json()["shape"] == [4, 4, 2]
-    for path, content, words in (
-        ("/v1/tokens", b"none", "expected a picture"),
-        ("/v1/tokens?resize=x", b"", "resize must be a whole number"),
-        ("/v1/tokens?resize=0", large.getvalue(), "image sides must be multiples of 8"),
+    large = as_file(picture.resize((200, 100)), "JPEG")
+    assert tokens_of(address, large).json()["shape"] == [4, 4, 2]
+    odd, vast = as_file(picture.resize((60, 30))), as_file(Image.new("RGB", (128, 40)))
+    for query, content, words in (
+        ("", b"none", "expected a picture"),
+        ("?resize=x", b"", "resize must be a whole number"),
+        ("?resize=65", large, "resize must be a whole number in 0..64"),
+        ("?resize=0", odd, "image sides must be multiples of 8"),
+        ("?resize=0", vast, "expected a picture of 4,096 pixels at most, found 128 x 40"),
     ):
-        answer = httpx.post(address + path, content=content)
+        answer = tokens_of(address, content, query)
         assert (answer.status_code, words in answer.text) == (400, True), answer.text
-    for tokens in ([], [[1]], [[[1, 2]], [[1]]], [[[1.5, 2]]], [[["a", 2]]], [[[9**9, 0]] * 4] * 4):
+    assert tokens_of(address, large, "?resize=64").json()["shape"] == [8, 8, 2]
+    for tokens, words in (
+        ([], "tokens must be"),
+        ([[1]], "tokens[0][0]: expected a list"),
+        ([[[1, 2]], [[1]]], "all rows alike"),
+        ([[[1.5, 2]]], "tokens[0][0][0]: expected a whole number"),
+        ([[["a", 2]]], "tokens[0][0][0]: expected a whole number"),
+        ([["x" * 20_000] + [""] * 9], "tokens[0][0]: expected a list"),
+        ([[[9**9, 0]] * 4] * 4, "oken"),
+        ([[[0, 0, 0]] * 4] * 4, "oken"),
+        ([[[0, 0]] * 13] * 5, "1 to 64 positions, found [5, 13, 2]"),
+    ):
         answer = httpx.post(address + "/v1/decode", json={"tokens": tokens})
-        assert answer.status_code == 400 and "oken" in answer.text, answer.text
+        assert answer.status_code == 400 and words in answer.text, answer.text
+    assert (
+        httpx.post(address + "/v1/decode", json={"tokens": [[[0, 0]] * 8] * 8}).status_code == 200
+    )
+
+
+def test_what_other_sites_may_send_unasked_is_no_request(digits):
+    address, _ = digits
+    picture = as_file(Image.new("RGB", (32, 32)))
+    for kind in (None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        answer = tokens_of(address, picture, kind=kind)
+        assert answer.status_code == 415 and "expected content-type image/*" in answer.text
+    assert tokens_of(address, picture, kind="application/octet-stream").status_code == 200
+
+
+def test_bodies_are_of_their_routes_sizes(digits):
+    address, _ = digits
+    json_type, spaces = {"content-type": "application/json"}, b" " * (70 << 10)
+    for path, content, status in (
+        (GENERATIONS, b'{"prompt": "1"}' + spaces, 413),
+        ("/v1/decode", b'{"tokens": [[[0, 0], [0, 0]]]}', 200),
+        ("/v1/decode", b'{"tokens": [[[0, 0], [0, 0]]]}' + spaces, 413),
+    ):
+        answer = httpx.post(address + path, content=content, headers=json_type)
+        assert answer.status_code == status, answer.text
+    assert tokens_of(address, b"x" * (17 << 20)).status_code == 413
+
+
+def test_files_are_read_and_written_while_the_engine_is_busy(digits, monkeypatch):
+    address, service = digits
+    held, writers, write = threading.Event(), [], application.picture_bytes
+
+    def written(*arguments):
+        writers.append(threading.current_thread().name)
+        return write(*arguments)
+
+    monkeypatch.setattr(application, "picture_bytes", written)
+    assert (
+        httpx.post(address + "/v1/decode", json={"tokens": [[[0, 0], [0, 0]]]}).status_code == 200
+    )
+    assert writers and "m2kit-batcher" not in writers
+    service.batcher.do(lambda: held.wait(30))
+    began = time.perf_counter()
+    answer = tokens_of(address, b"none")
+    held.set()
+    assert answer.status_code == 400 and time.perf_counter() - began < 20
 
 
 def test_classes_are_searched(digits):

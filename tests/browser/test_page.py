@@ -132,8 +132,9 @@ def test_the_settings_of_a_picture_are_used_again(opened):
     page = ready(opened())
     choose(page, "7")
     name = page.input_value("#class")
-    draw(page, n=2, seed=2**63 - 1, guidance="1.5, 2" if page.locator("#each").is_visible() else 3)
+    draw(page, n=2, seed=2**64 - 1, guidance="1.5, 2" if page.locator("#each").is_visible() else 3)
     said(page, "2 pictures finished")
+    assert page.input_value("#seed") == "0"  # the next one
     guidance = page.input_value("#guidance")
     page.uncheck("#next")
     choose(page, "1")
@@ -142,10 +143,10 @@ def test_the_settings_of_a_picture_are_used_again(opened):
     assert page.locator("#gallery article").count() == 2
     page.get_by_role("button", name="number 1").click()
     shown = page.locator("#large-settings").inner_text().split()
-    assert shown[shown.index("seed") + 1] == str(2**63 - 1)
+    assert shown[shown.index("seed") + 1] == str(2**64 - 1)
     page.click("#large-again")
     found = {key: page.input_value(f"#{key}") for key in ("class", "n", "seed", "guidance")}
-    assert found == {"class": name, "n": "1", "seed": str(2**63 - 1), "guidance": guidance}
+    assert found == {"class": name, "n": "1", "seed": str(2**64 - 1), "guidance": guidance}
     assert page.input_value("#first_image") == "1"
     first = page.locator("#gallery article").nth(1).locator("a").nth(1).get_attribute("href")
     page.click("#go")
@@ -155,25 +156,45 @@ def test_the_settings_of_a_picture_are_used_again(opened):
     assert page.evaluate(SAME_PIXELS, [first, again])
 
 
+GIVE = """({target, event, field, type, file, text}) => {
+  const data = new DataTransfer();
+  if (text) data.setData("text/plain", text);
+  if (file) {
+    const bytes = Uint8Array.from(atob(file), one => one.charCodeAt(0));
+    data.items.add(new File([bytes], "noise.png", {type: "image/png"}));
+  }
+  const options = {bubbles: true, cancelable: true, [field]: data};
+  return document.querySelector(target).dispatchEvent(new window[type](event, options));
+}"""
+
+
+def give(page, event, target="body", **content):
+    """Drop or paste a file or a text; whether the browser then does what it does by itself."""
+    kind, field = {"paste": ("ClipboardEvent", "clipboardData")}.get(
+        event, ("DragEvent", "dataTransfer")
+    )
+    return page.evaluate(
+        GIVE, {"target": target, "event": event, "type": kind, "field": field, **content}
+    )
+
+
+def noise(size):
+    """A PNG's bytes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(pixels).save(picture, "PNG")
+    return picture.getvalue()
+
+
 @SIZES
 def test_a_dropped_picture_is_reconstructed_and_its_tokens_shown(opened, server, viewport):
     address, service, _ = server
     page = ready(opened(viewport))
-    pixels = np.random.default_rng(0).integers(0, 256, (*service.size, 3), dtype=np.uint8)
-    picture = io.BytesIO()
-    Image.fromarray(pixels).save(picture, "PNG")
-    page.evaluate(
-        """content => {
-          const bytes = Uint8Array.from(atob(content), one => one.charCodeAt(0));
-          const data = new DataTransfer();
-          data.items.add(new File([bytes], "noise.png", {type: "image/png"}));
-          document.body.dispatchEvent(
-            new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: data}));
-        }""",
-        base64.b64encode(picture.getvalue()).decode(),
-    )
+    picture = noise(service.size)
+    content = base64.b64encode(picture).decode()
+    assert not give(page, "dragover", file=content) and not give(page, "drop", file=content)
     said(page, "noise.png: reconstructed")
-    request = Request(address + "/v1/tokens", picture.getvalue(), {"content-type": "image/png"})
+    request = Request(address + "/v1/tokens", picture, {"content-type": "image/png"})
     with urlopen(request, timeout=60) as answer:
         tokens = json.load(answer)["tokens"]
     cells = page.locator("[role=gridcell]")
@@ -187,6 +208,16 @@ def test_a_dropped_picture_is_reconstructed_and_its_tokens_shown(opened, server,
     shown = page.locator(".pair img").nth(1)
     assert shown.evaluate("image => image.naturalWidth") == service.size[1]
     assert width_of(page) == viewport["width"]
+
+
+def test_a_pasted_picture_is_reconstructed_and_text_is_left_to_the_fields(opened, server):
+    page = ready(opened())
+    for event in ("dragover", "drop", "paste"):
+        assert give(page, event, "#seed", text="7")
+    assert page.locator("#wrong").is_hidden()
+    give(page, "paste", file=base64.b64encode(noise(server[1].size)).decode())
+    said(page, "noise.png: reconstructed")
+    assert page.locator("#gallery article").count() == 1
 
 
 def test_the_keyboard_alone_draws(opened):

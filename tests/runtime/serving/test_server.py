@@ -1,6 +1,7 @@
 """The server as its clients see it."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -274,6 +275,16 @@ def test_files_are_read_and_written_while_the_engine_is_busy(digits, monkeypatch
     answer = tokens_of(address, b"none")
     held.set()
     assert answer.status_code == 400 and time.perf_counter() - began < 20
+
+
+def test_the_page_runs_its_own_script_alone(digits):
+    address, _ = digits
+    page = httpx.get(address)
+    (script,) = re.findall("<script>(.*?)</script>", page.text, re.DOTALL)
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = page.headers["content-security-policy"]
+    assert re.findall("script-src ([^;]*);", policy) == [f"'sha256-{own}'"]
+    assert not re.search(r"<[^>]* on\w+=", page.text)  # which the policy would not run
 
 
 def test_classes_are_searched(digits):

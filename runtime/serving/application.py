@@ -78,13 +78,18 @@ class Service:
         _warm_up(engine)
         self.batcher = Batcher(engine, batch, limits.waiting)
 
+    def close(self, timeout_s: float = 0.0) -> bool:
+        """Take nothing more; whether what was accepted was done in so many seconds. What was not is
+        answered with an error."""
+        return self.batcher.close(timeout_s)
+
     def application(self, drain_s: float = 30.0) -> Starlette:
         """The application, which at its end gives accepted requests so many seconds."""
 
         @contextlib.asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
             yield
-            await asyncio.to_thread(self.batcher.close, drain_s)
+            await asyncio.to_thread(self.close, drain_s)
 
         routes = [
             Route("/", self.page),

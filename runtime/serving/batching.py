@@ -178,7 +178,7 @@ class Batcher:
 
     def __exit__(self, *_: object) -> None:
         """Close it, whatever is unfinished."""
-        self.close(0)
+        self.close()
 
     @property
     def waiting(self) -> int:
@@ -240,8 +240,8 @@ class Batcher:
             self._changed.notify()
         return future
 
-    def close(self, timeout_s: float | None = None) -> bool:
-        """Take nothing more, and wait until all that was taken is done; whether it was, in time.
+    def close(self, timeout_s: float = 0.0) -> bool:
+        """Take nothing more, and wait until all that was taken is done; whether it was in time.
 
         What was not is told a ServerClosing and stops at the next position.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -60,15 +61,21 @@ def serve(
     keys = read_keys(api_key_file) if api_key_file else frozenset()
     from m2kit.runtime.serving.application import Service
     from m2kit.runtime.serving.limits import Limits
-    from m2kit.runtime.serving.server import serve as serve_at
+    from m2kit.runtime.serving.server import Server, address_of, listen
 
-    with open_engine() as engine:
+    with listen(host, port) as listening, open_engine() as engine:
         largest = engine.backend.largest_rows
         at_once = min(batch, largest // 2) if largest else batch
-        service = Service(engine, max(1, at_once), Limits(waiting=waiting, api_keys=keys))
+        limits = Limits(waiting=waiting, api_keys=keys)
         if host not in _LOCAL and not keys:
             note(f"WARNING: whoever reaches {host} may draw; --api-key-file asks for a key")
-        serve_at(service, host, port, drain_s=drain, started=lambda at: note(f"serving at {at}"))
+        with closing(Service(engine, max(1, at_once), limits)) as service:
+            note(f"serving at {address_of(listening)}")
+            Server(service, drain_s=drain, stopping=lambda: note(_stopping(drain))).run([listening])
+
+
+def _stopping(drain: int) -> str:
+    return f"stopping: what was accepted has {drain} s; Ctrl-C once more ends it now"
 
 
 def read_keys(path: Path) -> frozenset[str]:

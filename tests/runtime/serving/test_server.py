@@ -8,7 +8,6 @@ import re
 import socket
 import threading
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -420,10 +419,9 @@ def test_keys_are_read_and_checked(tmp_path, digits_engine):
         assert done.exit_code == 1 and words in done.stderr, done.output
 
 
-def test_a_port_that_is_taken_is_one_line(digits_engine):
+def test_a_port_that_is_taken_is_one_line_before_the_engine_is_opened(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = CliRunner().invoke(cli, ["serve", str(digits_engine), "--port", str(port)])
+        done = CliRunner().invoke(cli, ["serve", str(tmp_path), "--port", str(port)])
     assert done.exit_code == 1
     assert f"cannot listen at 127.0.0.1, port {port}" in done.stderr
-    assert Path(digits_engine).is_dir()

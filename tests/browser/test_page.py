@@ -36,7 +36,7 @@ def said(page, text):
 
 def ready(page):
     page.locator("#model", has_text="10 classes").wait_for()
-    page.locator("#guidance:not([value=''])").wait_for()
+    until(lambda: page.input_value("#class"))  # the last that the page sets by itself
     return page
 
 

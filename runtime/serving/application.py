@@ -281,7 +281,7 @@ class Service:
 
         async def guarded(request: Request) -> Response:
             try:
-                self.limits.check_key(request)
+                self.limits.admit(request)
                 return await handler(request)
             except Refused as refused:
                 return refused.response()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,18 +27,25 @@ class Limits:
         waiting: Pictures that may wait for a batch.
         body_seconds: In which a request must have been sent.
         api_keys: Of which one must be sent as a bearer token; empty: none is asked for.
+        hosts: That a request may be for where no key is asked for, without ports; empty: any.
     """
 
     waiting: int = 256
     body_seconds: float = 30.0
     api_keys: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
 
-    def check_key(self, request: Request) -> None:
-        """Refuse a request without a key, where one is asked for.
+    def admit(self, request: Request) -> None:
+        """Refuse a request without a key, where one is asked for, and where none is, one for
+        another host: of a page whose owner lets its name lead here.
 
         Raises:
             Refused: It has none, or another.
         """
+        host = re.sub(r":\d*$", "", request.headers.get("host", "")).lower()
+        if self.hosts and not self.api_keys and host not in self.hosts:
+            own = ", ".join(sorted(self.hosts))
+            raise Refused(421, f"expected host {own}, found {host!r:.60}; with API keys, any is")
         scheme, _, sent = request.headers.get("authorization", "").partition(" ")
         keys = [key.encode() for key in self.api_keys]
         known = [hmac.compare_digest(sent.strip().encode(), key) for key in keys]
@@ -86,6 +94,16 @@ class Limits:
         except asyncio.TimeoutError as error:
             raise Refused(408, f"expected the whole request in {self.body_seconds:g} s") from error
         return bytes(content)
+
+
+def own_hosts(host: str) -> frozenset[str]:
+    """What a server that listens at an address may be called: any, as the empty set, where that is
+    all addresses."""
+    if host in ("0.0.0.0", "::"):
+        return frozenset()
+    return frozenset(
+        {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
+    )
 
 
 def _check_type(request: Request, *wanted: str) -> None:

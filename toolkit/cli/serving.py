@@ -60,13 +60,13 @@ def serve(
         require(module, extra="serve", what="serving")
     keys = read_keys(api_key_file) if api_key_file else frozenset()
     from m2kit.runtime.serving.application import Service
-    from m2kit.runtime.serving.limits import Limits
+    from m2kit.runtime.serving.limits import Limits, own_hosts
     from m2kit.runtime.serving.server import Server, address_of, listen
 
     with listen(host, port) as listening, open_engine() as engine:
         largest = engine.backend.largest_rows
         at_once = min(batch, largest // 2) if largest else batch
-        limits = Limits(waiting=waiting, api_keys=keys)
+        limits = Limits(waiting=waiting, api_keys=keys, hosts=own_hosts(host))
         if host not in _LOCAL and not keys:
             note(f"WARNING: whoever reaches {host} may draw; --api-key-file asks for a key")
         with closing(Service(engine, max(1, at_once), limits)) as service:

@@ -26,6 +26,7 @@ from doubles.live_server import served  # noqa: E402
 
 from m2kit.runtime.serving import application, server  # noqa: E402
 from m2kit.runtime.serving.batching import QueueFull  # noqa: E402
+from m2kit.runtime.serving.limits import own_hosts  # noqa: E402
 
 GENERATIONS = "/v1/images/generations"
 
@@ -323,6 +324,54 @@ def test_an_api_key_is_asked_for_where_there_is_one(digits_engine, tmp_path):
             assert answer.status_code == status
         assert httpx.get(address + "/healthz").status_code == 200
         assert httpx.get(address + "/metrics").status_code == 401
+
+
+def test_a_page_whose_name_leads_here_is_answered_to_with_a_key_alone(digits_engine):
+    def status(address, host, **headers):
+        parts = urlsplit(address)
+        url = f"http://{parts.hostname}:{parts.port}{GENERATIONS}"
+        headers = {"host": host.format(parts.port), **headers}
+        return httpx.post(url, json={"prompt": "1"}, headers=headers).status_code
+
+    with served(digits_engine, hosts=own_hosts("Pictures.lan")) as (address, _):
+        for host in ("127.0.0.1:{}", "LOCALHOST:{}", "localhost", "[::1]:{}", "pictures.lan:80"):
+            assert status(address, host) == 200
+        for host in (
+            "evil.example",
+            "evil.example:{}",
+            "127.0.0.1.evil.example",
+            "[::1",
+            "",
+            "::1",
+        ):
+            assert status(address, host) == 421
+        answer = httpx.get(address + "/v1/models", headers={"host": "evil.example"})
+        assert "expected host 127.0.0.1, [::1], localhost" in answer.json()["error"]["message"]
+        assert httpx.get(address + "/healthz", headers={"host": "evil.example"}).status_code == 200
+    keys = frozenset({"key"})
+    with served(digits_engine, hosts=own_hosts("::1"), api_keys=keys) as (address, _):
+        assert status(address, "pictures.example", authorization="Bearer key") == 200
+        assert status(address, "pictures.example") == 401
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_command_answers_to_its_own_address_unless_that_is_all(
+    digits_engine, monkeypatch, host
+):
+    limits = []
+
+    class Ends:
+        def __init__(self, service, **_):
+            limits.append(service.limits)
+
+        def run(self, _):
+            pass
+
+    monkeypatch.setattr(server, "Server", Ends)
+    done = CliRunner().invoke(cli, ["serve", str(digits_engine), "--host", host, "--port", "0"])
+    assert done.exit_code == 0, done.output
+    own = {"127.0.0.1", "localhost", "[::1]"} if host == "127.0.0.1" else set()
+    assert limits[0].hosts == own
 
 
 def test_a_full_queue_answers_429_at_once(digits_engine):

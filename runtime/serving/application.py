@@ -32,6 +32,7 @@ from starlette.responses import (
     StreamingResponse,
 )
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from m2kit.class_names import class_labels, names_in_notes
 from m2kit.errors import InputError, M2KitError
@@ -50,6 +51,7 @@ from m2kit.runtime.serving.metrics import CONTENT_TYPE, Latencies, metrics_text
 from m2kit.runtime.serving.refusals import Refused, broken, no_such_route, refused_by
 
 _MOST_FOUND = 50  # classes of a search
+_QUIET_SECONDS = 15.0  # after which a stream that waits says so; proxies end one that is silent
 _MOST_TIMES = 4  # the model's own size that what is encoded or decoded may have
 _BYTES_OF_ID = 32  # in JSON, at most, with all around it
 _GENERATIONS = "/v1/images/generations"
@@ -142,54 +144,17 @@ class Service:
             )
             return answer.encoded(one.pixels, told if one.partial is None else None)
 
-        if wanted.stream:
-            events = self._events(drawing, made, answer, encoded)
-            return StreamingResponse(
-                events, media_type="text/event-stream", headers={"cache-control": "no-store"}
-            )
-        try:
-            finished = await _unless_gone(request, self._finished(drawing, made, encoded))
-        finally:
-            drawing.cancel()
-            self._latencies.add(time.monotonic() - drawing.taken_at)
-        return JSONResponse(answer.whole(finished))
-
-    async def _finished(
-        self,
-        drawing: Drawing,
-        made: asyncio.Queue[Made | M2KitError],
-        encoded: Callable[[Made], str],
-    ) -> list[str]:
-        pictures: dict[int, str] = {}
-        while len(pictures) < len(drawing.wanted):
-            one = await made.get()
-            if isinstance(one, M2KitError):
-                raise one
-            pictures[one.picture] = await asyncio.to_thread(encoded, one)
-        return [pictures[place] for place in range(len(drawing.wanted))]
-
-    async def _events(
-        self,
-        drawing: Drawing,
-        made: asyncio.Queue[Made | M2KitError],
-        answer: Answer,
-        encoded: Callable[[Made], str],
-    ) -> AsyncIterator[str]:
-        left = len(drawing.wanted)
-        try:
-            while left:
-                one = await made.get()
-                if isinstance(one, M2KitError):
-                    told = refused_by(one).to_json()
-                    yield _event("error", {"type": "error", "error": told})
-                    return
-                picture = await asyncio.to_thread(encoded, one)
-                value = answer.event(picture, one.picture, one.partial)
-                yield _event(value["type"], value)
-                left -= one.partial is None
-        finally:
+        def ended() -> None:
             drawing.cancel()  # where the client left before the end
             self._latencies.add(time.monotonic() - drawing.taken_at)
+
+        if wanted.stream:
+            return _Stream(_events(drawing, made, answer, encoded), ended)
+        try:
+            finished = await _unless_gone(request, _finished(drawing, made, encoded))
+        finally:
+            ended()
+        return JSONResponse(answer.whole(finished))
 
     async def models(self, _: Request) -> Response:
         """GET /v1/models: the one there is."""
@@ -320,6 +285,56 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _finished(
+    drawing: Drawing, made: asyncio.Queue[Made | M2KitError], encoded: Callable[[Made], str]
+) -> list[str]:
+    pictures: dict[int, str] = {}
+    while len(pictures) < len(drawing.wanted):
+        one = await made.get()
+        if isinstance(one, M2KitError):
+            raise one
+        pictures[one.picture] = await asyncio.to_thread(encoded, one)
+    return [pictures[place] for place in range(len(drawing.wanted))]
+
+
+async def _events(
+    drawing: Drawing,
+    made: asyncio.Queue[Made | M2KitError],
+    answer: Answer,
+    encoded: Callable[[Made], str],
+) -> AsyncIterator[str]:
+    left = len(drawing.wanted)
+    while left:
+        try:
+            one = await asyncio.wait_for(made.get(), _QUIET_SECONDS)
+        except asyncio.TimeoutError:
+            yield ": waiting\n\n"
+            continue
+        if isinstance(one, M2KitError):
+            yield _event("error", {"type": "error", "error": refused_by(one).to_json()})
+            return
+        picture = await asyncio.to_thread(encoded, one)
+        value = answer.event(picture, one.picture, one.partial)
+        yield _event(value["type"], value)
+        left -= one.partial is None
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events that proxies hand on as they come, and what is done at their end, even if
+    the client left before the first."""
+
+    def __init__(self, events: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, put: Callable[[Any], None], one: Any) -> None:

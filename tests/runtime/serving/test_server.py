@@ -1,5 +1,6 @@
 """The server as its clients see it."""
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -420,6 +421,49 @@ def test_the_rows_of_a_client_that_leaves_stop(digits_engine, stream):
         until(lambda: not service.batcher.in_batch and not service.batcher.waiting)
         counts = service.batcher.counts
         assert counts.stopped + counts.pictures == 60 and counts.stopped > 40
+
+
+def test_a_stream_that_waits_says_so(digits, monkeypatch):
+    monkeypatch.setattr(application, "_QUIET_SECONDS", 0.1)
+    address, service = digits
+    held = threading.Event()
+    service.batcher.do(held.wait)
+    fields = {"prompt": "1", "stream": True}
+    try:
+        with httpx.stream("POST", address + GENERATIONS, json=fields, timeout=10) as answer:
+            assert answer.headers["x-accel-buffering"] == "no"
+            lines = answer.iter_lines()
+            assert [next(lines), next(lines)] == [": waiting", ""]
+            held.set()
+            assert "event: image_generation.completed" in list(lines)
+    finally:
+        held.set()
+
+
+def test_a_stream_whose_client_left_before_its_first_byte_is_not_drawn(digits):
+    _, service = digits
+    body = json.dumps({"prompt": "1", "n": 60, "stream": True}).encode()
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive():
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(_):
+        await asyncio.Event().wait()
+
+    scope = {
+        "type": "http", "asgi": {"spec_version": "2.3"}, "method": "POST", "path": GENERATIONS,
+        "query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+    }  # fmt: skip
+    began, held = threading.Event(), threading.Event()
+    service.batcher.do(lambda: (began.set(), held.wait()))
+    assert began.wait(10)
+    try:
+        asyncio.run(service.application()(scope, receive, send))
+        assert service.batcher.waiting == 0
+    finally:
+        held.set()
 
 
 def test_slow_clients_are_let_go(digits_engine, monkeypatch):

@@ -50,18 +50,23 @@ _RUNS: dict[str, tuple[dict[str, Any], Machine]] = {
         {**published("ar-b"), "inter_layers": 6, "size": 128, "batch": 16},
         Machine(accelerator="cpu"),
     ),
+    "video-128 of a quarter of its width, 2 clips of 9 x 64 x 64": (
+        {**published("video-128"), "base_channels": 32, "size": 64, "frames": 9, "batch": 2},
+        Machine(accelerator="cpu"),
+    ),
 }
 
 
 def _on_gpu() -> dict[str, tuple[dict[str, Any], Machine]]:
     """Each preset with as many pictures as one GPU had in its published run or, of the AR models,
-    as one of 32 would have."""
+    as one of 32 would have; two clips."""
     runs: dict[str, tuple[dict[str, Any], Machine]] = {}
     for name in (*TOKENIZERS, *TRANSFORMERS):
-        images = 8 if name in TOKENIZERS else 24
+        images = 24 if name in TRANSFORMERS else 2 if "frames" in published(name) else 8
         for precision in ("fp32", "bf16"):
             machine = Machine(accelerator="cuda", devices=1, precision=precision)
-            runs[f"{name}, {images} pictures, {precision}"] = (
+            what = "clips" if "frames" in published(name) else "pictures"
+            runs[f"{name}, {images} {what}, {precision}"] = (
                 {**published(name), "batch": images},
                 machine,
             )
@@ -109,7 +114,8 @@ def _ar_run(values: dict[str, Any], machine: Machine) -> tuple[Plan, Callable[[]
 
 
 def _data(values: dict[str, Any]) -> Data:
-    return Data("noise", True, _PICTURES, None, _CLASSES, values["size"])
+    frames = values.get("frames")
+    return Data("noise", True, _PICTURES, None, _CLASSES, values["size"], frames=frames)
 
 
 def _measure(values: dict[str, Any], machine: Machine) -> _Found:
@@ -133,13 +139,14 @@ def _train(recipe: Recipe, plan: Plan, machine: Machine, steps: int) -> list[flo
     recipe.statistics.to(device)
     for fixed in _fixed(recipe):
         fixed.to(device)
-    images, size = plan.batch.images_per_part, plan.data.size_pixels
+    frames, size = plan.data.frames, plan.data.size_pixels
+    shape = (plan.batch.images_per_part, 3, *([frames] if frames else ()), size, size)
     seconds = []
     for step in range(steps):
         parts = [
             [
-                torch.rand(images, 3, size, size, device=device) * 2 - 1,
-                torch.zeros(images, dtype=torch.int64, device=device),
+                torch.rand(shape, device=device) * 2 - 1,
+                torch.zeros(shape[0], dtype=torch.int64, device=device),
             ]
             for _ in range(plan.batch.parts_per_device)
         ]

@@ -147,13 +147,15 @@ def _film(file: BinaryIO, background: Colour) -> Iterator[Source]:
     """Of what FFmpeg reads."""
     av = require("av", extra="video", what="reading films")
     limits = {"max_pixels": str(MOST_PIXELS)}
+    # texts that are no UTF-8 are nobody's business here; PyAV 19 reads them and has no such option
+    old = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
         with av.open(
             file,
             "r",
             options=limits,
             container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
-            metadata_errors="replace",
+            **old,
         ) as container:
             if not container.streams.video:
                 raise InputError("expected a film, found a file without pictures in it")
@@ -184,7 +186,7 @@ def _frames_of_av(av: Any, container: Any, stream: Any, background: Colour) -> I
         if frame.is_corrupt:
             raise InputError(f"expected {FILM}, found one whose frame {index} is damaged")
         _check_size(frame.height, frame.width)
-        turned, upright = _upright(frame)
+        turned, upright = _upright(av, frame)
         yield Moment(
             frame.pts,
             frame.duration or 0,
@@ -207,15 +209,15 @@ def _pixels(
     )
 
 
-def _upright(frame: Any) -> tuple[bool, _Turn]:
+def _upright(av: Any, frame: Any) -> tuple[bool, _Turn]:
     """Whether its display matrix turns a frame on its side, and what lays pixels (H, W, 3) so.
 
     The matrix maps a pixel (x, y) to (a x + c y, b x + d y), in 16.16 fixed point.
     """
-    found = [data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
-    if not found:
+    found = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    if found is None:
         return False, lambda pixels: pixels
-    matrix = np.frombuffer(bytes(found[0]), np.int32)
+    matrix = np.frombuffer(bytes(found), np.int32)
     a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
     if (a or d) and (b or c):
         raise InputError("expected a film that is upright or turned by 90 degrees, found a slant")

@@ -103,6 +103,14 @@ def test_sound_is_left_out_and_told(tmp_path):
     assert film.sound and len(found) == 5
 
 
+def test_texts_of_a_film_need_be_no_texts(tmp_path):
+    path = write_film(tmp_path / "a.avi", moving(5, 16, 16), codec="mpeg4")
+    content = path.read_bytes()
+    assert b"Lavf" in content  # the software, in its metadata
+    path.write_bytes(content.replace(b"Lavf", b"\xff\xfe\x80\x81"))
+    assert len(read(path)[1]) == 5
+
+
 TIMES = (0, 40, 80, 200, 240, 300, 340)
 
 

@@ -172,14 +172,6 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="m2kit-batcher", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Batcher:
-        """The batcher itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it, whatever is unfinished."""
-        self.close()
-
     @property
     def waiting(self) -> int:
         """Pictures that are in no batch yet."""

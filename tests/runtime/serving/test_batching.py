@@ -1,5 +1,6 @@
 """Requests that share batches."""
 
+import contextlib
 import threading
 
 import numpy as np
@@ -77,7 +78,7 @@ def alone(one):
 
 @pytest.fixture
 def batcher():
-    with Batcher(engine(), batch=4, most_waiting=6) as made:
+    with contextlib.closing(Batcher(engine(), batch=4, most_waiting=6)) as made:
         slow = Slow(made.engine)
         yield made, slow
         slow.let()

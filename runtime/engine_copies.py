@@ -1,6 +1,6 @@
 """An engine on a machine that may lack it: used in place where its path holds it, else copied once
-into this user's cache, in a folder named by the hash of its files. Whoever opens it compares every
-file with its hash, as always; how the bytes come here is the caller's.
+into this user's cache, in a folder named by the hash of its files, and again where a copy is
+damaged. How the bytes come here is the caller's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2kit.errors import FolderError
-from m2kit.hashes import sha256_of_json
+from m2kit.hashes import sha256_of_file, sha256_of_json
 from m2kit.manifest import ENGINE, Manifest, manifest_name
 from m2kit.manifest_file import read_manifest
 from m2kit.outputs import new_folder
@@ -54,7 +54,7 @@ def engine_here(source: EngineSource, read: Read, cache: Path | None = None) -> 
         FolderError: A copy cannot be written.
     """
     place = Path(source.path)
-    if _holds(place, source):
+    if _holds(place, source):  # whoever opens it compares its bytes
         return place
     copy = (cache or _cache()) / f"{source.sha256}.engine"
     try:
@@ -64,7 +64,7 @@ def engine_here(source: EngineSource, read: Read, cache: Path | None = None) -> 
         raise FolderError(f"cannot keep a copy of the engine: {copy.parent}: {error}") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or this process dies
-        if not _holds(copy, source):
+        if not (_holds(copy, source) and _is_whole(copy)):
             _copy(source, read, copy)
     return copy
 
@@ -80,7 +80,7 @@ def _copy(source: EngineSource, read: Read, destination: Path) -> None:
 
 
 def _holds(folder: Path, source: EngineSource) -> bool:
-    """Whether a folder looks like the engine: opening it compares the bytes."""
+    """Whether a folder looks like the engine: its files' names, hashes as listed, and sizes."""
     try:
         same = _hash_of(read_manifest(folder, ENGINE)) == source.sha256
         return same and all(
@@ -88,6 +88,12 @@ def _holds(folder: Path, source: EngineSource) -> bool:
         )
     except (FolderError, OSError):
         return False
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file has the hash that the manifest lists."""
+    files = read_manifest(folder, ENGINE).files
+    return all(sha256_of_file(folder / name) == entry.sha256 for name, entry in files.items())
 
 
 def _hash_of(manifest: Manifest) -> str:

@@ -77,7 +77,8 @@ def workers_at(
     threads: int | None = None,
     provider: str | None = None,
 ) -> Iterator[Workers]:
-    """Workers on a cluster, which is left at the end, and ends if it was started here.
+    """Workers on a cluster, which is left at the end, and ends if it was started here. Nothing that
+    is printed to stdout until then is shown.
 
     Args:
         address: HOST:PORT, "auto" or "local".
@@ -94,7 +95,8 @@ def workers_at(
     gpus = int(engine.info.has_plans or provider == CUDA)
     on_host = engine.backend.threads is not None
     source = source_of(path, engine.info)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray's prints
+    # A thread of Ray's prints to stdout, as when a worker dies, and cannot be told to be silent.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
             _join(address)
             cpus, share = _division(count, gpus)

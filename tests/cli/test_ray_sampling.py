@@ -67,7 +67,7 @@ def test_two_workers_of_which_one_is_killed_give_the_bytes_of_one_process(
         "sample", digits_engine, *SET, "--shard", "1/6", "-o", "set", cwd=tmp_path
     )  # parts 1, 7 and 13, which workers then leave alone
     process = started(digits_engine, *SET, *RAY, "-o", "set", "--json", cwd=tmp_path)
-    until(lambda: len(parts(tmp_path / "set")) > 5)
+    until(lambda: len(parts(tmp_path / "set")) > 5, 60)
     both = workers(process.pid)
     assert len(both) == 2
     os.kill(both[0], signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_ctrl_c_ends_the_workers_in_one_line_and_the_same_command_goes_on(
     digits_engine, whole, tmp_path
 ):
     process = started(digits_engine, *SET, *RAY, "-o", "set", cwd=tmp_path)
-    until(lambda: (tmp_path / "set" / "parts" / "part-00001.npz").exists())
+    until(lambda: (tmp_path / "set" / "parts" / "part-00001.npz").exists(), 60)
     below = [pid for pid, _ in descendants(process.pid)]
     assert below
     os.kill(process.pid, signal.SIGINT)
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_the_workers_in_one_line_and_the_same_command_goes_on(
     assert process.returncode == 130
     assert "Give the same command again to go on." in err.strip().splitlines()[-1]
     assert "Traceback" not in err
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 20)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
     run_m2kit("sample", digits_engine, *SET, "-o", "set", cwd=tmp_path)
     assert parts(tmp_path / "set") == whole
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 
-def until(condition: Callable[[], Any]) -> None:
+def until(condition: Callable[[], Any], seconds: float = 20) -> None:
     """Wait until something is so.
 
     Raises:
-        AssertionError: It is not so after 20 s.
+        AssertionError: It is not so after so many seconds.
     """
-    for _ in range(4000):
-        if condition():
-            return
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("it did not come about")
         time.sleep(0.005)
-    raise AssertionError("it did not come about")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -149,20 +149,23 @@ def draw_on(
             for first in range(0, found.images_of([part]), found.set.batch)
         )
         while some := list(islice(batches, _AT_ONCE)):
-            for row in _rows(workers, found.set, some):
-                if row["error"]:
-                    raise BackendError(f"a worker on {row['node']}: {row['error']}")
-                if told is not None and row["threads"]:
-                    told[row["node"]] = row["threads"]
-                images = np.frombuffer(row["pixels"], np.uint8)
-                images = images.reshape(-1, *found.set.image_size, 3)
-                advance(len(images) * positions)
-                yield images, row["device"]
+            with contextlib.closing(_rows(workers, found.set, some)) as rows:
+                for row in rows:
+                    if row["error"]:
+                        raise BackendError(f"a worker on {row['node']}: {row['error']}")
+                    if told is not None and row["threads"]:
+                        told[row["node"]] = row["threads"]
+                    images = np.frombuffer(row["pixels"], np.uint8)
+                    images = images.reshape(-1, *found.set.image_size, 3)
+                    advance(len(images) * positions)
+                    yield images, row["device"]
 
     return keep_parts(found, shard, pixels())
 
 
-def _rows(workers: Workers, whole: SampleSet, batches: list[dict[str, int]]) -> Iterator[Any]:
+def _rows(
+    workers: Workers, whole: SampleSet, batches: list[dict[str, int]]
+) -> Generator[Any, None, None]:
     """What workers return for each batch, in order. Ray Data spreads them over nodes, and begins
     those that die again, with what they had in hand."""
     context = ray.data.DataContext.get_current()
@@ -178,7 +181,10 @@ def _rows(workers: Workers, whole: SampleSet, batches: list[dict[str, int]]) -> 
         num_gpus=workers.gpus,
     )
     try:
-        yield from rows.iter_rows()
+        # without threads that fetch ahead: where one is at work when Ray is left, Ray ends the
+        # process without a word
+        for block in rows.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            yield from block.to_pylist()
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"Ray gave up: {lines[0]} {lines[-1]}") from error

@@ -126,8 +126,8 @@ def test_an_error_of_a_worker_is_one_line(digits_engine, tmp_path):
         timeout=120,
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert last.startswith("error: a worker on ")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert last.startswith("error: a worker on "), (done.stderr, done.stdout)
     assert last.endswith("expected m2kit 1, as where the command runs, found m2kit 2")
 
 

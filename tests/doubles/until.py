@@ -1,4 +1,4 @@
-"""Waiting for another thread."""
+"""Waiting for another thread or process."""
 
 from __future__ import annotations
 

@@ -1,15 +1,20 @@
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2kit import Sampling
 from m2kit.errors import InputError
+from m2kit.runtime import sampling as module
 from m2kit.runtime.arguments import image_numbers_of
 from m2kit.runtime.sampling import (
     Sampler,
+    Space,
     draw,
+    drawn,
     guide,
     probabilities,
     uniforms,
@@ -81,6 +86,100 @@ def test_draw_never_takes_an_id_without_probability(seed):
     probability[:, 7] += 1e-300
     ids = draw(probability, np.full(8, 1 - 2.0**-53))
     assert (probability[np.arange(8), ids] > 0).all()
+
+
+def odd_logits(random, rows, size):
+    """Logits of several kinds: equal ones, those of half precision, whole, some -Inf, one far above
+    the others, some NaN."""
+    logits = random.standard_normal((rows, size)) * random.choice([0, 0.01, 1, 20, 1000])
+    kind = random.integers(7)
+    if kind == 1:
+        logits = logits.astype(np.float16)
+    elif kind == 2:
+        logits = np.rint(logits)
+    elif kind == 3:
+        logits[random.random(logits.shape) < 0.3] = -np.inf
+        logits[:, -1] = 1
+    elif kind == 4:
+        logits[:, random.integers(size)] += 50
+    elif kind == 5:
+        logits[0, 0] = np.nan
+    return logits.astype(np.float32)
+
+
+def odd_top_p(random, logits, temperature):
+    """One in the middle, at an end, or at the very probability that the first row's largest few
+    have together, or beside it."""
+    with np.errstate(invalid="ignore"):
+        own = probabilities(logits[:1], temperature=temperature[:1], top_k=0, top_p=1.0)[0]
+    sums = np.cumsum(np.sort(own)[::-1])
+    at = sums[random.integers(len(sums))] if np.isfinite(sums).all() else 0.5
+    p = random.choice([1, 0.9, random.random(), 1e-12, 1 - 1e-15, at, np.nextafter(at, 0)])
+    return float(np.clip(p, 1e-12, 1))
+
+
+def odd_uniform(random, probability):
+    """Any, the ends of the range, or the very numbers at which one id ends and the next begins."""
+    sums = np.cumsum(probability, axis=-1)
+    at = (sums / sums[:, -1:])[:, random.integers(probability.shape[-1])]
+    chosen = random.choice(5)
+    ends = [random.random(len(at)), at, np.nextafter(at, 0), np.zeros(len(at)), np.ones(len(at))]
+    return np.clip(np.nan_to_num(ends[chosen]), 0, 1 - 2.0**-53)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=300)
+def test_the_fast_way_draws_the_same_ids(seed):
+    random = np.random.default_rng(seed)
+    rows, size = random.choice([1, 3, 8]), random.choice([2, 5, 64, 100, 1000, 4096])
+    logits = odd_logits(random, rows, size)
+    temperature = random.choice([1e-3, 0.7, 1, 1, 1e4], (rows, 1))
+    options = {
+        "temperature": temperature,
+        "top_k": int(random.choice([0, 0, 1, 5, size // 2, size - 1, size, 2**40])),
+        "top_p": odd_top_p(random, logits, temperature),
+    }
+    probability = probabilities(logits, **options)
+    uniform = odd_uniform(random, probability)
+    with patch.object(module, "_MANY", 0):
+        found = drawn(logits, uniform, **options, space=Space())
+    np.testing.assert_array_equal(found, draw(probability, uniform))
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("top_k", [0, 600])
+def test_ordinary_draws_take_the_fast_way(top_k, top_p):
+    random = np.random.default_rng(3)
+    logits = random.standard_normal((32, 4096)).astype(np.float16).astype(np.float32)  # many equal
+    options = {"temperature": np.ones((32, 1)), "top_k": top_k, "top_p": top_p}
+    uniform = random.random(32)
+    expected = draw(probabilities(logits, **options), uniform)
+    with patch.object(module, "probabilities", side_effect=AssertionError("the slow way")):
+        found = drawn(logits, uniform, **options, space=Space())
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_every_image_of_a_batch_is_drawn_by_its_own_options():
+    random = np.random.default_rng(4)
+    ways = [
+        {"guidance": 4}, {"guidance": 4, "top_k": 9}, {"top_p": 0.8, "temperature": 1.2},
+        {"guidance": (1, 3), "top_p": 0.8}, {"guidance": 0}, {"top_k": 9, "top_p": 0.8},
+        {"greedy": True, "guidance": 2}, {},
+    ]  # fmt: skip
+    samplings = [Sampling(seed=i, **way).resolve(2, None) for i, way in enumerate(ways * 3)]
+    twice = [sampling.guided for sampling in samplings]
+    sampler = Sampler(samplings, np.arange(len(samplings), dtype=np.uint64), positions=3)
+    for position, size in ((0, 2000), (1, 30), (2, 2000)):
+        logits = random.standard_normal((len(samplings) + sum(twice), size)).astype(np.float32)
+        under_no_class = iter(logits[len(samplings) :])
+        found = sampler.draw(position, 1, logits)
+        for image, (own, id_) in enumerate(zip(samplings, found, strict=True)):
+            rows = [logits[image], next(under_no_class)] if own.guided else [logits[image]]
+            guided = guide(np.stack(rows), 1, own.guidance[1])
+            options = {"temperature": own.temperature[1], "top_k": own.top_k[1]}
+            probability = probabilities(guided, **options, top_p=own.top_p[1])
+            uniform = uniforms(own.seed, np.array([image], np.uint64), 6)[:, 2 * position + 1]
+            assert id_ == (guided.argmax() if own.greedy else draw(probability, uniform))
 
 
 def test_guidance_mixes_conditional_and_unconditional_rows():

@@ -106,6 +106,12 @@ class BackendKind:
                 "quality gate",
                 option="--accept-quality",
             )
+        if options.block_size is not None and precision != Precision.INT4:
+            raise InputError(
+                f"block_size is for int4 alone, found {precision_flag(precision)}: int8 has blocks "
+                "of 128, and floats have none",
+                option="--block-size",
+            )
         return replace(self.defaults, **{**given, "precision": precision})
 
     def takes(self, options: BuildOptions) -> bool:
@@ -238,7 +244,7 @@ register(
         opener="m2kit.runtime.ort.backend:OnnxRuntimeBackend",
         builder="m2kit.engines.ort.builder:onnxruntime",
         precisions=(Precision.FLOAT32, Precision.INT8, Precision.INT4, AUTO),
-        options=frozenset({"precision", "accept_quality"}),
+        options=frozenset({"precision", "accept_quality", "block_size"}),
         opening=frozenset({"provider", "threads"}),
         ways=_ways_of_onnxruntime,
         status=ort.status,

@@ -16,6 +16,8 @@ from m2kit.records import Count, Pattern, Range, Text, checked_fields
 AMPERE, SAME_CAPABILITY = "ampere", "same-capability"  # of --hardware-compatible
 Capability = Annotated[str, Pattern(r"\d{1,2}\.\d", "a compute capability such as 8.6")]
 Size = Annotated[tuple[Annotated[int, Range(1, 2**16)], ...], Range(1, 8)]  # of an image, in pixels
+Rounding = Literal["nearest", "gptq"]  # of integer weights
+BLOCK_SIZES = (32, 64, 128)  # of int4: weights that share a scale
 _MOST_BATCH = 4096
 _FLAGS = {"image_sizes": "--image-size", "compute_capabilities": "--compute-capability"}
 
@@ -28,6 +30,7 @@ class BuildOptions:
         precision: What to compute in or to store weights in; "auto" is the fastest precision that
             passes its gate; None is the backend's own default.
         accept_quality: Keep an int8 or int4 engine that does not pass the quality gate.
+        block_size: Weights of an int4 engine that share a scale; None is 128.
         batch: Images at once; with guidance twice as many rows.
         image_sizes: Pixels along each axis, such as (height, width), beside the model's own.
         compute_capabilities: Of the target GPUs, such as "8.6".
@@ -41,6 +44,7 @@ class BuildOptions:
 
     precision: Precision | Literal["auto"] | None = None
     accept_quality: bool = False
+    block_size: Annotated[int, Range(BLOCK_SIZES[0], BLOCK_SIZES[-1])] | None = None
     batch: Annotated[int, Range(1, _MOST_BATCH)] | None = None
     image_sizes: tuple[Size, ...] = ()
     compute_capabilities: tuple[Capability, ...] = ()
@@ -56,6 +60,12 @@ class BuildOptions:
         tuples."""
         for name, value in checked_fields(self, "", InputError).items():
             object.__setattr__(self, name, value)
+        if self.block_size not in (None, *BLOCK_SIZES):
+            raise InputError(
+                f"block_size: expected one of {', '.join(map(str, BLOCK_SIZES))}, found "
+                f"{self.block_size}",
+                option="--block-size",
+            )
 
     def given(self) -> dict[str, Any]:
         """The options that are not at their default."""
@@ -146,12 +156,15 @@ class Quantization:
         bits: Of a weight.
         head_bits: Of a weight of the output heads.
         block_size: Weights that share a scale.
+        rounding: To the nearest, or "gptq": so that outputs change least over what the exact model
+            computes while it draws images (engines/ort/rounding.py), heads to the nearest.
     """
 
     matmuls: Count
     bits: Count
     head_bits: Count
     block_size: Count
+    rounding: Rounding = "nearest"
 
 
 @dataclass(frozen=True, slots=True)

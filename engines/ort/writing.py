@@ -14,7 +14,7 @@ from m2kit.build import Build, Target, WeightBytes
 from m2kit.contract import PORTABLE
 from m2kit.engines.building import Job
 from m2kit.engines.graph_files import WeightsFile, load_graph, op_counts, save_graph
-from m2kit.engines.ort.quantization import SCHEMES, quantize_graph
+from m2kit.engines.ort.quantization import Scheme, quantize_graph, round_by_use, scheme_of
 from m2kit.errors import BackendError, InputError
 from m2kit.manifest import GraphEntry, Manifest
 from m2kit.precision import Precision
@@ -41,11 +41,13 @@ def write_engine(job: Job) -> Manifest:
             f"{job.bundle} holds a tokenizer only, and integer weights are those of the steps; "
             "build it in fp32"
         )
-    job.begin(f"writing graphs and weights, {precision.flag}")
+    scheme = scheme_of(precision, job.options)
     with WeightsFile(job.folder) as weights:
-        lowerings, matmuls = _write_graphs(job, weights)
+        if scheme is not None and scheme.rounding == "gptq":
+            round_by_use(job, scheme, weights)
+        job.begin(f"writing graphs and weights, {precision.flag}")
+        lowerings, matmuls = _write_graphs(job, scheme, weights)
         weight_bytes = _weight_bytes(job.folder, lowerings)
-    scheme = SCHEMES.get(precision)
     version = str(load_onnxruntime().__version__)
     build = Build(
         backend=contract.ONNXRUNTIME,
@@ -60,19 +62,19 @@ def write_engine(job: Job) -> Manifest:
     return job.engine(written, build, {"onnxruntime": version})
 
 
-def _write_graphs(job: Job, weights: WeightsFile) -> tuple[Lowerings, int]:
-    """Write the graphs an engine of this precision holds; returns its lowerings and how many
-    matmuls were quantized."""
-    precision, matmuls = job.precision, 0
+def _write_graphs(job: Job, scheme: Scheme | None, weights: WeightsFile) -> tuple[Lowerings, int]:
+    """Write the graphs of an engine whose steps have such integer weights, or none; returns its
+    lowerings and how many matmuls were quantized."""
+    matmuls = 0
     lowerings: Lowerings = {PORTABLE: {}}
     for lowering, graphs in sorted(job.source.lowerings.items()):  # the steps' weights lie first
         for graph, entry in graphs.items():
             is_step = graph in contract.STEP_GRAPHS
-            if is_step and precision.quantized and lowering == PORTABLE and job.source.fused:
+            if is_step and scheme is not None and lowering == PORTABLE and job.source.fused:
                 continue  # integer weights are for the fused steps where there are such
             model = load_graph(job.bundle / entry.file) if is_step else _optimised(job, graph)
-            if is_step and precision.quantized:
-                found = quantize_graph(model, SCHEMES[precision], weights)
+            if is_step and scheme is not None:
+                found = quantize_graph(model, scheme, weights)
                 if not found:
                     raise BackendError(
                         f"{graph} has no matmul to quantize: expected one for each linear layer; "

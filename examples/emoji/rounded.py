@@ -2,8 +2,8 @@
 
     python examples/emoji/rounded.py emoji.bundle examples/emoji/emoji.pt 3 rounded3.pt
 
-Weights are rounded as in an int4 engine, in blocks of 32, but to 2 to 8 bits, and written as the
-float32 values that they stand for; the heads keep 8 bits. Prints the KL divergence of each
+Weights are rounded to the nearest of 2 to 8 bits in blocks of 32, and written as the float32
+values that they stand for; the heads keep 8 bits. Prints the KL divergence of each
 sub-token from the model itself on the tokens of its bundle's reference: what the quality gate of
 integer weights measures (toolkit/tolerances.py).
 """
@@ -26,13 +26,13 @@ from m2kit.training.checkpoints.writing import save_whole
 from m2kit.training.models.model import TRANSFORMER
 from m2kit.training.models.transformer import Transformer
 
-SCHEME = SCHEMES[Precision.INT4]
+BLOCK_SIZE = 32
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """(out, in) float32, every value one of 2^bits multiples of its block's scale."""
     size_out, size_in = weight.shape
-    values, scales = quantize_blocks(weight.numpy().T, bits, SCHEME.block_size)
+    values, scales = quantize_blocks(weight.numpy().T, bits, BLOCK_SIZE)
     if bits == 4:  # two in a byte
         values = np.stack([values & 15, values >> 4], axis=-1).reshape(*values.shape[:-1], -1)
     steps = (values.astype(np.float32) - 2 ** (bits - 1)) * scales.reshape(*values.shape[:2], 1)
@@ -43,7 +43,7 @@ def round_weights(transformer: Transformer, bits: int) -> None:
     """In place."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
-            kept = SCHEME.head_bits if name.startswith("head") else bits
+            kept = SCHEMES[Precision.INT4].head_bits if name.startswith("head") else bits
             module.weight.data = rounded(module.weight.data, kept)
 
 

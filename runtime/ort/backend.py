@@ -114,6 +114,14 @@ class OnnxRuntimeBackend(Backend):
         """The file of a graph."""
         return self._folder / self._manifest.graph_file(self.lowering(graph), graph)
 
+    def source(self, graph: str) -> str | bytes:
+        """What a graph's session is made from: its file's path, or a model in memory.
+
+        Raises:
+            FolderError: The path is not UTF-8.
+        """
+        return path_text(self.path(graph))
+
     def io(self, graph: str) -> contract.GraphIO:
         """What the file of a graph takes and gives."""
         return contract.graph_io(self._manifest.spec, graph, self.lowering(graph))
@@ -136,12 +144,14 @@ class OnnxRuntimeBackend(Backend):
         self.check_open()
         if graph in self._sessions:
             return self._sessions[graph]
-        options, path = self.options(), path_text(self.path(graph))
+        options, source = self.options(), self.source(graph)
         try:
             provider = (self._provider, self._provider_options())
-            session = self.ort.InferenceSession(path, options, providers=[provider])
+            session = self.ort.InferenceSession(source, options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes and plain RuntimeErrors
-            raise BackendError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+            raise BackendError(
+                f"ONNX Runtime cannot load {self.path(graph)}: {_first_line(error)}"
+            ) from error
         if session.get_providers()[0] != self._provider:
             raise BackendError(
                 f"ONNX Runtime fell back to {session.get_providers()[0]}: {self._provider} could "

@@ -302,7 +302,8 @@ def test_heads_keep_eight_bits(exported, tmp_path):
     assert {b for name, b in bits.items() if not name.startswith("logits.")} == {4}
 
 
-def test_models_without_fused_steps_are_quantized_too(tmp_path):
+@pytest.mark.parametrize("precision", [INT8, INT4])
+def test_models_without_fused_steps_are_quantized_too(precision, tmp_path):
     """Heads of 8 channels: the portable steps, with integer weights."""
     from m2kit.export.exporter import export_bundle
     from m2kit.training.checkpoints.random_weights import write_random_checkpoint
@@ -312,7 +313,7 @@ def test_models_without_fused_steps_are_quantized_too(tmp_path):
     overrides = {"heads": 2, "grid": (2, 3)}
     checkpoint = read_checkpoint(tmp_path / "a.pt", overrides=overrides)
     export_bundle(checkpoint, tmp_path / "a.bundle", "a")
-    manifest = build(tmp_path / "a.bundle", tmp_path / "a.engine", INT8, accept_quality=True)
+    manifest = build(tmp_path / "a.bundle", tmp_path / "a.engine", precision, accept_quality=True)
     assert set(manifest.lowerings) == {"portable"}
     assert manifest.lowerings["portable"]["inter_step"].ops["MatMulNBits"] == 10
     with m2kit.open_engine(tmp_path / "a.engine") as engine:

@@ -28,6 +28,7 @@ CASES = [
     ("onnxruntime", "ar_tiny", {}),
     ("onnxruntime", "ar_tiny", {"precision": INT8}),
     ("onnxruntime", "ar_tiny", {"precision": INT4, "accept_quality": True}),
+    ("onnxruntime", "ar_tiny", {"precision": INT4, "accept_quality": True, "block_size": 32}),
     ("onnxruntime", "ar_tiny", {"precision": AUTO}),
     ("onnxruntime", "tokenizer_tiny", {"precision": FLOAT32}),
     ("tensorrt", "ar_tiny", {}),
@@ -122,6 +123,7 @@ OPTIONS = st.builds(
     BuildOptions,
     precision=st.sampled_from([None, AUTO, *Precision]),
     accept_quality=st.booleans(),
+    block_size=st.sampled_from([None, 32, 64, 128]),
     batch=st.none() | st.integers(1, 4096),
     image_sizes=st.lists(
         st.lists(st.integers(1, 2**16), min_size=2, max_size=3).map(tuple), max_size=3

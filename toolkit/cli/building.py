@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2kit import contract
-from m2kit.build import BuildOptions, Trial
+from m2kit.build import BLOCK_SIZES, BuildOptions, Trial
 from m2kit.cli.checkpoints import CHECKPOINT, checkpoint_options, local_file, read_named
 from m2kit.cli.options import (
     PATH,
@@ -210,6 +210,13 @@ def export(
     help="onnxruntime: keep an int8 or int4 engine that does not pass the quality gate.",
 )
 @click.option(
+    "--block-size",
+    type=click.Choice([*map(str, BLOCK_SIZES)]),
+    callback=lambda ctx, param, value: value and int(value),
+    help="onnxruntime: weights of an int4 engine that share a scale; the more, the faster and the "
+    "less exact.  [default: 128]",
+)
+@click.option(
     "--batch",
     type=click.IntRange(min=1),
     help="TensorRT: images at once, with guidance twice as many rows.  [default: 1]",
@@ -280,7 +287,7 @@ def build_engine(
 
     if kind.lowering != contract.PORTABLE:
         _note_of_steps(read_manifest(bundle, BUNDLE), kind.lowering)
-    with stages() as begin:
+    with stages("steps") as begin:
         manifest = build(bundle, destination, backend, options, begin)
     if manifest.parity.passed is False:
         note(f"WARNING: {destination} did not pass the quality gate and was kept all the same")

@@ -40,7 +40,8 @@ HALF_TOLERANCES: dict[str, float] = {
 # The quality gate of integer weights, against the same reference: the steps alone are lossy, the
 # tokenizer stays float32. KL and arg max are what decides what is drawn. Measured at int8: KL 8e-5
 # (digits), 2e-4 (emoji), 1.6e-3 (AR-B, random weights), 5.3e-3 (the golden AR model, random and
-# small: the worst there is); at int4 2.6e-3, 6e-3, 0.15, 0.38; with shuffled scales over 1. What
+# small: the worst there is); at int4, in blocks of 32 to the nearest, 2.6e-3, 6e-3, 0.15, 0.38; by
+# what weights do in blocks of 128 emoji has 3.6e-3; with shuffled scales over 1. What
 # emoji's images lose (examples/emoji/README.md, 1,350 of them): nothing at int8 and int4, nothing
 # with weights of 3 bits, at KL 0.03; with 2 bits, at 0.09 and 0.16, FD and KID rise by 8 and 14 %.
 # So int4 may have what 3 bits have. int8 may have less: at int4's there is no reason for int8. The

@@ -40,6 +40,8 @@ def round_by_moments(
     """
     plain = block_scales(weight, bits, block_size)
     nearest = _rounded(weight, _each(plain, weight, block_size), bits)
+    if not np.isfinite(moments).all():  # of inputs beyond 1e19
+        return nearest, plain
     scales = _clipping_scales(weight, plain, np.diag(moments), bits, block_size)
     values = _compensated(weight, _each(scales, weight, block_size), moments, bits)
     found, known = (

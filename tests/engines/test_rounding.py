@@ -82,6 +82,15 @@ def test_no_output_is_further_off_than_rounded_to_the_nearest(
         assert error[1:].sum() < 0.5 * nearest[1:].sum()
 
 
+def test_moments_that_overflow_round_to_the_nearest():
+    weight = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    for wrong in (np.inf, np.nan):
+        values, scales = quantize_by_moments(weight, np.full((40, 40), wrong, np.float32), 4, 32)
+        plain, plain_scales = quantize_blocks(weight, 4, 32)
+        np.testing.assert_array_equal(scales, plain_scales)
+        assert (restored(values, scales, 4, 40) == restored(plain, scales, 4, 40)).mean() > 0.98
+
+
 def test_the_factor_is_that_of_the_inverse():
     x = correlated(500, 201).astype(np.float64)
     matrix = x.T @ x

@@ -26,7 +26,7 @@ MOST_PIXELS = 2**27  # of a picture: 400 MB
 MOST_SIDE = 4096  # of the squares that a data set's pictures are cut to: 200 MB as float32
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _READABLE = "a picture (PNG, JPEG, WebP, GIF, BMP, TIFF or PPM)"
-_TOO_LARGE = f"expected a picture of {MOST_PIXELS:,} pixels at most; make it smaller"
+_TOO_LARGE = "expected a picture of {:,} pixels at most; make it smaller"
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {  # by EXIF orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +56,11 @@ def colour_from_text(text: str) -> Colour:
 
 
 def read_picture(
-    source: Path | BinaryIO, background: Colour = WHITE, *, name: str = ""
+    source: Path | BinaryIO,
+    background: Colour = WHITE,
+    *,
+    name: str = "",
+    most_pixels: int = MOST_PIXELS,
 ) -> Image.Image:
     """A picture in mode RGB.
 
@@ -64,25 +68,26 @@ def read_picture(
         source: A file's path, or an opened file that can seek, such as one of an archive.
         background: What transparent pixels are laid on.
         name: Of an opened file, for errors.
+        most_pixels: That it may have.
 
     Raises:
-        InputError: No picture, a damaged one, one of more than 2^27 pixels, or no regular file.
+        InputError: No picture, a damaged one, one of more pixels, or no regular file.
     """
     if isinstance(source, (str, os.PathLike)):
         with open_input(Path(source), "image file") as file:
-            return read_picture(file, background, name=str(source))
+            return read_picture(file, background, name=str(source), most_pixels=most_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, on what is unusual or large
             with Image.open(source, formats=_FORMATS) as image:
-                _check_size(image)
+                _check_size(image, most_pixels)
                 return rgb_from_pil(image, background)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: expected {_READABLE}, found something else") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {_TOO_LARGE}") from error
+        raise InputError(f"{name}: {_TOO_LARGE.format(most_pixels)}") from error
     except PILLOW_ERRORS as error:
         raise InputError(f"{name}: expected {_READABLE}, found a damaged one ({error})") from error
 
@@ -121,6 +126,6 @@ def _grey_from_16_bits(image: Image.Image, transparent: int | None) -> Image.Ima
     return grey
 
 
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MOST_PIXELS:
-        raise InputError(f"{_TOO_LARGE} (found {image.width} x {image.height})")
+def _check_size(image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise InputError(f"{_TOO_LARGE.format(most)} (found {image.width} x {image.height})")

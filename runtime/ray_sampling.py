@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -38,6 +39,7 @@ from m2kit.runtime.sample_set import SampleSet, SetFolder, keep_parts
 from m2kit.sampling import Sampling
 
 LOCAL, AUTO = "local", "auto"  # addresses: one that is started here, the one of this machine
+_ANSWER_SECONDS = 10
 _MOST_CPU = 0.5  # of a worker's reservation
 _AT_ONCE = 4096  # batches that Ray Data is told of: what it knows of each is in memory
 
@@ -260,6 +262,8 @@ def _join(address: str) -> None:
             f"node of the cluster, with {AUTO}",
             option="--ray",
         )
+    if address not in (LOCAL, AUTO):
+        _check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray has no arguments for these two
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     own: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
@@ -273,6 +277,19 @@ def _join(address: str) -> None:
             option="--ray",
         ) from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _check_answers(address: str) -> None:
+    """That something listens at HOST:PORT, for which Ray itself waits without end."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise BackendError(
+            f"no Ray cluster at {address!r:.80}, expected HOST:PORT ({error}); start one with "
+            f"`ray start --head`, or give {LOCAL}",
+            option="--ray",
+        ) from error
 
 
 def _division(count: int, gpus: int) -> tuple[float, int]:

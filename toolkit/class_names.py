@@ -106,7 +106,8 @@ class _Known:
                 f"{text!r:.60} is the name of several classes: give one of {choices}",
                 option="--class",
             )
-        near = difflib.get_close_matches(text.lower(), self._ids, n=3)
+        near = [name for name in self._ids if text and text.lower() in name][:3]
+        near = near or difflib.get_close_matches(text.lower(), self._ids, n=3)
         raise InputError(
             f"expected {_EXAMPLE}, or names; no class is named {text!r:.60}"
             + (f", did you mean {' or '.join(near)}?" if near else ""),

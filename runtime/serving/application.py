@@ -50,6 +50,7 @@ from m2kit.runtime.serving.limits import JSON_BYTES, Limits
 from m2kit.runtime.serving.metrics import CONTENT_TYPE, Latencies, metrics_text
 from m2kit.runtime.serving.refusals import Refused, broken, no_such_route, refused_by
 
+_MOST_PIXELS = 2**24  # of a picture file: 16 bits of four channels take 0.3 GB to read
 _MOST_FOUND = 50  # classes of a search
 _QUIET_SECONDS = 15.0  # after which a stream that waits says so; proxies end one that is silent
 _MOST_TIMES = 4  # the model's own size that what is encoded or decoded may have
@@ -187,7 +188,7 @@ class Service:
         body = await self.limits.picture(request)
 
         def read() -> Any:
-            picture = read_picture(io.BytesIO(body), name="the picture")
+            picture = read_picture(io.BytesIO(body), name="the picture", most_pixels=_MOST_PIXELS)
             if side:
                 picture = middle_square(picture, side, "the picture")
             elif picture.width * picture.height > most:

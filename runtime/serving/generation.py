@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from m2kit.class_names import class_ids
+from m2kit.class_names import class_ids, class_labels
 from m2kit.errors import InputError
 from m2kit.records import BadRecord, JsonObject, Pattern, Range, read_record
 from m2kit.runtime.drawing import IMAGES_OF_A_CLASS
@@ -59,7 +59,7 @@ class GenerationRequest:
     stream: bool = False
     partial_images: Annotated[int, Range(0, MOST_PARTIALS)] = 0
     seed: Annotated[int, Range(0, 2**64 - 1)] = 0
-    first_image: Annotated[int, Range(0, IMAGES_OF_A_CLASS - MOST_PICTURES)] = 0
+    first_image: Annotated[int, Range(0, IMAGES_OF_A_CLASS - 1)] = 0
     guidance: Numbers | None = None
     temperature: Numbers | None = None
     top_k: Wholes | None = None
@@ -97,6 +97,11 @@ def request_of(body: Any, sizes: Sequence[str]) -> GenerationRequest:
         raise InputError(str(error)) from error
     if request.size not in ("auto", *sizes):
         raise InputError(f"size must be auto or {' or '.join(sizes)}, found {request.size!r:.40}")
+    if request.first_image + request.n > IMAGES_OF_A_CLASS:
+        raise InputError(
+            f"expected first_image + n of {IMAGES_OF_A_CLASS} at most, the images of a class, "
+            f"found {request.first_image} + {request.n}"
+        )
     if request.partial_images and not request.stream:
         raise InputError('partial_images are sent with stream alone; say "stream": true')
     return request
@@ -113,11 +118,16 @@ def wanted_by(request: GenerationRequest, classes: int, names: Sequence[str]) ->
     Raises:
         InputError: A prompt that is no class of the model or several, or an option out of range.
     """
-    found = class_ids([request.prompt.strip()], classes, names)
+    try:
+        found = class_ids([request.prompt.strip()], classes, names)
+    except InputError:
+        if any(class_labels(classes, names)):
+            raise  # with the nearest names
+        found = []
     if len(found) != 1 or not 0 <= found[0] < classes:
         raise InputError(
-            f"prompt must be one class of 0..{classes - 1}, by name or number, found "
-            f"{request.prompt!r:.60}"
+            f"prompt must be one class of 0..{classes - 1}, by name or number, as GET /v1/classes "
+            f"lists them, found {request.prompt!r:.60}"
         )
     first = found[0] * IMAGES_OF_A_CLASS + request.first_image
     return tuple(Wanted(found[0], first + i, request.sampling) for i in range(request.n))

@@ -81,13 +81,16 @@ class Limits:
             raise InputError(f"expected JSON ({str(error)[:100]})") from error
 
     async def _body(self, request: Request, most: int) -> bytes:
-        content = bytearray()
+        content, told = bytearray(), request.headers.get("content-length", "")
+        too_much = Refused(413, f"expected {most:,} bytes at most; send less")
+        if told.isdecimal() and int(told) > most:
+            raise too_much
 
         async def read() -> None:
             async for chunk in request.stream():
                 content.extend(chunk)
                 if len(content) > most:
-                    raise Refused(413, f"expected {most:,} bytes at most; send less")
+                    raise too_much
 
         try:
             await asyncio.wait_for(read(), self.body_seconds)

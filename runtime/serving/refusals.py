@@ -54,10 +54,11 @@ def refused_by(error: M2KitError) -> Refused:
     return Refused(500, "the engine failed; the server's log says how", "server_error")
 
 
-async def no_such_route(_: Request, error: Exception) -> Response:
+async def no_such_route(request: Request, error: Exception) -> Response:
     """The answer where no route is, or not by that method."""
     assert isinstance(error, HTTPException)
-    return Refused(error.status_code, error.detail, **(error.headers or {})).response()
+    message = f"{error.detail}: {request.method} {request.url.path:.80}"
+    return Refused(error.status_code, message, **(error.headers or {})).response()
 
 
 async def broken(_: Request, error: Exception) -> Response:

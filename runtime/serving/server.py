@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from m2kit.errors import InputError
 from m2kit.runtime.serving.application import Service
+from m2kit.runtime.serving.refusals import Refused
 
 HEAD_SECONDS = 10.0  # in which the head of a request must have been sent
 UNREAD_SECONDS = 30.0  # in which a client must have read _READ_BYTES of its answer, or the rest
@@ -57,6 +58,20 @@ class _Protocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._begin_unread()
+
+    def send_400_response(self, msg: str) -> None:
+        answer = Refused(400, f"expected HTTP/1.1 ({msg})").response()
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for part in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: uvicorn would tell whoever runs the server to install packages."""
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -155,13 +170,17 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: The address cannot be had.
     """
+    if not host:  # which is all addresses to the system
+        raise InputError("expected a host to listen at, found ''; 0.0.0.0 is all", option="--host")
     try:
+        host.encode("idna")
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot listen at {host}, port {port} ({error.strerror or error}); choose another",
+            f"cannot listen at {host}, port {port} ({reason}); choose another",
             option="--port, --host",
         ) from error
 

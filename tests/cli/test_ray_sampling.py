@@ -133,7 +133,13 @@ def test_an_error_of_a_worker_is_one_line(digits_engine, tmp_path):
 
 @pytest.mark.parametrize(
     ("address", "message"),
-    [("auto", "no Ray cluster at 'auto'"), ("ray://host:10001", "is Ray's client")],
+    [
+        ("auto", "no Ray cluster at 'auto'"),
+        ("ray://host:10001", "is Ray's client"),
+        ("127.0.0.1:9", "no Ray cluster at '127.0.0.1:9'"),
+        ("127.0.0.1:99999", "no Ray cluster at '127.0.0.1:99999'"),
+        ("somewhere", "expected HOST:PORT"),
+    ],
 )
 def test_a_cluster_that_is_not_there_is_one_line(digits_engine, tmp_path, address, message):
     done = run_m2kit(

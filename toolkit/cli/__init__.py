@@ -49,6 +49,9 @@ cli.add_sections(
 
 
 def main() -> None:
-    """Run it; SIGTERM unwinds like an exception, so that temporary folders are removed."""
+    """Run it; SIGTERM, and SIGHUP of a terminal that is closed, unwinds like an exception, so that
+    temporary folders are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     cli.main(prog_name="m2kit")

@@ -144,7 +144,7 @@ def sample(
     if given("form"):
         raise click.UsageError("--form says what --merge writes; add --merge.")
     if (address is None) != (workers is None):
-        raise click.UsageError("--ray and --workers need one another.")
+        raise click.UsageError("--ray and --workers need one another, as --ray local --workers 2.")
     if address is not None:
         require("ray.data", extra="ray", what="drawing on a Ray cluster")
     with open_engine() as engine, stages("tokens") as begin, ExitStack() as stack:

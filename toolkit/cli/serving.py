@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -71,7 +73,13 @@ def serve(
             note(f"WARNING: whoever reaches {host} may draw; --api-key-file asks for a key")
         with closing(Service(engine, max(1, at_once), limits)) as service:
             note(f"serving at {address_of(listening)}")
-            Server(service, drain_s=drain, stopping=lambda: note(_stopping(drain))).run([listening])
+            server = Server(service, drain_s=drain, stopping=lambda: note(_stopping(drain)))
+            try:
+                server.run([listening])
+            except KeyboardInterrupt:
+                if server.force_exit:
+                    raise
+                sys.exit(130)  # all that was accepted is done: no error
 
 
 def _stopping(drain: int) -> str:
@@ -85,13 +93,16 @@ def read_keys(path: Path) -> frozenset[str]:
         InputError: It cannot be read, or has none or such as no header can hold.
     """
     try:
-        keys = frozenset(filter(None, map(str.strip, path.read_text("ascii").splitlines())))
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a file of API keys, a line each ({error})") from error
-    odd = [key for key in keys if len(key) > _LONGEST_KEY or not key.isprintable() or " " in key]
-    if odd or not 0 < len(keys) <= _MOST_KEYS:
-        raise InputError(
-            f"{path}: expected 1 to {_MOST_KEYS} keys of printable ASCII without spaces, of "
-            f"{_LONGEST_KEY} characters at most, found {len(keys)}"
-        )
+    for number, key in enumerate(lines, 1):
+        if len(key) > _LONGEST_KEY or not re.fullmatch("[!-~]*", key):
+            raise InputError(
+                f"{path}: expected keys of printable ASCII without spaces, of {_LONGEST_KEY} "
+                f"characters at most, found another in line {number}"
+            )
+    keys = frozenset(filter(None, lines))
+    if not 0 < len(keys) <= _MOST_KEYS:
+        raise InputError(f"{path}: expected 1 to {_MOST_KEYS} keys, found {len(keys)}")
     return keys

@@ -175,16 +175,27 @@ def load(address, pictures):
         yield asked
 
 
-@pytest.mark.parametrize("drain", [30, 0])
-def test_sigterm_under_load_finishes_or_refuses_what_was_accepted(digits_engine, drain):
+@pytest.mark.parametrize(
+    ("number", "drain", "status"),
+    [
+        (signal.SIGTERM, 30, 143),
+        (signal.SIGTERM, 0, 143),
+        (signal.SIGHUP, 30, 143),
+        (signal.SIGINT, 30, 130),
+    ],
+)
+def test_a_signal_under_load_finishes_or_refuses_what_was_accepted(
+    digits_engine, number, drain, status
+):
     with process_of(digits_engine, "--batch", "2", "--drain", str(drain)) as (process, address):
         with load(address, 20) as asked:
             began = time.perf_counter()
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             answers = [one.result() for one in asked]
-        assert process.wait(60) == 143
+        assert process.wait(60) == status
         seconds, rest = time.perf_counter() - began, process.stderr.read()
-    assert "Traceback" not in rest and f"what was accepted has {drain} s" in rest, rest
+    assert "Traceback" not in rest and "error" not in rest
+    assert f"what was accepted has {drain} s" in rest, rest
     if drain:
         assert answers == [(200, False)] * 8, (answers, rest)
     else:

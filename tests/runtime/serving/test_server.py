@@ -152,11 +152,13 @@ def test_pictures_are_of_the_format_that_was_asked_for(digits, kind):
     [
         ({}, "prompt: is missing"),
         ({"prompt": 3}, "prompt: expected text"),
-        ({"prompt": "dog"}, "this model has 10), found 'dog'"),
         ({"prompt": "11"}, "one class of 0..9"),
         ({"prompt": "0-3"}, "one class of 0..9"),
         ({"prompt": "3", "n": 10**9}, "n: expected a whole number in 1..64"),
         ({"prompt": "3", "n": True}, "n: expected a whole number"),
+        ({"prompt": "cat"}, "prompt must be one class of 0..9"),
+        ({"prompt": "0-9"}, "prompt must be one class of 0..9"),
+        ({"prompt": "3", "n": 2, "first_image": 2**32 - 1}, "found 4294967295 + 2"),
         ({"prompt": "3", "seed": -1}, "seed: expected a whole number"),
         ({"prompt": "3", "seed": 2**64}, "seed: expected a whole number"),
         ({"prompt": "3", "size": "1024x1024"}, "size must be auto or 32x32"),
@@ -192,6 +194,8 @@ def test_what_is_no_request_is_one_line(digits):
         assert (answer.status_code, words in answer.text) == (status, True), answer.text
     for path in ("/v2", "/v1/../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd"):
         assert httpx.get(address + path).status_code == 404
+    assert httpx.get(address + "/v2").json()["error"]["message"] == "Not Found: GET /v2"
+    assert ask(address, prompt="3", first_image=2**32 - 1).status_code == 200
     answer = httpx.get(address + GENERATIONS)
     assert answer.status_code == 405 and answer.headers["allow"] == "POST"
 
@@ -503,13 +507,47 @@ def test_keys_are_read_and_checked(tmp_path, digits_engine):
     for text, words in (
         ("", "found 0"),
         ("two words", "without spaces"),
-        ("\u00e4", "expected a f"),
+        ("key\n\u00e4", "found another in line 2"),
+        ("key\n\n" + "x" * 201, "found another in line 3"),
     ):
         (tmp_path / "keys").write_text(text, encoding="utf-8")
         done = CliRunner().invoke(
             cli, ["serve", str(digits_engine), "--api-key-file", str(tmp_path / "keys")]
         )
         assert done.exit_code == 1 and words in done.stderr, done.output
+
+
+@pytest.mark.parametrize("host", ["", "uml\u00e4ut..x", "a" * 70])
+def test_what_is_no_host_is_one_line(tmp_path, host):
+    done = CliRunner().invoke(cli, ["serve", str(tmp_path), "--host", host, "--port", "0"])
+    assert done.exit_code == 1 and "host" in done.stderr.strip().splitlines()[-1], done.output
+
+
+def test_what_is_no_http_is_an_error_of_the_api(digits):
+    address, _ = digits
+    place = urlsplit(address)
+    for head, words in (
+        (b"GET / HTTP/1.1\r\n\r\n", b"expected HTTP/1.1"),  # without a host
+        (b"POST /v1/decode HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n", b"HTTP"),
+    ):
+        with socket.create_connection((place.hostname, place.port), 20) as client:
+            client.sendall(head)
+            answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        told, _, body = answer.partition(b"\r\n\r\n")
+        assert told.startswith(b"HTTP/1.1 400") and words in body
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_that_says_it_is_too_large_is_not_waited_for(digits):
+    address, _ = digits
+    place, began = urlsplit(address), time.monotonic()
+    with socket.create_connection((place.hostname, place.port), 20) as client:
+        client.sendall(
+            b"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n"
+            b"content-type: application/json\r\ncontent-length: 99999999999999\r\n\r\n"
+        )
+        assert client.recv(12) == b"HTTP/1.1 413"
+    assert time.monotonic() - began < 10
 
 
 def test_a_port_that_is_taken_is_one_line_before_the_engine_is_opened(tmp_path):

@@ -1,11 +1,16 @@
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
+from doubles.until import until
 from PIL import Image
 
 from m2kit.errors import InputError
+from m2kit.runtime import picture_set
 from m2kit.runtime.picture_set import PictureSet
+from m2kit.runtime.pictures import read_picture
 
 
 @pytest.fixture
@@ -43,14 +48,69 @@ def test_a_folder_gives_its_pictures_by_name_and_nothing_else(here):
     assert levels(pictures) == ([100, 20, 10, 30, 40, 10, 100], [2, 2, 2, 1])
 
 
-def test_pictures_are_read_when_they_are_asked_for(here):
-    for index in range(3):
-        paint(f"{index}.png", index)
-    pictures = PictureSet([here / f"{index}.png" for index in range(3)])
-    batches = pictures.batches(1)
-    next(batches)
-    paint("1.png", 200)
-    assert next(batches)[0, 0, 0, 0] == pytest.approx(200 / 127.5 - 1)
+class Reading:
+    """Counts what is read, and how much of it at the same time."""
+
+    def __init__(self, seconds=0.0):
+        self.done, self.now, self.most = 0, 0, 0
+        self._seconds, self._lock = seconds, threading.Lock()
+
+    def __call__(self, *given):
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(self._seconds)
+        picture = read_picture(*given)
+        with self._lock:
+            self.now, self.done = self.now - 1, self.done + 1
+        return picture
+
+
+@pytest.fixture
+def forty(here, monkeypatch):
+    """A set of forty pictures, of three cores."""
+    for index in range(40):
+        paint(f"{index:02}.png", index)
+    monkeypatch.setattr(picture_set, "available_cores", lambda: 3)
+    return PictureSet([here])
+
+
+def test_the_next_batch_is_read_while_one_is_used_and_no_more(forty, monkeypatch):
+    monkeypatch.setattr(picture_set, "read_picture", reading := Reading())
+    batches = forty.batches(4)
+    for used in range(1, 4):
+        assert len(next(batches)) == 4
+        until(lambda: reading.done >= 4 * (used + 1))  # noqa: B023
+        time.sleep(0.02)
+        assert (reading.done, reading.most) == (4 * (used + 1), 1)
+    batches.close()
+    assert reading.done == 16
+
+
+def test_slow_reading_is_shared_by_the_cores_in_order(forty, monkeypatch):
+    monkeypatch.setattr(picture_set, "read_picture", reading := Reading(0.003))
+    assert levels(forty, 4) == (list(range(40)), [4] * 10)
+    assert reading.most == 3
+
+
+def test_reading_ends_when_nobody_asks_for_more(forty, monkeypatch):
+    monkeypatch.setattr(picture_set, "read_picture", reading := Reading(0.003))
+    batches = forty.batches(1)
+    for _ in range(6):
+        next(batches)
+    batches.close()
+    read = reading.done
+    time.sleep(0.03)
+    assert reading.done == read <= 6 + 3
+
+
+def test_a_broken_picture_is_told_when_all_before_it_were_handed_out(forty):
+    for broken in (37, 38, 21):
+        forty.paths[broken].write_bytes(b"no picture")
+    batches = forty.batches(4)
+    assert sum(len(next(batches)) for _ in range(5)) == 20
+    with pytest.raises(InputError, match=r"21\.png: expected a picture"):
+        next(batches)
 
 
 def test_what_cannot_be_one_set_is_one_error(here):

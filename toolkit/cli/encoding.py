@@ -57,7 +57,8 @@ def encode(
 ) -> None:
     """Turn IMAGES into a token file: pictures of one size, and folders of them; or films.
 
-    A folder's pictures are taken in the order of their names. They are read batch by batch.
+    A folder's pictures are taken in the order of their names. The next are read while one batch
+    is encoded.
 
     Films, for a video tokenizer, are coded in clips of the length it was trained on, in memory that
     does not depend on theirs; each becomes a token file of its own, in a folder (-o NAME, without

@@ -49,7 +49,7 @@ test-oracles: install build/oracles  ## numbers against other packages', in a fo
 	PYTHONPATH=build/oracles:src $(BIN)/python tests/oracles/i3d_oracle.py
 
 test-ray: install build/ray  ## large sets on Ray, which is large itself, in a folder of its own
-	PYTHONPATH=build/ray:src $(BIN)/python -m pytest tests/cli/test_ray_sampling.py
+	PYTHONPATH=$(CURDIR)/build/ray:$(CURDIR)/src $(BIN)/python -m pytest tests/cli/test_ray_sampling.py
 
 build/ray: Makefile constraints.txt
 	rm -rf $@ $@.part

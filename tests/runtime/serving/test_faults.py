@@ -140,11 +140,19 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(digits_engine, monkeyp
         assert len(to_the_end(client)) < len(httpx.get(address).content) / 2
 
 
+def heed_signals():
+    """What ran the tests may have it that its children ignore these, as nohup does."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def process_of(engine, *options):
     """`m2kit serve` and its address."""
     command = [sys.executable, "-m", "m2kit", "serve", str(engine), "--port", "0", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    ) as process:
         try:
             yield process, re.search(r"http://[\d.:]+", process.stderr.readline()).group()
         finally:

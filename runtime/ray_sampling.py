@@ -39,7 +39,7 @@ from m2kit.runtime.sample_set import SampleSet, SetFolder, keep_parts
 from m2kit.sampling import Sampling
 
 LOCAL, AUTO = "local", "auto"  # addresses: one that is started here, the one of this machine
-_ANSWER_SECONDS = 10
+_ANSWER_SECONDS = 10  # in which an address must take a connection
 _MOST_CPU = 0.5  # of a worker's reservation
 _AT_ONCE = 4096  # batches that Ray Data is told of: what it knows of each is in memory
 

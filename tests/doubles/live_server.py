@@ -7,10 +7,19 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
+
 import m2kit
 from m2kit.runtime.serving.application import Service
 from m2kit.runtime.serving.limits import Limits
 from m2kit.runtime.serving.server import Server, address_of, listen
+
+GENERATIONS = "/v1/images/generations"
+
+
+def ask(address: str, **fields: Any) -> httpx.Response:
+    """The answer to a request for pictures."""
+    return httpx.post(address + GENERATIONS, json=fields, timeout=60)
 
 
 @contextlib.contextmanager

@@ -17,12 +17,11 @@ import pytest
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
-from doubles.live_server import served  # noqa: E402
+from doubles.live_server import GENERATIONS, served  # noqa: E402
 from doubles.until import until  # noqa: E402
 
 from m2kit.runtime.serving import server  # noqa: E402
 
-GENERATIONS = "/v1/images/generations"
 FIELDS = (
     "prompt", "n", "size", "seed", "response_format", "output_format", "stream", "partial_images",
     "guidance", "temperature", "top_k", "top_p", "greedy", "first_image", "model", "tokens", "",
